@@ -1,0 +1,26 @@
+"""Binary autoencoders (arXiv 2509.20997) for SAELens and TransformerLens. Importing this registers `"bae"`."""
+
+from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+from bae_lens.bae import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+from bae_lens.binarize import step
+from bae_lens.covariance import covariance_penalty
+from bae_lens.losses import marginal_entropy
+from bae_lens.reference import load_reference_checkpoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BAE",
+    "BAEConfig",
+    "TrainingBAE",
+    "TrainingBAEConfig",
+    "covariance_penalty",
+    "load_reference_checkpoint",
+    "marginal_entropy",
+    "step",
+]
+
+# Assigned, not registered through register_sae_class, which raises when a notebook imports the package again.
+SAE_CLASS_REGISTRY["bae"] = (BAE, BAEConfig)
+SAE_TRAINING_CLASS_REGISTRY["bae"] = (TrainingBAE, TrainingBAEConfig)

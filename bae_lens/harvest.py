@@ -1,0 +1,260 @@
+"""Hidden states of a language model on disk: one pass over chosen contexts, then as many trainings as wanted."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bae_lens.sources import TEXT_COLUMN, resolve_hook
+
+HELD_OUT_EVERY = 10  # every tenth document is held out for evaluation
+MASSIVE_NORM = 5.0  # times the median norm: such tokens are attention sinks, not content
+PADDING = -1  # in token arrays, after the end of a document shorter than the context
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Token sequences with the documents they were cut from."""
+
+    tokens: Int[Tensor, "n_contexts context_size"]
+    """Token ids, beginning with BOS where the tokenizer has one; `PADDING` after a document's end."""
+    document: Int[Tensor, " n_contexts"]
+    """Index of each context's document in the order in which documents were read."""
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """How documents become contexts. Raises ValueError for sizes that leave nothing to train on."""
+
+    context_size: int = 128
+    """Tokens per context, BOS included."""
+    train_tokens: int = 131_072
+    """Tokens wanted for training, BOS not counted."""
+    test_tokens: int = 16_384
+    """Tokens wanted from held-out documents."""
+    contexts_per_document: int = 8
+    """At most so many contexts, at random places, from one document, so that a few long ones do not make the corpus."""
+    seed: int = 0
+    """Seed of the choice of contexts."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("context_size", 2), ("train_tokens", 1), ("test_tokens", 1), ("contexts_per_document", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def choose_contexts(
+    tokenizer: Any, documents: Iterable[dict[str, Any]], settings: ContextSettings
+) -> tuple[Contexts, Contexts]:
+    """Contexts for training and from held-out documents (every tenth), up to the tokens asked for.
+
+    Raises ValueError if the documents run out before either split has any context.
+    """
+    rng = np.random.default_rng(settings.seed)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    room = settings.context_size - len(bos)
+    chosen: dict[str, list[tuple[int, list[int]]]] = {"train": [], "test": []}
+    missing = {"train": settings.train_tokens, "test": settings.test_tokens}
+    with tqdm(total=sum(missing.values()), desc="choosing contexts", unit="token") as progress:
+        for index, document in enumerate(documents):
+            split = "test" if index % HELD_OUT_EVERY == 0 else "train"
+            if missing[split] <= 0:
+                if max(missing.values()) <= 0:
+                    break
+                continue
+            ids = tokenizer(document[TEXT_COLUMN], add_special_tokens=False, verbose=False)["input_ids"]
+            windows = [ids[start : start + room] for start in range(0, len(ids), room)]
+            for window in rng.permutation(len(windows))[: settings.contexts_per_document]:
+                if missing[split] <= 0:
+                    break
+                chosen[split].append((index, bos + windows[window]))
+                missing[split] -= len(windows[window])
+                progress.update(len(windows[window]))
+    for split, contexts in chosen.items():
+        if not contexts:
+            raise ValueError(f"the dataset gave no {split} document (every {HELD_OUT_EVERY}th is held out); use a larger")
+    return _stack(chosen["train"], settings.context_size), _stack(chosen["test"], settings.context_size)
+
+
+def _stack(contexts: list[tuple[int, list[int]]], context_size: int) -> Contexts:
+    tokens = torch.full((len(contexts), context_size), PADDING)
+    for row, (_, ids) in enumerate(contexts):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    return Contexts(tokens, torch.tensor([index for index, _ in contexts]))
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """Centring and scaling to mean squared norm d_in, so that hyperparameters carry over between layers and models."""
+
+    mean: Float[Tensor, " d_in"]
+    scale: float
+
+    def __call__(self, activations: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        return (activations - self.mean.to(activations)) * self.scale
+
+    def fold_into(self, sae: SAE[Any]) -> None:
+        """Makes a dictionary trained on standardised activations take and give raw ones, exactly and in place."""
+        identity = torch.eye(len(self.mean), dtype=torch.float64)
+        sae.fold_activation_whitening(self.mean.double(), identity * self.scale, identity / self.scale)
+
+
+class HiddenStates:
+    """The hidden states of `Contexts` at one hook, on disk, and which of them are content.
+
+    Rows are tokens in order. BOS and other special tokens, padding, and tokens whose norm is over `MASSIVE_NORM` times
+    the median of the rest are not content.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Opens what `harvest` wrote. Raises FileNotFoundError if it is missing or not complete."""
+        if not (folder / "complete.json").exists():
+            raise FileNotFoundError(f"no complete harvest at {folder}")
+        self.folder = folder
+        info = json.loads((folder / "complete.json").read_text())
+        self.special_tokens: list[int] = info["special_tokens"]
+        self.states: np.ndarray = np.load(folder / "states.npy", mmap_mode="r")
+        self.norms = torch.from_numpy(np.load(folder / "norms.npy"))
+        self.contexts = Contexts(*(torch.from_numpy(np.load(folder / f"{part}.npy")) for part in ("tokens", "document")))
+
+    @property
+    def d_in(self) -> int:
+        return self.states.shape[-1]
+
+    @cached_property
+    def special(self) -> Bool[Tensor, " n_tokens"]:
+        tokens = self.contexts.tokens.flatten()
+        return torch.isin(tokens, torch.tensor([PADDING, *self.special_tokens]))
+
+    @cached_property
+    def massive(self) -> Bool[Tensor, " n_tokens"]:
+        norms = self.norms.flatten()
+        return ~self.special & (norms > MASSIVE_NORM * norms[~self.special].median())
+
+    @cached_property
+    def content(self) -> Int[Tensor, " n_content"]:
+        """Indices of the rows that are content."""
+        return (~self.special & ~self.massive).nonzero().flatten()
+
+    def rows(self, indices: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
+        """Raw hidden states of the given rows, in float32."""
+        return torch.from_numpy(self.states.reshape(-1, self.d_in)[indices.numpy()])
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n d_in"]]]:
+        """All content in order, as pairs of row indices and raw hidden states."""
+        for indices in self.content.split(batch_size):
+            yield indices, self.rows(indices)
+
+    @cached_property
+    def standardisation(self) -> Standardisation:
+        """Mean and scale of the content, accumulated in float64."""
+        total, squares = torch.zeros(self.d_in, dtype=torch.float64), 0.0
+        for _, batch in self.batches(8192):
+            total += batch.double().sum(0)
+            squares += batch.double().square().sum().item()
+        mean = total / len(self.content)
+        mean_square = squares / len(self.content) - mean.square().sum().item()
+        if not mean_square > 0:
+            raise ValueError("the hidden states are all the same, so there is nothing to learn from them")
+        return Standardisation(mean.float(), (self.d_in / mean_square) ** 0.5)
+
+    def shuffled(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """Endless standardised batches, every epoch in a new order that depends on the seed alone; batches are full.
+
+        Begins at `start_step`, so that a resumed run goes on where it stopped.
+        Raises ValueError if there is less content than a batch.
+        """
+        per_epoch = len(self.content) // batch_size
+        if per_epoch == 0:
+            raise ValueError(f"a batch of {batch_size} needs as many tokens, but only {len(self.content)} were harvested")
+        step = start_step
+        while True:
+            epoch, first = divmod(step, per_epoch)
+            order = torch.randperm(len(self.content), generator=torch.Generator().manual_seed(seed + epoch))
+            for batch in order[: per_epoch * batch_size].view(per_epoch, batch_size)[first:]:
+                yield self.standardisation(self.rows(self.content[batch]))
+            step = (epoch + 1) * per_epoch
+
+
+@torch.no_grad()
+def harvest(model: Any, contexts: Contexts, hook_name: str, folder: Path, batch_size: int = 16) -> HiddenStates:
+    """Runs the model over the contexts, up to the hook's layer, and keeps the hidden states in `folder` in float32.
+
+    An interrupted harvest goes on after its last complete batch; a complete one is opened as it is.
+    Raises ValueError for an unknown hook, one that is not one vector a token, hidden states that are not finite
+    (naming the batch), and a folder that holds other contexts.
+    """
+    hook_name = resolve_hook(model, hook_name)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_same_contexts(folder, contexts)
+    if not (folder / "complete.json").exists():
+        _harvest_missing(model, contexts, hook_name, folder, batch_size)
+        special_tokens = sorted(get_special_token_ids(model.tokenizer))
+        _write_json(folder / "complete.json", {"hook_name": hook_name, "special_tokens": special_tokens})
+    return HiddenStates(folder)
+
+
+def _check_same_contexts(folder: Path, contexts: Contexts) -> None:
+    for part, value in asdict(contexts).items():
+        path = folder / f"{part}.npy"
+        if not path.exists():
+            _save_array(path, value.numpy())
+        elif not np.array_equal(np.load(path), value.numpy()):
+            raise ValueError(f"{folder} holds hidden states of other contexts; choose another folder")
+
+
+def _harvest_missing(model: Any, contexts: Contexts, hook_name: str, folder: Path, batch_size: int) -> None:
+    progress_file = folder / "progress.json"
+    done = json.loads(progress_file.read_text())["contexts"] if progress_file.exists() else 0
+    states = norms = None
+    n, context_size = contexts.tokens.shape
+    stop_at_layer = extract_stop_at_layer_from_tlens_hook_name(hook_name)
+    with tqdm(total=n, initial=done, desc=f"hidden states at {hook_name}", unit="context") as progress:
+        for start in range(done, n, batch_size):
+            tokens = contexts.tokens[start : start + batch_size].clamp(min=0)
+            _, cache = model.run_with_cache(
+                tokens.to(model.cfg.device), names_filter=[hook_name], stop_at_layer=stop_at_layer, prepend_bos=False
+            )
+            batch = cache[hook_name].float().cpu()
+            batch = batch.flatten(2) if batch.ndim == 4 else batch  # hook_z: heads are concatenated
+            if batch.shape[:2] != tokens.shape or batch.ndim != 3:
+                raise ValueError(f"{hook_name} must give one vector a token, got shape {tuple(batch.shape)}")
+            if not torch.isfinite(batch).all():
+                raise ValueError(f"the model's hidden states in batch {start // batch_size} at {hook_name} are not finite")
+            if states is None or norms is None:
+                mode = "r+" if done else "w+"
+                states = _open_array(folder / "states.npy", mode, (n, context_size, batch.shape[-1]))
+                norms = _open_array(folder / "norms.npy", mode, (n, context_size))
+            states[start : start + len(batch)] = batch.numpy()
+            norms[start : start + len(batch)] = batch.norm(dim=-1).numpy()
+            states.flush()
+            norms.flush()
+            _write_json(progress_file, {"contexts": start + len(batch)})
+            progress.update(len(batch))
+
+
+def _open_array(path: Path, mode: str, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=shape)  # pyright: ignore[reportArgumentType]
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, array)
+    partial.rename(path)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    os.replace(partial, path)
