@@ -81,8 +81,10 @@ class BAE(SAE[BAEConfig]):
     def activated_features(
         self, x: Float[Tensor, "*batch d_in"], k: int = FEATURES_PER_TOKEN
     ) -> Int[Tensor, "*batch k"]:
-        """Each token's k most strongly activated features, strongest first; -1 where fewer than k bits differ from
-        what the prior makes more likely (section 4.1)."""
+        """Each token's k most strongly activated features, strongest first (section 4.1).
+
+        -1 where fewer than k bits differ from what the prior makes more likely.
+        """
         return strongest_features(self.activation_strength(self.encode(x)), k)
 
     @torch.no_grad()
@@ -124,7 +126,7 @@ class BAE(SAE[BAEConfig]):
 
     @override
     def fold_W_dec_norm(self) -> None:
-        _refuse_fold_W_dec_norm()
+        _refuse_fold_of_decoder_norm()
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BAE":
@@ -154,7 +156,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
     entropy: EntropyForm = "bernoulli"
     """Form of the entropy (Eq. 4); see `marginal_entropy`."""
     reconstruction: Reconstruction = "sum"
-    """Convention of the reconstruction loss (Eq. 3); the coefficients are relative to it. See `reconstruction_error`."""
+    """Convention of the reconstruction loss (Eq. 3); coefficients are relative to it. See `reconstruction_error`."""
     apply_encoder_bias: bool = True
     """False holds the encoder bias at 0, the form of the paper's Eq. 1."""
     encoder_bias_init: float = -2.0
@@ -171,7 +173,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
     def preset(
         cls, name: Preset, *, d_in: int, d_sae: int, training_steps: int, **overrides: Any
     ) -> "TrainingBAEConfig":
-        """A named set of hyperparameters for a run of `training_steps` optimiser steps; keywords override single fields.
+        """Named hyperparameters for a run of `training_steps` optimiser steps; keywords override single fields.
 
         - `"default"`: ours, for language-model activations scaled to mean squared norm d_in (batch 512, lr 4e-3,
           entropy from 5 % of training).
@@ -299,7 +301,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
 
     @override
     def fold_W_dec_norm(self) -> None:
-        _refuse_fold_W_dec_norm()
+        _refuse_fold_of_decoder_norm()
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TrainingBAE":
@@ -344,15 +346,17 @@ def _check_batch(step_input: TrainStepInput) -> None:
         )
 
 
-def _refuse_fold_W_dec_norm() -> None:
+def _refuse_fold_of_decoder_norm() -> None:
     raise NotImplementedError("a binary code cannot absorb a scale: folding W_dec_norm would change the output")
 
 
 def _apply_keeping_statistics(
     sae: Any, apply: Callable[..., Any], fn: Callable[[Tensor], Tensor], recurse: bool
 ) -> Any:
-    """`nn.Module._apply` (which is behind `.to`), except that the buffers, running statistics whose small updates a
-    bfloat16 would lose, stay in float32 when the weights change their dtype."""
+    """`nn.Module._apply` (which is behind `.to`), except that buffers stay in float32 when the weights change dtype.
+
+    They are running statistics, whose small updates bfloat16 would lose.
+    """
     statistics = {name: buffer for name, buffer in sae.named_buffers(recurse=False) if not buffer.is_meta}
     apply(fn, recurse)
     for name, buffer in statistics.items():

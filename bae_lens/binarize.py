@@ -29,11 +29,11 @@ def step(x: Float[Tensor, "*shape"], surrogate: Surrogate = "sigmoid") -> Float[
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, surrogate: Surrogate) -> Tensor:
+    def forward(x: Tensor, surrogate: Surrogate) -> Tensor:  # noqa: ARG004
         return (x >= 0).to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:  # noqa: ARG004
         x, ctx.surrogate = inputs
         if ctx.surrogate == "sigmoid":
             ctx.save_for_backward(x)

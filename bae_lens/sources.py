@@ -63,9 +63,10 @@ def load_text(name: str, split: str = "train") -> Dataset | IterableDataset:
     if name == DEMO_TEXT:
         dataset: Dataset | IterableDataset = demo_dataset()
     elif path.is_dir():
-        dataset = _load_files("text", sorted(str(file) for file in path.rglob("*.txt")), "document", path)
+        dataset = _load_files("text", sorted(path.rglob("*.txt")), path, sample_by="document")
     elif path.suffix in LOADERS:
-        dataset = _load_files(LOADERS[path.suffix], [str(path)] if path.is_file() else [], "paragraph", path)
+        options = {"sample_by": "paragraph"} if path.suffix == ".txt" else {}
+        dataset = _load_files(LOADERS[path.suffix], [path] if path.is_file() else [], path, **options)
     elif path.is_file():
         raise ValueError(f"a text file must end in one of {', '.join(LOADERS)}, got {path}")
     else:
@@ -83,10 +84,9 @@ def check_text(dataset: Dataset | IterableDataset, name: str = "the dataset") ->
         raise ValueError(f"{name} needs a column {TEXT_COLUMN!r} of strings, got columns {', '.join(row)}; rename one")
 
 
-def _load_files(loader: str, files: list[str], sample_by: str, path: Path) -> Dataset:
+def _load_files(loader: str, files: list[Path], path: Path, **options: Any) -> Dataset:
     if not files:
         raise ValueError(f"found no text at {path}")
-    options = {"sample_by": sample_by} if loader == "text" else {}
-    dataset = load_dataset(loader, data_files=files, split="train", **options)
+    dataset = load_dataset(loader, data_files=[str(file) for file in files], split="train", **options)
     assert isinstance(dataset, Dataset)
     return dataset

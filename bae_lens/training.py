@@ -1,0 +1,226 @@
+"""Training dictionaries on harvested hidden states with SAELens' trainer: the same batches for each, resumable."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE, TrainingSAEConfig
+from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
+from tqdm.auto import tqdm
+
+from bae_lens.harvest import HiddenStates
+
+CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
+CURVE_POINTS = 200  # of a loss curve, at most
+DEAD_WINDOW_SHARE = (
+    8  # a feature silent for an eighth of a short run counts as dead, which Top-k's auxiliary loss needs
+)
+TRAINING_FILE = "training.json"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What all dictionaries of a comparison share."""
+
+    training_tokens: int = 524_288
+    """Tokens seen by each dictionary; more than were harvested means several epochs."""
+    batch_size: int = 512
+    """Tokens per optimiser step, at least 2: a BAE's penalties are statistics of the batch."""
+    lr_decay: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that no training can have."""
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size must be at least 2, got {self.batch_size}: the penalties are batch statistics"
+            )
+        if self.training_tokens < self.batch_size:
+            raise ValueError(
+                f"training_tokens must be at least a batch ({self.batch_size}), got {self.training_tokens}"
+            )
+        if not 0 <= self.lr_decay < 1:
+            raise ValueError(f"lr_decay must lie in [0, 1), got {self.lr_decay}")
+
+    @property
+    def steps(self) -> int:
+        return self.training_tokens // self.batch_size
+
+
+@dataclass(frozen=True)
+class TrainedDictionary:
+    """A finished dictionary, for raw hidden states, and how its training went."""
+
+    name: str
+    sae: SAE[Any]
+    lr: float
+    seconds: float
+    """Time spent in optimiser steps."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Loss terms of up to `CURVE_POINTS` steps, with `step`; on standardised activations."""
+
+
+def train_dictionary(
+    name: str,
+    cfg: TrainingSAEConfig,
+    states: HiddenStates,
+    settings: TrainingSettings,
+    folder: Path,
+    lr: float,
+    seed: int = 0,
+    device: str = "cpu",
+    metadata: dict[str, Any] | None = None,
+) -> TrainedDictionary:
+    """Trains one dictionary on standardised hidden states, folds the standardisation into it and saves it.
+
+    `folder/dictionaries/NAME` holds the result as SAELens saves any SAE, `folder/checkpoints/NAME` the state of a run
+    that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost). A finished dictionary
+    is loaded, an interrupted one goes on with the batches it has not seen, and ends with the same weights.
+
+    `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata.
+    Raises ValueError for a width other than the hidden states' and for a checkpoint that cannot be read.
+    """
+    if cfg.d_in != states.d_in:
+        raise ValueError(f"{name} has d_in {cfg.d_in}, but the hidden states are {states.d_in} wide")
+    finished = folder / "dictionaries" / name
+    if not finished.exists():
+        run = _Run(name, cfg, states, settings, folder / "checkpoints" / name, lr, seed, device)
+        for key, value in (metadata or {}).items():
+            setattr(run.trainer.sae.cfg.metadata, key, value)
+        run.finish(finished)
+    report = json.loads((finished / TRAINING_FILE).read_text())
+    return TrainedDictionary(name, SAE.load_from_disk(finished, device), **report)
+
+
+class _Run:
+    """One training, driving SAELens' `SAETrainer` through the seams it has for coordinators."""
+
+    def __init__(
+        self,
+        name: str,
+        cfg: TrainingSAEConfig,
+        states: HiddenStates,
+        settings: TrainingSettings,
+        checkpoints: Path,
+        lr: float,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.name, self.states, self.settings = name, states, settings
+        self.checkpoints, self.lr, self.seed = checkpoints, lr, seed
+        torch.manual_seed(seed)
+        sae = get_sae_training_class(cfg.architecture())[0](cfg).to(device)
+        decay_steps = round(settings.lr_decay * settings.steps)
+        self.trainer = SAETrainer(
+            SAETrainerConfig(
+                total_training_samples=settings.steps * settings.batch_size,
+                train_batch_size_samples=settings.batch_size,
+                lr=lr,
+                lr_end=lr,
+                lr_decay_steps=decay_steps,
+                device=device,
+                dead_feature_window=max(1, min(1000, settings.steps // DEAD_WINDOW_SHARE)),
+            ),
+            sae,
+            data_provider=iter(()),
+        )
+        self.curve: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._resume()
+
+    def finish(self, folder: Path) -> None:
+        self._train()
+        sae = self.trainer.sae
+        self.states.standardisation.fold_into(sae)
+        self.trainer.set_final_sae_metadata()
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        sae.save_inference_model(partial)
+        (partial / TRAINING_FILE).write_text(json.dumps(self._report()))
+        partial.rename(folder)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _train(self) -> None:
+        trainer, settings = self.trainer, self.settings
+        batches = self.states.shuffled(settings.batch_size, self.seed, trainer.n_training_steps)
+        every = max(1, settings.steps // CURVE_POINTS)
+        saved = time.monotonic()
+        progress = tqdm(
+            total=settings.steps, initial=trainer.n_training_steps, desc=f"training {self.name}", unit="step"
+        )
+        with progress, _interruption() as interrupted:
+            while trainer.n_training_steps < settings.steps:
+                batch = next(batches)
+                start = time.perf_counter()
+                output = trainer.step(batch)
+                if trainer.n_training_steps % every == 0:
+                    self.curve.append({"step": trainer.n_training_steps, **_losses(output)})
+                trainer.n_training_steps += 1
+                self.seconds += time.perf_counter() - start
+                progress.update()
+                if interrupted.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self._save_checkpoint()
+                    saved = time.monotonic()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+
+    def _report(self) -> dict[str, Any]:
+        return {"lr": self.lr, "seconds": self.seconds, "curve": self.curve}
+
+    def _save_checkpoint(self) -> None:
+        """Writes a complete checkpoint beside the last one before that is removed, so that one is always whole."""
+        name = f"{self.trainer.n_training_steps:08d}"
+        partial = f"{name}.partial"
+        self.trainer.save_checkpoint(partial, base_path=self.checkpoints)
+        (self.checkpoints / partial / TRAINING_FILE).write_text(json.dumps(self._report()))
+        shutil.rmtree(self.checkpoints / name, ignore_errors=True)
+        os.replace(self.checkpoints / partial, self.checkpoints / name)
+        for other in self.checkpoints.iterdir():
+            if other.name != name:
+                shutil.rmtree(other)
+
+    def _resume(self) -> None:
+        whole = sorted(path for path in self.checkpoints.glob("*") if path.suffix != ".partial")
+        if not whole:
+            return
+        try:
+            self.trainer.sae.load_weights_from_checkpoint(whole[-1])
+            self.trainer.load_trainer_state(whole[-1])
+            report = json.loads((whole[-1] / TRAINING_FILE).read_text())
+        except Exception as error:
+            raise ValueError(f"the checkpoint {whole[-1]} cannot be read ({error}); remove it to start over") from error
+        self.seconds, self.curve = report["seconds"], report["curve"]
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a step is finished before its state is saved.
+
+    Outside the main thread, where no signal arrives, it is never set.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    handlers = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _losses(output: TrainStepOutput) -> dict[str, float]:
+    return {"loss": output.loss.item(), **{name: loss.item() for name, loss in output.losses.items()}}
