@@ -2,11 +2,12 @@
 
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
-from bae_lens.bae import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+from bae_lens.bae import BAE, BAEConfig
 from bae_lens.binarize import step
 from bae_lens.covariance import covariance_penalty
 from bae_lens.losses import marginal_entropy
 from bae_lens.reference import load_reference_checkpoint
+from bae_lens.training_bae import TrainingBAE, TrainingBAEConfig
 
 __version__ = "0.1.0"
 

@@ -28,7 +28,7 @@ def burstiness(
 def strongest_features(
     strength: Float[Tensor, "*batch d_sae"], k: int = FEATURES_PER_TOKEN, floor: float = MORE_SURPRISING_THAN_NOT
 ) -> Int[Tensor, "*batch k"]:
-    """Indices of the k strongest features, strongest first; -1 where fewer than k are above `floor`.
+    """Indices of the k (at most d_sae) strongest features, strongest first; -1 where fewer than k are above `floor`.
 
     Without the floor a token with fewer than k features of its own would be filled up by index with features that say
     nothing about it. The default floor is burstiness'; for real activations use 0. Raises ValueError if k < 1.

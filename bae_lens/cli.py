@@ -13,12 +13,12 @@ import tyro
 from sae_lens import GatedTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig, TrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-from bae_lens.bae import Preset, TrainingBAEConfig
-from bae_lens.comparison import Comparison, Recipe, Stopwatch, claim_folder, compare
+from bae_lens.comparison import Comparison, Recipe, Stopwatch, check_folder, claim_folder, compare
 from bae_lens.harvest import ContextSettings, choose_contexts, harvest, hook_width
 from bae_lens.report import write_report
 from bae_lens.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text, resolve_hook
 from bae_lens.training import TrainingSettings
+from bae_lens.training_bae import Preset, TrainingBAEConfig
 
 BAE_LR = {"default": 4e-3, "paper": 5e-4, "authors": 5e-4}
 SAE_LR = 1e-3
@@ -57,7 +57,7 @@ class Demo:
     """Where in the model the hidden states are taken."""
     expansion: int = 4
     """Features per dimension of the hidden states (d_sae / d_in)."""
-    l0: float = 32
+    l0: int = 32
     """Features per token that BAE and Top-k are held at; the penalties of ReLU and Gated are fixed to come near 32."""
     contexts: ContextSettings = field(default_factory=lambda: ContextSettings(harvest_tokens=98_304))
     training: TrainingSettings = field(default_factory=lambda: TrainingSettings(training_tokens=393_216))
@@ -73,9 +73,11 @@ class Demo:
         size: dict[str, Any] = {"d_in": d_in, "d_sae": self.expansion * d_in}
         ramp = self.training.steps // 8
         return {
-            "BAE": Recipe(_bae_config("default", self.training.steps, target_l0=self.l0, **size), BAE_LR["default"]),
-            "ReLU": Recipe(StandardTrainingSAEConfig(l1_coefficient=5, l1_warm_up_steps=ramp, **size), SAE_LR),
-            "Top-k": Recipe(TopKTrainingSAEConfig(k=round(self.l0), **size), SAE_LR),
+            "BAE": Recipe(
+                _bae_config("default", self.training.steps, target_l0=float(self.l0), **size), BAE_LR["default"]
+            ),
+            "ReLU": Recipe(StandardTrainingSAEConfig(l1_coefficient=2.5, l1_warm_up_steps=ramp, **size), SAE_LR),
+            "Top-k": Recipe(TopKTrainingSAEConfig(k=self.l0, **size), SAE_LR),
             "Gated": Recipe(GatedTrainingSAEConfig(l1_coefficient=4, l1_warm_up_steps=ramp, **size), SAE_LR),
         }
 
@@ -132,13 +134,14 @@ def _run(
     folder, seed, device = command.output, command.seed, command.device
     settings = {key: value for key, value in asdict(command).items() if key not in ("output", "device")}
     settings |= {"model": model_name, "text": text_name}
-    claim_folder(folder, settings)
+    check_folder(folder, settings)
     stopwatch = Stopwatch()
     with stopwatch.stage("load model and text"):
         documents = load_text(text_name).shuffle(seed=seed)
         model = load_model(model_name, device)
         hook_name = resolve_hook(model, command.hook_name)
         recipes = recipes_for(hook_width(model, hook_name))
+    claim_folder(folder, settings)
     with stopwatch.stage("choose contexts"):
         train, test = choose_contexts(model.tokenizer, documents, command.contexts, seed)
     with stopwatch.stage("hidden states"):

@@ -49,7 +49,7 @@ class DictionaryResult:
     d_sae: int
     lr: float
     training_seconds: float
-    curve: list[dict[str, float]]
+    curve: list[dict[str, int | float]]
     """Loss terms by training step."""
     metrics: DictionaryMetrics
     language_model: dict[str, float]
@@ -175,9 +175,9 @@ def compare(
 ) -> Comparison:
     """Trains every recipe on `train` with the same batches in the same order, and measures all of them on `test`.
 
-    Dictionaries are trained one after the other and each is saved when it is finished, so that an interrupted
-    comparison goes on where it stopped; see `train_dictionary`. `settings` are kept with the result and name the model
-    and the text.
+    Dictionaries are trained and measured one after the other, and each is kept when it is finished, so that an
+    interrupted comparison goes on where it stopped; see `train_dictionary`. `settings` are kept with the result and
+    name the model and the text.
     """
     metadata = {
         "model_name": settings["model"],
@@ -188,29 +188,34 @@ def compare(
         "prepend_bos": model.tokenizer.bos_token_id is not None,
         "exclude_special_tokens": train.special_tokens,
     }
-    results = []
     held_out = test.rows(test.content)
-    for name, recipe in recipes.items():
+
+    def result(name: str, recipe: Recipe) -> DictionaryResult:
         with stopwatch.stage(f"train {name}"):
             trained = train_dictionary(name, recipe.cfg, train, training, folder, recipe.lr, seed, device, metadata)
         with stopwatch.stage(f"evaluate {name}"):
             metrics = evaluate_dictionary(trained.sae, held_out)
-            results.append(
-                DictionaryResult(
-                    name=name,
-                    architecture=recipe.cfg.architecture(),
-                    d_sae=recipe.cfg.d_sae,
-                    lr=recipe.lr,
-                    training_seconds=trained.seconds,
-                    curve=trained.curve,
-                    metrics=metrics,
-                    language_model=language_model_loss(model, trained.sae, test, LOSS_CONTEXTS),
-                    features=feature_examples(trained.sae, test, model.tokenizer, metrics.firing_rates),
-                )
+            return DictionaryResult(
+                name=name,
+                architecture=recipe.cfg.architecture(),
+                d_sae=recipe.cfg.d_sae,
+                lr=recipe.lr,
+                training_seconds=trained.seconds,
+                curve=trained.curve,
+                metrics=metrics,
+                language_model=language_model_loss(model, trained.sae, test, LOSS_CONTEXTS),
+                features=feature_examples(trained.sae, test, model.tokenizer, metrics.firing_rates),
             )
-    return Comparison(
-        settings, describe(train, model.tokenizer), describe(test, model.tokenizer), list(stopwatch.stages), results
-    )
+
+    results = []
+    for name, recipe in recipes.items():
+        path = folder / "results" / f"{name}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, json.dumps(asdict(result(name, recipe))))
+        results.append(_dictionary_from_dict(json.loads(path.read_text())))
+    corpora = describe(train, model.tokenizer), describe(test, model.tokenizer)
+    return Comparison(settings, *corpora, stopwatch.stages, results)
 
 
 def describe(states: HiddenStates, tokenizer: Any) -> Corpus:
@@ -230,23 +235,23 @@ def describe(states: HiddenStates, tokenizer: Any) -> Corpus:
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes `folder` the home of a run with these settings, or finds that it already is.
+    """Makes `folder` the home of a run with these settings, or finds that it already is; raises as `check_folder`."""
+    check_folder(folder, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / RUN_FILE, json.dumps(settings, indent=2))
 
-    Raises ValueError if it holds a run with other settings (saying which), other files, or cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(f"no permission to write into {folder}")
-        claim = folder / RUN_FILE
-        if not claim.exists() and any(folder.iterdir()):
+
+def check_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError if `folder` holds a run with other settings (saying which), other files, or is not writable."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise ValueError(f"the output folder {folder} is not writable: check {existing}, or choose another folder")
+    claim = folder / RUN_FILE
+    if not claim.exists():
+        if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"the output folder {folder} holds files of something else; choose an empty one")
-        if not claim.exists():
-            write_text(claim, json.dumps(settings, indent=2))
-    except OSError as error:
-        raise ValueError(f"the output folder {folder} is not writable: {error}") from error
-    earlier = json.loads(claim.read_text())
-    now = json.loads(json.dumps(settings))
+        return
+    earlier, now = json.loads(claim.read_text()), json.loads(json.dumps(settings))
     changed = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
     if changed:
         differences = "; ".join(f"{key}: {earlier.get(key)!r} there, {now.get(key)!r} now" for key in changed)

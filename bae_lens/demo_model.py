@@ -15,7 +15,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from sae_lens import HookedSAETransformer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER = "SmolLM2-135M-Instruct"
@@ -27,7 +27,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BAE_LENS_CACHE") or user_cache_path("bae_lens"))
 
 
-def load_demo_model(device: str = "cpu", cache: Path | None = None) -> "HookedTransformer":
+def load_demo_model(device: str = "cpu", cache: Path | None = None) -> "HookedSAETransformer":
     """SmolLM2-135M-Instruct (d_model 576, 30 layers) as a `HookedSAETransformer` in float32, without weight processing.
 
     The first call converts the packaged weights into `cache` (538 MB, about half a minute); see `demo_model_folder`.
@@ -56,7 +56,7 @@ def demo_model_folder(cache: Path | None = None) -> Path:
     return folder
 
 
-def load_hooked(folder: Path, device: str = "cpu") -> "HookedTransformer":
+def load_hooked(folder: Path, device: str = "cpu") -> "HookedSAETransformer":
     """A local model folder in the format of transformers as a `HookedSAETransformer` in float32, weights unprocessed.
 
     Any architecture that TransformerLens converts will do, whether or not it lists the model by name.

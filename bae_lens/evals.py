@@ -1,5 +1,6 @@
 """What a dictionary does to hidden states it has not seen: quality, rate, firing, and the tokens of its features."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,16 +109,17 @@ def language_model_loss(model: Any, sae: SAE[Any], states: HiddenStates, n_conte
         raise ValueError(
             f"no held-out document fills a context of {tokens.shape[1]} tokens; use a smaller context_size"
         )
+    batch_size = math.gcd(len(full), 8)
     store = ActivationsStore.from_sae(
         model,
         sae,
         Dataset.from_dict({"tokens": full.tolist()}),
         context_size=full.shape[1],
-        store_batch_size_prompts=1,
+        store_batch_size_prompts=batch_size,
         total_tokens=1,
         streaming=False,
     )
-    config = EvalConfig(batch_size_prompts=1, n_eval_reconstruction_batches=len(full), compute_ce_loss=True)
+    config = EvalConfig(n_eval_reconstruction_batches=len(full) // batch_size, compute_ce_loss=True)
     metrics, _ = run_evals(sae, store, model, ActivationScaler(), config, exclude_special_tokens=states.special_tokens)
     return metrics["model_performance_preservation"]
 

@@ -55,9 +55,11 @@ class ContextSettings:
 
 
 def choose_contexts(
-    tokenizer: Any, documents: Iterable[dict[str, Any]], settings: ContextSettings, seed: int = 0
+    tokenizer: Any, documents: Iterable[Any], settings: ContextSettings, seed: int = 0
 ) -> tuple[Contexts, Contexts]:
     """Contexts for training and from held-out documents (every tenth), up to the tokens asked for.
+
+    `documents` are rows with a column `text`, as of a dataset.
 
     Raises ValueError if the documents run out before either split has any context.
     """
@@ -206,25 +208,29 @@ def harvest(model: Any, contexts: Contexts, hook_name: str, folder: Path, batch_
 
     An interrupted harvest goes on after its last complete batch; a complete one is opened as it is.
     Raises ValueError for an unknown hook, one that is not one vector a token, hidden states that are not finite
-    (naming the batch), and a folder that holds other contexts.
+    (naming the batch), and a folder that holds hidden states of another hook, model or other contexts.
     """
     hook_name = resolve_hook(model, hook_name)
     folder.mkdir(parents=True, exist_ok=True)
-    _check_same_contexts(folder, contexts)
+    special_tokens = sorted(get_special_token_ids(model.tokenizer))
+    source = {"model": model.cfg.model_name, "hook_name": hook_name, "special_tokens": special_tokens}
+    _claim(folder, source, contexts)
     if not (folder / "complete.json").exists():
         _harvest_missing(model, contexts, hook_name, folder, batch_size)
-        special_tokens = sorted(get_special_token_ids(model.tokenizer))
-        write_text(folder / "complete.json", json.dumps({"hook_name": hook_name, "special_tokens": special_tokens}))
+        write_text(folder / "complete.json", json.dumps(source))
     return HiddenStates(folder)
 
 
-def _check_same_contexts(folder: Path, contexts: Contexts) -> None:
-    for part, value in asdict(contexts).items():
-        path = folder / f"{part}.npy"
-        if not path.exists():
-            _save_array(path, value.numpy())
-        elif not np.array_equal(np.load(path), value.numpy()):
-            raise ValueError(f"{folder} holds hidden states of other contexts; choose another folder")
+def _claim(folder: Path, source: dict[str, Any], contexts: Contexts) -> None:
+    """Writes down what the folder is for, or compares it with what it is for already."""
+    path = folder / "source.json"
+    if not path.exists():
+        _save_array(folder / "tokens.npy", contexts.tokens)
+        _save_array(folder / "document.npy", contexts.document)
+        write_text(path, json.dumps(source))
+    same_contexts = np.array_equal(np.load(folder / "tokens.npy"), contexts.tokens.numpy())
+    if json.loads(path.read_text()) != source or not same_contexts:
+        raise ValueError(f"{folder} holds hidden states of another model, hook or text; choose another folder")
 
 
 def _harvest_missing(model: Any, contexts: Contexts, hook_name: str, folder: Path, batch_size: int) -> None:
@@ -273,10 +279,10 @@ def _open_array(path: Path, mode: str, shape: tuple[int, ...]) -> np.memmap:
     return np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=shape)  # pyright: ignore[reportArgumentType]
 
 
-def _save_array(path: Path, array: np.ndarray) -> None:
+def _save_array(path: Path, values: Int[Tensor, "..."]) -> None:
     partial = path.with_suffix(".partial.npy")
-    np.save(partial, array)
-    partial.rename(path)
+    np.save(partial, values.numpy())
+    os.replace(partial, path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ def load_reference_checkpoint(
     `config_path` is their `.config.pkl`, by default the one beside the weights, if there is one; it only says whether
     the model is one that a BAE can represent. The codes agree except where a pre-activation is exactly 0 (theirs: off).
 
-    Raises FileNotFoundError for missing weights, and ValueError for weights of another model, a variant other than the
+    Raises FileNotFoundError for missing files, and ValueError for weights of another model, a variant other than the
     plain step with linear output, or a config that holds anything but plain values.
     """
     weights_path = Path(weights_path)
@@ -28,14 +28,13 @@ def load_reference_checkpoint(
         raise FileNotFoundError(f"no checkpoint at {weights_path}")
     try:
         state = torch.load(weights_path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # damaged archives fail in many ways
         raise ValueError(f"{weights_path} is not a readable state dict: {error}") from error
-    names = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
-    if not isinstance(state, dict) or sorted(state) != sorted(names):
-        raise ValueError(f"{weights_path} must hold exactly {', '.join(names)}, got {sorted(state)}")
+    _check_weights(state, weights_path)
 
-    config_path = Path(config_path) if config_path else weights_path.with_suffix(".config.pkl")
-    if config_path.exists():
+    if config_path is None and weights_path.with_suffix(".config.pkl").exists():
+        config_path = weights_path.with_suffix(".config.pkl")
+    if config_path is not None:
         _check_variant(read_plain_pickle(config_path), config_path)
 
     d_sae, d_in = state["encoder.weight"].shape
@@ -54,9 +53,10 @@ def load_reference_checkpoint(
 
 def read_plain_pickle(path: str | Path) -> Any:
     """Unpickles numbers, strings and containers only; raises ValueError before anything named in the file is called."""
+    content = io.BytesIO(Path(path).read_bytes())
     try:
-        return _PlainUnpickler(io.BytesIO(Path(path).read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError, ValueError) as error:
+        return _PlainUnpickler(content).load()
+    except Exception as error:  # damaged pickles fail in many ways
         raise ValueError(f"{path} is refused as a config: {error}") from error
 
 
@@ -65,8 +65,23 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, and a config holds plain values only")
 
 
-def _check_variant(config: Any, path: Path) -> None:
-    params = config.get("params", {}) if isinstance(config, dict) else {}
+def _check_weights(state: Any, path: Path) -> None:
+    state = state if isinstance(state, dict) else {}
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+    d_sae, d_in = (*shapes.get("encoder.weight", ()), 0, 0)[:2]
+    expected = {
+        "encoder.weight": (d_sae, d_in),
+        "encoder.bias": (d_sae,),
+        "decoder.weight": (d_in, d_sae),
+        "decoder.bias": (d_in,),
+    }
+    if shapes != expected:
+        raise ValueError(f"{path} must hold exactly {', '.join(expected)} of matching shapes, got {shapes}")
+
+
+def _check_variant(config: Any, path: str | Path) -> None:
+    params = config.get("params") if isinstance(config, dict) else None
+    params = params if isinstance(params, dict) else {}
     step, output = params.get("binarization_type"), params.get("output_activation")
     if step not in STEPS or output != "none":
         raise ValueError(

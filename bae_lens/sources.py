@@ -46,11 +46,12 @@ def resolve_hook(model: Any, hook_name: str) -> str:
 
     Raises ValueError for a hook that the model does not have, naming near ones.
     """
-    hooks = model.hook_dict
-    if hook_name not in hooks:
-        near = difflib.get_close_matches(hook_name, hooks, n=4, cutoff=0.5)
+    if hasattr(model, "_resolve_hook_name"):
+        hook_name = model._resolve_hook_name(hook_name)
+    if hook_name not in model.hook_dict:
+        near = difflib.get_close_matches(hook_name, model.hook_dict, n=4, cutoff=0.5)
         raise ValueError(f"the model has no hook {hook_name!r}; near ones: {', '.join(near) or 'none'}")
-    return hooks[hook_name].name
+    return hook_name
 
 
 def load_text(name: str, split: str = "train") -> Dataset | IterableDataset:

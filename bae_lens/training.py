@@ -68,7 +68,7 @@ class TrainedDictionary:
     lr: float
     seconds: float
     """Time spent in optimiser steps."""
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, int | float]] = field(default_factory=list)
     """Loss terms of up to `CURVE_POINTS` steps, with `step`; on standardised activations."""
 
 
@@ -136,7 +136,7 @@ class _Run:
             sae,
             data_provider=iter(()),
         )
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[dict[str, int | float]] = []
         self.seconds = 0.0
         self._resume()
 

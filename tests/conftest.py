@@ -1,0 +1,113 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import HookedSAETransformer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformer_lens import HookedTransformerConfig
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bae_lens import TrainingBAEConfig
+
+SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
+WORDS = tuple(f"w{i}" for i in range(60))
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small tensors, on which threads cost more than they save."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture
+def golden() -> Path:
+    """Values computed by the paper's authors' published code in float64, and their checkpoints of the same models."""
+    return GOLDEN
+
+
+@pytest.fixture
+def bae_config() -> Callable[..., TrainingBAEConfig]:
+    """Makes a small config; keywords override its fields."""
+
+    def make(**overrides: Any) -> TrainingBAEConfig:
+        return TrainingBAEConfig(**{"d_in": 16, "d_sae": 64, "encoder_bias_init": -0.5, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    """A tokenizer of 60 words, loaded from a folder: TransformerLens wants to know where a tokenizer comes from."""
+    folder = tmp_path_factory.mktemp("tiny_tokenizer")
+    vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@pytest.fixture
+def tiny_model(tiny_tokenizer: PreTrainedTokenizerFast) -> HookedSAETransformer:
+    """A random transformer: 2 layers, 16 wide, 2 heads, 64 words."""
+    cfg = HookedTransformerConfig(
+        n_layers=2,
+        d_model=16,
+        n_ctx=32,
+        d_head=8,
+        n_heads=2,
+        d_mlp=32,
+        d_vocab=len(tiny_tokenizer),
+        act_fn="gelu",
+        seed=0,
+        device="cpu",
+    )
+    return HookedSAETransformer(cfg, tokenizer=tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset() -> Dataset:
+    """8192 texts of random words, more than any test trains on."""
+    generator = random.Random(0)
+    return Dataset.from_dict({"text": [" ".join(generator.choices(WORDS, k=24)) for _ in range(8192)]})
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A random Llama of transformers with its tokenizer, as `save_pretrained` writes them."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=SPECIAL_TOKENS.index("<bos>"),
+        eos_token_id=SPECIAL_TOKENS.index("<eos>"),
+        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder

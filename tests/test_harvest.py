@@ -1,0 +1,184 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import HookedSAETransformer, TopKTrainingSAE, TopKTrainingSAEConfig
+from transformers import PreTrainedTokenizerFast
+
+from bae_lens import TrainingBAE
+from bae_lens.harvest import (
+    PADDING,
+    Contexts,
+    ContextSettings,
+    HiddenStates,
+    Standardisation,
+    choose_contexts,
+    harvest,
+    hook_width,
+)
+
+HOOK = "blocks.0.hook_resid_post"
+SETTINGS = ContextSettings(context_size=9, harvest_tokens=640, held_out_tokens=80, contexts_per_document=2)
+
+
+@pytest.fixture
+def contexts(tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset) -> Contexts:
+    return choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)[0]
+
+
+@pytest.fixture
+def states(tiny_model: HookedSAETransformer, contexts: Contexts, tmp_path: Path) -> HiddenStates:
+    return harvest(tiny_model, contexts, HOOK, tmp_path / "states")
+
+
+def test_contexts_are_split_by_document_and_have_the_tokens_asked_for(tiny_tokenizer, tiny_dataset):
+    train, test = choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)
+    assert train.tokens.shape == (80, 9)
+    assert test.tokens.shape == (10, 9)
+    assert (train.document % 10 != 0).all()
+    assert (test.document % 10 == 0).all()
+    assert (train.tokens[:, 0] == tiny_tokenizer.bos_token_id).all()
+    assert train.document.bincount().max() == 2
+
+
+def test_context_holds_consecutive_tokens_of_its_document(tiny_tokenizer, tiny_dataset):
+    train, _ = choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)
+    words = tiny_dataset[int(train.document[3])]["text"]
+    assert tiny_tokenizer.decode(train.tokens[3, 1:]) in words
+
+
+def test_same_seed_gives_the_same_contexts_and_another_seed_others(tiny_tokenizer, tiny_dataset):
+    tokens = [choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS, seed)[0].tokens for seed in (1, 1, 2)]
+    assert torch.equal(tokens[0], tokens[1])
+    assert not torch.equal(tokens[0], tokens[2])
+
+
+def test_short_document_is_padded(tiny_tokenizer):
+    train, test = choose_contexts(tiny_tokenizer, [{"text": "w1 w2"}] * 2, SETTINGS)
+    assert train.tokens[0].tolist() == [0, 5, 6] + [PADDING] * 6
+    assert len(test.tokens) == 1
+
+
+def test_one_document_is_too_few(tiny_tokenizer):
+    with pytest.raises(ValueError, match="no train document"):
+        choose_contexts(tiny_tokenizer, [{"text": "w1 w2"}], SETTINGS)
+
+
+def test_sizes_must_be_positive():
+    with pytest.raises(ValueError, match="harvest_tokens must be at least 1, got 0"):
+        ContextSettings(harvest_tokens=0)
+    with pytest.raises(ValueError, match="context_size must be at least 2, got 1"):
+        ContextSettings(context_size=1)
+
+
+def test_rows_are_what_the_model_computes(states, tiny_model, contexts):
+    _, cache = tiny_model.run_with_cache(contexts.tokens[5:6], prepend_bos=False)
+    assert states.hook_name == HOOK
+    assert torch.allclose(states.rows(torch.arange(5 * 9, 6 * 9)), cache[HOOK][0], atol=1e-6)
+
+
+def test_special_tokens_padding_and_massive_norms_are_not_content(tiny_model, tmp_path):
+    tokens = torch.tensor([[0, 4, 5, 6], [0, 7, PADDING, PADDING]])
+    states = harvest(tiny_model, Contexts(tokens, torch.tensor([1, 2])), HOOK, tmp_path)
+    assert states.content.tolist() == [1, 2, 3, 5]
+    np.save(tmp_path / "norms.npy", np.array([[99, 1, 5.1, 0.9], [99, 1, 99, 99]], dtype=np.float32))
+    states = HiddenStates(tmp_path)
+    assert states.massive.nonzero().flatten().tolist() == [2]
+    assert states.content.tolist() == [1, 3, 5]
+
+
+def test_interrupted_harvest_computes_only_what_is_missing(tiny_model, contexts, states, tmp_path, monkeypatch):
+    run, calls = tiny_model.run_with_cache, []
+
+    def fail_at_third(*args, **kwargs):
+        calls.append(len(args[0]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(tiny_model, "run_with_cache", fail_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        harvest(tiny_model, contexts, HOOK, tmp_path / "again", batch_size=16)
+    with pytest.raises(FileNotFoundError, match="no complete harvest"):
+        HiddenStates(tmp_path / "again")
+    resumed = harvest(tiny_model, contexts, HOOK, tmp_path / "again", batch_size=16)
+    assert len(calls) == 3 + 3
+    assert np.array_equal(resumed.states, states.states)
+    assert torch.equal(resumed.norms, states.norms)
+    harvest(tiny_model, contexts, HOOK, tmp_path / "again")
+    assert len(calls) == 6
+
+
+def test_folder_of_another_harvest_is_refused(states, tiny_model, contexts):
+    with pytest.raises(ValueError, match="another model, hook or text"):
+        harvest(tiny_model, contexts, "blocks.1.hook_resid_post", states.folder)
+    with pytest.raises(ValueError, match="another model, hook or text"):
+        harvest(tiny_model, Contexts(contexts.tokens + 1, contexts.document), HOOK, states.folder)
+
+
+def test_hidden_states_that_are_not_finite_name_their_batch(tiny_model, contexts, tmp_path):
+    tiny_model.embed.W_E.data[contexts.tokens[20, 3]] = torch.nan
+    with pytest.raises(ValueError, match=r"batch \d+ at blocks.0.hook_resid_post are not finite"):
+        harvest(tiny_model, contexts, HOOK, tmp_path)
+
+
+def test_hook_must_exist_and_give_one_vector_a_token(tiny_model, contexts, tmp_path):
+    with pytest.raises(ValueError, match=r"no hook 'blocks.0.resid_post'; near ones: .*blocks.0.hook_resid_post"):
+        harvest(tiny_model, contexts, "blocks.0.resid_post", tmp_path)
+    with pytest.raises(ValueError, match="must give one vector a token"):
+        hook_width(tiny_model, "blocks.0.attn.hook_pattern")
+
+
+def test_heads_are_concatenated(tiny_model):
+    assert hook_width(tiny_model, "blocks.0.attn.hook_z") == 16
+
+
+def test_standardised_content_is_centred_with_mean_square_norm_d(states):
+    standardised = states.standardisation(states.rows(states.content)).double()
+    assert standardised.mean(0).abs().max() < 1e-5
+    assert standardised.square().sum(1).mean().item() == pytest.approx(16, rel=1e-5)
+
+
+def test_hidden_states_without_variance_are_refused(states, monkeypatch):
+    monkeypatch.setattr(states, "states", np.ones_like(states.states))
+    with pytest.raises(ValueError, match="all the same"):
+        _ = states.standardisation
+
+
+@pytest.mark.parametrize("architecture", ["bae", "topk"])
+def test_folding_the_standardisation_is_exact(bae_config, architecture):
+    if architecture == "bae":
+        sae = TrainingBAE(bae_config(dtype="float64"))
+    else:
+        sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=16, d_sae=64, k=4, dtype="float64"))
+    standardisation = Standardisation(torch.randn(16), 0.37)
+    x = 3 * torch.randn(32, 16, dtype=torch.float64)
+    codes, out = sae.encode(standardisation(x)), sae.decode(sae.encode(standardisation(x)))
+    standardisation.fold_into(sae)
+    assert torch.equal(sae.encode(x) != 0, codes != 0)
+    assert torch.allclose(sae(x), out / standardisation.scale + standardisation.mean.double(), atol=1e-9)
+
+
+def test_an_epoch_of_batches_visits_every_row_once_in_a_seeded_order(states):
+    per_epoch = len(states.content) // 64
+    batches = states.shuffled(64, seed=3)
+    epochs = [torch.cat([next(batches) for _ in range(per_epoch)]) for _ in range(2)]
+    everything = states.standardisation(states.rows(states.content))
+    assert len(epochs[0]) == len(everything) == 640
+    assert torch.equal(epochs[0].sort(0).values, everything.sort(0).values)
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(next(states.shuffled(64, seed=3)), epochs[0][:64])
+    assert not torch.equal(next(states.shuffled(64, seed=4)), epochs[0][:64])
+
+
+def test_batches_from_a_later_step_are_those_of_the_whole_run(states):
+    whole = states.shuffled(64, seed=0)
+    expected = [next(whole) for _ in range(15)][13]
+    assert torch.equal(next(states.shuffled(64, seed=0, start_step=13)), expected)
+
+
+def test_less_content_than_a_batch_is_refused(states):
+    with pytest.raises(ValueError, match="a batch of 641 needs as many tokens, but only 640"):
+        next(states.shuffled(641, seed=0))
