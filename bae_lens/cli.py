@@ -76,9 +76,9 @@ class Demo:
             "BAE": Recipe(
                 _bae_config("default", self.training.steps, target_l0=float(self.l0), **size), BAE_LR["default"]
             ),
-            "ReLU": Recipe(StandardTrainingSAEConfig(l1_coefficient=2.5, l1_warm_up_steps=ramp, **size), SAE_LR),
+            "ReLU": Recipe(StandardTrainingSAEConfig(l1_coefficient=2.8, l1_warm_up_steps=ramp, **size), SAE_LR),
             "Top-k": Recipe(TopKTrainingSAEConfig(k=self.l0, **size), SAE_LR),
-            "Gated": Recipe(GatedTrainingSAEConfig(l1_coefficient=4, l1_warm_up_steps=ramp, **size), SAE_LR),
+            "Gated": Recipe(GatedTrainingSAEConfig(l1_coefficient=4.4, l1_warm_up_steps=ramp, **size), SAE_LR),
         }
 
 

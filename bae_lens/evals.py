@@ -1,6 +1,7 @@
 """What a dictionary does to hidden states it has not seen: quality, rate, firing, and the tokens of its features."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +121,11 @@ def language_model_loss(model: Any, sae: SAE[Any], states: HiddenStates, n_conte
         streaming=False,
     )
     config = EvalConfig(n_eval_reconstruction_batches=len(full) // batch_size, compute_ce_loss=True)
-    metrics, _ = run_evals(sae, store, model, ActivationScaler(), config, exclude_special_tokens=states.special_tokens)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)  # from SAELens
+        metrics, _ = run_evals(
+            sae, store, model, ActivationScaler(), config, exclude_special_tokens=states.special_tokens
+        )
     return metrics["model_performance_preservation"]
 
 

@@ -8,7 +8,12 @@ from bae_lens.comparison import Comparison
 
 COLOURS = qualitative.Safe
 RATE_BINS = np.linspace(-5, 0, 41)  # log10 of the firing rate
-LAYOUT = {"template": "plotly_white", "margin": {"l": 60, "r": 20, "t": 20, "b": 50}, "height": 380}
+LAYOUT = {
+    "template": "plotly_white",
+    "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
+    "height": 400,
+    "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02},
+}
 
 
 def firing_frequencies(comparison: Comparison) -> go.Figure:
