@@ -59,7 +59,11 @@ class BAE(SAE[BAEConfig]):
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
 
     def activation_strength(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """Strength `log2 |h - prior|` of each bit, in bits, at most 0 (section 4.1)."""
+        """Strength `log2 |h - prior|` of each bit, in bits, at most 0 (section 4.1).
+
+        Raises ValueError while the prior is unknown.
+        """
+        self._check_prior()
         return burstiness(feature_acts, self.prior)
 
     @torch.no_grad()
@@ -91,8 +95,9 @@ class BAE(SAE[BAEConfig]):
     def fold_polarity(self) -> Float[Tensor, " d_sae"]:
         """Makes every feature rare, in place: those with prior above 1/2 exchange 0 and 1, the output stays the same.
 
-        Returns which features were flipped (1) or not (0).
+        Returns which features were flipped (1) or not (0). Raises ValueError while the prior is unknown.
         """
+        self._check_prior()
         flip = (self.prior > 0.5).to(self.prior.dtype)
         flip_polarity(flip, self.W_enc.data, self.b_enc.data, self.W_dec.data, self.b_dec.data, self.prior)
         return flip
@@ -106,6 +111,10 @@ class BAE(SAE[BAEConfig]):
         graded = StandardSAE(StandardSAEConfig(**fields, metadata=deepcopy(self.cfg.metadata)))
         graded.load_state_dict({name: value for name, value in self.state_dict().items() if name != "prior"})
         return graded
+
+    def _check_prior(self) -> None:
+        if not self.prior.any():
+            raise ValueError("the prior of this BAE is unknown (0); call estimate_prior with some activations first")
 
     @override
     def fold_W_dec_norm(self) -> None:

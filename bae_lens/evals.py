@@ -1,21 +1,20 @@
 """What a dictionary does to hidden states it has not seen: quality, rate, firing, and the tokens of its features."""
 
-import math
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from datasets import Dataset
 from jaxtyping import Float, Int
-from sae_lens import SAE, ActivationsStore
-from sae_lens.evals import EvalConfig, run_evals
-from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens import SAE
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bae_lens.activation import INSTANCES_TO_COUNT, count_instances, strongest_features
 from bae_lens.bae import BAE
-from bae_lens.harvest import PADDING, HiddenStates
+from bae_lens.contexts import PADDING
+from bae_lens.harvest import HiddenStates
 from bae_lens.losses import marginal_entropy
 
 DENSE_RATE = 0.1  # a feature on (or, for a BAE, off) for more than this share of the tokens is dense
@@ -97,36 +96,73 @@ def activated_features(sae: SAE[Any], feature_acts: Float[Tensor, "*batch d_sae"
     return strongest_features(feature_acts, floor=0.0)
 
 
-def language_model_loss(model: Any, sae: SAE[Any], states: HiddenStates, n_contexts: int) -> dict[str, float]:
-    """SAELens' `run_evals` with the dictionary spliced into the model, on the first full contexts of `states`.
+@dataclass(frozen=True)
+class LanguageModelLoss:
+    """Cross entropy of the model's predictions at tokens of content, in nats per token."""
 
-    Returns `ce_loss_without_sae`, `ce_loss_with_sae`, `ce_loss_with_ablation` (nats per token) and `ce_loss_score`, the
-    share of the loss recovered relative to zero ablation. Special tokens keep their own hidden state.
-    Raises ValueError if no context is full.
+    n_tokens: int
+    clean: float
+    """Of the model as it is."""
+    with_sae: float
+    """With the dictionary's reconstructions instead of the hidden states."""
+    ablated: float
+    """With zeros instead of the hidden states."""
+    recovered: float
+    """Share of the loss between `ablated` (0) and `clean` (1) that the reconstructions recover."""
+
+
+class LossMeter:
+    """Measures `LanguageModelLoss` on contexts spread evenly over harvested ones.
+
+    Only hidden states of content are replaced: special tokens, and those of massive norm, which no dictionary was
+    trained on, keep theirs.
     """
-    tokens = states.contexts.tokens
-    full = tokens[(tokens != PADDING).all(1)][:n_contexts]
-    if len(full) == 0:
-        raise ValueError(
-            f"no held-out document fills a context of {tokens.shape[1]} tokens; use a smaller context_size"
-        )
-    batch_size = math.gcd(len(full), 8)
-    store = ActivationsStore.from_sae(
-        model,
-        sae,
-        Dataset.from_dict({"tokens": full.tolist()}),
-        context_size=full.shape[1],
-        store_batch_size_prompts=batch_size,
-        total_tokens=1,
-        streaming=False,
-    )
-    config = EvalConfig(n_eval_reconstruction_batches=len(full) // batch_size, compute_ce_loss=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)  # from SAELens
-        metrics, _ = run_evals(
-            sae, store, model, ActivationScaler(), config, exclude_special_tokens=states.special_tokens
-        )
-    return metrics["model_performance_preservation"]
+
+    def __init__(self, model: Any, states: HiddenStates, n_contexts: int, batch_size: int = 8) -> None:
+        self.model, self.hook_name, self.batch_size = model, states.hook_name, batch_size
+        every = torch.linspace(0, len(states.contexts.tokens) - 1, n_contexts).long().unique()
+        content = torch.zeros(states.contexts.tokens.numel(), dtype=torch.bool)
+        content[states.content] = True
+        self.tokens = states.contexts.tokens[every]
+        self.content = content.view_as(states.contexts.tokens)[every]
+        self.scored = self.content[:, :-1] & (self.tokens[:, 1:] != PADDING)
+
+    def __call__(self, sae: SAE[Any]) -> LanguageModelLoss:
+        """For a dictionary that takes raw hidden states, at hook_z with the heads concatenated."""
+        with_sae = self._loss(lambda x: sae(x.to(sae.device, sae.dtype)).to(x), "with the dictionary")
+        recovered = (self.ablated - with_sae) / (self.ablated - self.clean)
+        return LanguageModelLoss(int(self.scored.sum()), self.clean, with_sae, self.ablated, recovered)
+
+    @cached_property
+    def clean(self) -> float:
+        """Loss of the model as it is."""
+        return self._loss(lambda x: x, "of the model")
+
+    @cached_property
+    def ablated(self) -> float:
+        """Loss with zeros instead of the hidden states."""
+        return self._loss(torch.zeros_like, "without the hidden states")
+
+    @torch.no_grad()
+    def _loss(self, replacement: Callable[[Tensor], Tensor], name: str) -> float:
+        total = 0.0
+        batches = [part.split(self.batch_size) for part in (self.tokens, self.content, self.scored)]
+        for tokens, content, scored in tqdm(zip(*batches, strict=True), f"loss {name}", len(batches[0]), unit="batch"):
+
+            def splice(activations: Tensor, hook: Any, content: Tensor = content) -> Tensor:  # noqa: ARG001
+                flat = activations.flatten(2)
+                new = torch.where(content[..., None].to(flat.device), replacement(flat), flat)
+                return new.view_as(activations)
+
+            losses = self.model.run_with_hooks(
+                tokens.clamp(min=0).to(self.model.cfg.device),
+                return_type="loss",
+                loss_per_token=True,
+                prepend_bos=False,
+                fwd_hooks=[(self.hook_name, splice)],
+            )
+            total += losses.float().cpu()[scored].sum().item()
+        return total / int(self.scored.sum())
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import einops
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,86 +17,10 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_specia
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.sources import TEXT_COLUMN, resolve_hook
+from bae_lens.contexts import PADDING, Contexts
+from bae_lens.sources import resolve_hook
 
-HELD_OUT_EVERY = 10  # every tenth document is held out for evaluation
 MASSIVE_NORM = 5.0  # times the median norm: such tokens are attention sinks, not content
-PADDING = -1  # in token arrays, after the end of a document shorter than the context
-
-
-@dataclass(frozen=True)
-class Contexts:
-    """Token sequences with the documents they were cut from."""
-
-    tokens: Int[Tensor, "n_contexts context_size"]
-    """Token ids, beginning with BOS where the tokenizer has one; `PADDING` after a document's end."""
-    document: Int[Tensor, " n_contexts"]
-    """Index of each context's document in the order in which documents were read."""
-
-
-@dataclass(frozen=True)
-class ContextSettings:
-    """How documents become contexts."""
-
-    context_size: int = 128
-    """Tokens per context, BOS included."""
-    harvest_tokens: int = 131_072
-    """Tokens to harvest for training, BOS not counted."""
-    held_out_tokens: int = 16_384
-    """Tokens to harvest from held-out documents."""
-    contexts_per_document: int = 8
-    """At most so many contexts, at random places, from one document, so that a few long ones do not make the corpus."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for sizes that leave nothing to train on."""
-        for name, value in asdict(self).items():
-            least = 2 if name == "context_size" else 1
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def choose_contexts(
-    tokenizer: Any, documents: Iterable[Any], settings: ContextSettings, seed: int = 0
-) -> tuple[Contexts, Contexts]:
-    """Contexts for training and from held-out documents (every tenth), up to the tokens asked for.
-
-    `documents` are rows with a column `text`, as of a dataset.
-
-    Raises ValueError if the documents run out before either split has any context.
-    """
-    rng = np.random.default_rng(seed)
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    room = settings.context_size - len(bos)
-    chosen: dict[str, list[tuple[int, list[int]]]] = {"train": [], "test": []}
-    missing = {"train": settings.harvest_tokens, "test": settings.held_out_tokens}
-    with tqdm(total=sum(missing.values()), desc="choosing contexts", unit="token") as progress:
-        for index, document in enumerate(documents):
-            split = "test" if index % HELD_OUT_EVERY == 0 else "train"
-            if missing[split] <= 0:
-                if max(missing.values()) <= 0:
-                    break
-                continue
-            ids = tokenizer(document[TEXT_COLUMN], add_special_tokens=False, verbose=False)["input_ids"]
-            windows = [ids[start : start + room] for start in range(0, len(ids), room)]
-            for window in rng.permutation(len(windows))[: settings.contexts_per_document]:
-                if missing[split] <= 0:
-                    break
-                chosen[split].append((index, bos + windows[window]))
-                missing[split] -= len(windows[window])
-                progress.update(len(windows[window]))
-    for split, contexts in chosen.items():
-        if not contexts:
-            raise ValueError(
-                f"the dataset gave no {split} document (every {HELD_OUT_EVERY}th is held out); use a larger"
-            )
-    return _stack(chosen["train"], settings.context_size), _stack(chosen["test"], settings.context_size)
-
-
-def _stack(contexts: list[tuple[int, list[int]]], context_size: int) -> Contexts:
-    tokens = torch.full((len(contexts), context_size), PADDING)
-    for row, (_, ids) in enumerate(contexts):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-    return Contexts(tokens, torch.tensor([index for index, _ in contexts]))
 
 
 @dataclass(frozen=True)
@@ -126,7 +51,7 @@ class HiddenStates:
         if not (folder / "complete.json").exists():
             raise FileNotFoundError(f"no complete harvest at {folder}")
         self.folder = folder
-        info = json.loads((folder / "complete.json").read_text())
+        info = read_json(folder / "complete.json")
         self.hook_name: str = info["hook_name"]
         self.special_tokens: list[int] = info["special_tokens"]
         self.states: np.ndarray = np.load(folder / "states.npy", mmap_mode="r")
@@ -190,7 +115,8 @@ class HiddenStates:
         step = start_step
         while True:
             epoch, first = divmod(step, per_epoch)
-            order = torch.randperm(len(self.content), generator=torch.Generator().manual_seed(seed + epoch))
+            epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+            order = torch.randperm(len(self.content), generator=torch.Generator().manual_seed(epoch_seed))
             for batch in order[: per_epoch * batch_size].view(per_epoch, batch_size)[first:]:
                 yield self.standardisation(self.rows(self.content[batch]))
             step = (epoch + 1) * per_epoch
@@ -229,13 +155,13 @@ def _claim(folder: Path, source: dict[str, Any], contexts: Contexts) -> None:
         _save_array(folder / "document.npy", contexts.document)
         write_text(path, json.dumps(source))
     same_contexts = np.array_equal(np.load(folder / "tokens.npy"), contexts.tokens.numpy())
-    if json.loads(path.read_text()) != source or not same_contexts:
+    if read_json(path) != source or not same_contexts:
         raise ValueError(f"{folder} holds hidden states of another model, hook or text; choose another folder")
 
 
 def _harvest_missing(model: Any, contexts: Contexts, hook_name: str, folder: Path, batch_size: int) -> None:
     progress_file = folder / "progress.json"
-    done = json.loads(progress_file.read_text())["contexts"] if progress_file.exists() else 0
+    done = read_json(progress_file)["contexts"] if progress_file.exists() else 0
     states = norms = None
     n, context_size = contexts.tokens.shape
     with tqdm(total=n, initial=done, desc=f"hidden states at {hook_name}", unit="context") as progress:
@@ -267,7 +193,8 @@ def _hidden_states(
         prepend_bos=False,
     )
     states = cache[hook_name].float().cpu()
-    states = states.flatten(2) if states.ndim == 4 else states
+    if states.ndim == 4:
+        states = einops.rearrange(states, "n position head d_head -> n position (head d_head)")
     if states.ndim != 3 or states.shape[:2] != tokens.shape:
         raise ValueError(
             f"{hook_name} must give one vector a token, got shape {tuple(states.shape)}; choose another hook"
@@ -290,3 +217,11 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_text` wrote as JSON. Raises ValueError if the file was damaged since."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove its folder to start over") from error

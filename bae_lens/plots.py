@@ -1,5 +1,7 @@
 """Figures of a comparison."""
 
+from itertools import cycle
+
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import qualitative
@@ -19,7 +21,7 @@ LAYOUT = {
 def firing_frequencies(comparison: Comparison) -> go.Figure:
     """How often features fire: features by log10 of their firing rate on held-out tokens (Fig. 4 of the paper)."""
     figure = go.Figure()
-    for dictionary, colour in zip(comparison.dictionaries, COLOURS, strict=False):
+    for dictionary, colour in zip(comparison.dictionaries, cycle(COLOURS), strict=False):
         rates = np.array(dictionary.metrics.firing_rates)
         counts, _ = np.histogram(np.log10(rates[rates > 0]).clip(RATE_BINS[0]), RATE_BINS)
         never = f" ({dictionary.metrics.never_on} never fire)"
@@ -30,17 +32,17 @@ def firing_frequencies(comparison: Comparison) -> go.Figure:
     return figure
 
 
-def loss_curves(comparison: Comparison) -> go.Figure:
-    """Reconstruction loss by training step, on standardised activations."""
+def training_curves(comparison: Comparison, quantity: str, title: str) -> go.Figure:
+    """One quantity of the curves by training step; losses are on standardised activations."""
     figure = go.Figure()
-    for dictionary, colour in zip(comparison.dictionaries, COLOURS, strict=False):
+    for dictionary, colour in zip(comparison.dictionaries, cycle(COLOURS), strict=False):
         figure.add_scatter(
             x=[point["step"] for point in dictionary.curve],
-            y=[point["mse_loss"] for point in dictionary.curve],
+            y=[point[quantity] for point in dictionary.curve],
             name=dictionary.name,
             line={"color": colour},
         )
-    figure.update_layout(**LAYOUT, xaxis_title="training step", yaxis_title="squared error per token")
+    figure.update_layout(**LAYOUT, xaxis_title="training step", yaxis_title=title)
     figure.update_yaxes(type="log")
     return figure
 
@@ -48,7 +50,7 @@ def loss_curves(comparison: Comparison) -> go.Figure:
 def quality_by_bits(comparison: Comparison) -> go.Figure:
     """Explained variance against the bits it takes to say which features fire; values of real codes come on top."""
     figure = go.Figure()
-    for dictionary, colour in zip(comparison.dictionaries, COLOURS, strict=False):
+    for dictionary, colour in zip(comparison.dictionaries, cycle(COLOURS), strict=False):
         figure.add_scatter(
             x=[dictionary.metrics.support_bits],
             y=[dictionary.metrics.explained_variance],

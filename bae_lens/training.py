@@ -1,6 +1,7 @@
 """Training dictionaries on harvested hidden states with SAELens' trainer: the same batches for each, resumable."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,19 +9,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE, TrainingSAEConfig
+from sae_lens import SAE, TrainingSAE, TrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import tqdm
 
-from bae_lens.harvest import HiddenStates
+from bae_lens.harvest import HiddenStates, read_json
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
 CURVE_POINTS = 200  # of a loss curve, at most
@@ -60,25 +62,47 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """A dictionary to be trained."""
+
+    cfg: TrainingSAEConfig
+    """SAELens training config, of any registered architecture; `normalize_activations` must be "none"."""
+    lr: float
+    """Learning rate of Adam."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a normalisation on top of the standardisation, or a learning rate of 0 or less."""
+        if self.cfg.normalize_activations != "none":
+            raise ValueError(
+                f"normalize_activations must be 'none', got {self.cfg.normalize_activations!r}: "
+                "the hidden states are standardised already"
+            )
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that tells this recipe from another, as JSON values."""
+        cfg = {key: value for key, value in self.cfg.to_dict().items() if key != "metadata"}
+        return json.loads(json.dumps({"lr": self.lr, **cfg}))
+
+
+@dataclass(frozen=True)
 class TrainedDictionary:
     """A finished dictionary, for raw hidden states, and how its training went."""
 
-    name: str
     sae: SAE[Any]
-    lr: float
     seconds: float
     """Time spent in optimiser steps."""
-    curve: list[dict[str, int | float]] = field(default_factory=list)
-    """Loss terms of up to `CURVE_POINTS` steps, with `step`; on standardised activations."""
+    curve: list[dict[str, int | float]]
+    """Of up to `CURVE_POINTS` steps: `step`, `l0`, the losses on standardised activations, the SAE's own metrics."""
 
 
 def train_dictionary(
     name: str,
-    cfg: TrainingSAEConfig,
+    recipe: Recipe,
     states: HiddenStates,
     settings: TrainingSettings,
     folder: Path,
-    lr: float,
     seed: int = 0,
     device: str = "cpu",
     metadata: dict[str, Any] | None = None,
@@ -86,22 +110,41 @@ def train_dictionary(
     """Trains one dictionary on standardised hidden states, folds the standardisation into it and saves it.
 
     `folder/dictionaries/NAME` holds the result as SAELens saves any SAE, `folder/checkpoints/NAME` the state of a run
-    that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost). A finished dictionary
-    is loaded, an interrupted one goes on with the batches it has not seen, and ends with the same weights.
+    that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost). A finished dictionary is loaded,
+    an interrupted one goes on with the batches it has not seen, and ends with the same weights.
 
-    `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata.
-    Raises ValueError for a width other than the hidden states' and for a checkpoint that cannot be read.
+    `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
+    dictionary is saved to take heads apart, and returned to take them concatenated.
+    Raises ValueError for a width other than the hidden states', an architecture whose input cannot be standardised, a
+    folder that holds this name with another recipe, and a checkpoint that cannot be read.
     """
-    if cfg.d_in != states.d_in:
-        raise ValueError(f"{name} has d_in {cfg.d_in}, but the hidden states are {states.d_in} wide")
+    if recipe.cfg.d_in != states.d_in:
+        raise ValueError(f"{name} has d_in {recipe.cfg.d_in}, but the hidden states are {states.d_in} wide")
     finished = folder / "dictionaries" / name
+    source = {"recipe": recipe.to_dict(), "training": asdict(settings), "seed": seed}
     if not finished.exists():
-        run = _Run(name, cfg, states, settings, folder / "checkpoints" / name, lr, seed, device)
-        for key, value in (metadata or {}).items():
-            setattr(run.trainer.sae.cfg.metadata, key, value)
-        run.finish(finished)
-    report = json.loads((finished / TRAINING_FILE).read_text())
-    return TrainedDictionary(name, SAE.load_from_disk(finished, device), **report)
+        cfg = _at_hook(recipe.cfg, states.hook_name, metadata or {})
+        _Run(name, cfg, recipe.lr, states, settings, folder / "checkpoints" / name, source, device).finish(finished)
+    report = read_json(finished / TRAINING_FILE)
+    _check_source(report["source"], source, finished)
+    sae = SAE.load_from_disk(finished, device)
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    return TrainedDictionary(sae, report["seconds"], report["curve"])
+
+
+def _check_source(earlier: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    if earlier != now:
+        raise ValueError(f"{folder} holds a dictionary of another recipe, seed or length; choose another folder")
+
+
+def _at_hook(cfg: TrainingSAEConfig, hook_name: str, metadata: dict[str, Any]) -> TrainingSAEConfig:
+    """A copy that knows where it is trained."""
+    cfg = deepcopy(cfg)
+    for key, value in {**metadata, "hook_name": hook_name}.items():
+        setattr(cfg.metadata, key, value)
+    if hook_name.endswith("hook_z"):
+        cfg.reshape_activations = "hook_z"
+    return cfg
 
 
 class _Run:
@@ -111,25 +154,25 @@ class _Run:
         self,
         name: str,
         cfg: TrainingSAEConfig,
+        lr: float,
         states: HiddenStates,
         settings: TrainingSettings,
         checkpoints: Path,
-        lr: float,
-        seed: int,
+        source: dict[str, Any],
         device: str,
     ) -> None:
         self.name, self.states, self.settings = name, states, settings
-        self.checkpoints, self.lr, self.seed = checkpoints, lr, seed
-        torch.manual_seed(seed)
+        self.checkpoints, self.source = checkpoints, source
+        torch.manual_seed(source["seed"])
         sae = get_sae_training_class(cfg.architecture())[0](cfg).to(device)
-        decay_steps = round(settings.lr_decay * settings.steps)
+        _check_foldable(sae, states)
         self.trainer = SAETrainer(
             SAETrainerConfig(
                 total_training_samples=settings.steps * settings.batch_size,
                 train_batch_size_samples=settings.batch_size,
                 lr=lr,
                 lr_end=lr,
-                lr_decay_steps=decay_steps,
+                lr_decay_steps=round(settings.lr_decay * settings.steps),
                 device=device,
                 dead_feature_window=max(1, min(1000, settings.steps // DEAD_WINDOW_SHARE)),
             ),
@@ -154,8 +197,8 @@ class _Run:
 
     def _train(self) -> None:
         trainer, settings = self.trainer, self.settings
-        batches = self.states.shuffled(settings.batch_size, self.seed, trainer.n_training_steps)
-        every = max(1, settings.steps // CURVE_POINTS)
+        batches = self.states.shuffled(settings.batch_size, self.source["seed"], trainer.n_training_steps)
+        every = math.ceil(settings.steps / CURVE_POINTS)
         saved = time.monotonic()
         progress = tqdm(
             total=settings.steps, initial=trainer.n_training_steps, desc=f"training {self.name}", unit="step"
@@ -164,9 +207,10 @@ class _Run:
             while trainer.n_training_steps < settings.steps:
                 batch = next(batches)
                 start = time.perf_counter()
+                trainer.maybe_reset_sparsity()
                 output = trainer.step(batch)
                 if trainer.n_training_steps % every == 0:
-                    self.curve.append({"step": trainer.n_training_steps, **_losses(output)})
+                    self.curve.append({"step": trainer.n_training_steps, **_scalars(output)})
                 trainer.n_training_steps += 1
                 self.seconds += time.perf_counter() - start
                 progress.update()
@@ -177,7 +221,7 @@ class _Run:
                     raise KeyboardInterrupt
 
     def _report(self) -> dict[str, Any]:
-        return {"lr": self.lr, "seconds": self.seconds, "curve": self.curve}
+        return {"source": self.source, "seconds": self.seconds, "curve": self.curve}
 
     def _save_checkpoint(self) -> None:
         """Writes a complete checkpoint beside the last one before that is removed, so that one is always whole."""
@@ -200,7 +244,9 @@ class _Run:
             self.trainer.load_trainer_state(whole[-1])
             report = json.loads((whole[-1] / TRAINING_FILE).read_text())
         except Exception as error:
-            raise ValueError(f"the checkpoint {whole[-1]} cannot be read ({error}); remove it to start over") from error
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"checkpoint {whole[-1]} cannot be read ({reason}); remove it to start over") from error
+        _check_source(report["source"], self.source, whole[-1])
         self.seconds, self.curve = report["seconds"], report["curve"]
 
 
@@ -222,5 +268,18 @@ def _interruption() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _losses(output: TrainStepOutput) -> dict[str, float]:
-    return {"loss": output.loss.item(), **{name: loss.item() for name, loss in output.losses.items()}}
+def _check_foldable(sae: TrainingSAE[Any], states: HiddenStates) -> None:
+    try:
+        states.standardisation.fold_into(deepcopy(sae))
+    except NotImplementedError as error:
+        architecture = sae.cfg.architecture()
+        raise ValueError(f"a {architecture} dictionary cannot absorb the standardisation of its input") from error
+
+
+@torch.no_grad()
+def _scalars(output: TrainStepOutput) -> dict[str, int | float]:
+    l0 = (output.feature_acts != 0).sum() / len(output.feature_acts)
+    metrics = {name: float(value() if callable(value) else value) for name, value in output.metrics.items()}
+    return {"l0": l0.item(), "loss": output.loss.item(), **metrics} | {
+        name: loss.item() for name, loss in output.losses.items()
+    }

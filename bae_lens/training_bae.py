@@ -108,6 +108,8 @@ class TrainingBAEConfig(TrainingSAEConfig):
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
             raise ValueError(f"target_l0 must lie between 0 and d_sae = {self.d_sae}, got {self.target_l0}")
+        if self.target_l0 is not None and self.entropy_coefficient == 0:
+            raise ValueError("target_l0 steers the entropy coefficient, which must then be positive, got 0")
         if not 0 <= self.prior_decay < 1:
             raise ValueError(f"prior_decay must lie in [0, 1), got {self.prior_decay}")
         if not self.apply_encoder_bias and self.encoder_bias_init != 0:

@@ -17,6 +17,8 @@ from transformer_lens import HookedTransformerConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bae_lens import TrainingBAEConfig
+from bae_lens.contexts import ContextSettings, choose_contexts
+from bae_lens.harvest import HiddenStates, harvest
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
 WORDS = tuple(f"w{i}" for i in range(60))
@@ -111,3 +113,16 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: 
     LlamaForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def states(
+    tiny_model: HookedSAETransformer, tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset, tmp_path: Path
+) -> tuple[HiddenStates, HiddenStates]:
+    """600 tokens for training and 300 held-out ones after the first layer of the tiny model, in contexts of 16."""
+    settings = ContextSettings(context_size=16, harvest_tokens=600, held_out_tokens=300)
+    train, test = choose_contexts(tiny_tokenizer, tiny_dataset, settings)
+    return (
+        harvest(tiny_model, train, "blocks.0.hook_resid_post", tmp_path / "states" / "train"),
+        harvest(tiny_model, test, "blocks.0.hook_resid_post", tmp_path / "states" / "test"),
+    )

@@ -1,39 +1,46 @@
 import json
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from sae_lens import SAE, HookedSAETransformer, StandardTrainingSAEConfig
-from transformers import PreTrainedTokenizerFast
+from sae_lens import SAE, StandardTrainingSAEConfig
 
-from bae_lens.comparison import Comparison, Recipe, Stopwatch, claim_folder, compare, describe
-from bae_lens.harvest import ContextSettings, HiddenStates, choose_contexts, harvest
+from bae_lens.comparison import Comparison, Experiment, Stopwatch, check_folder, claim_folder, compare, describe
+from bae_lens.harvest import HiddenStates
 from bae_lens.report import write_report
-from bae_lens.training import TrainingSettings
+from bae_lens.training import Recipe, TrainingSettings
 
 HOOK = "blocks.0.hook_resid_post"
-SETTINGS = {"model": "tiny", "text": "words", "hook_name": HOOK, "training": {"training_tokens": 640}}
+EXPERIMENT = Experiment("tiny", "words", HOOK, training=TrainingSettings(training_tokens=640, batch_size=32))
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def states(
-    tiny_model: HookedSAETransformer, tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset, tmp_path: Path
-) -> list[HiddenStates]:
-    settings = ContextSettings(context_size=16, harvest_tokens=600, held_out_tokens=300)
-    contexts = choose_contexts(tiny_tokenizer, tiny_dataset, settings)
-    return [harvest(tiny_model, part, HOOK, tmp_path / f"states{i}") for i, part in enumerate(contexts)]
+class LinkCollector(HTMLParser):
+    """Everything that a page would load, and its figures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str | None] = []
+        self.figures: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        self.figures += [value for name, value in attrs if name == "class" and value == "plotly-graph-div"]
 
 
-def run(model: Any, states: list[HiddenStates], folder: Path, bae_config: Any) -> Comparison:
-    recipes = {
+def recipes(bae_config: Any) -> dict[str, Recipe]:
+    return {
         "BAE": Recipe(bae_config(), lr=4e-3),
         "ReLU": Recipe(StandardTrainingSAEConfig(d_in=16, d_sae=64, l1_coefficient=1), lr=1e-3),
     }
-    settings = TrainingSettings(training_tokens=640, batch_size=32)
-    return compare(model, states[0], states[1], recipes, settings, folder, SETTINGS, Stopwatch())
+
+
+def run(model: Any, states: tuple[HiddenStates, HiddenStates], folder: Path, bae_config: Any) -> Comparison:
+    return compare(model, *states, recipes(bae_config), EXPERIMENT, folder, Stopwatch(folder))
 
 
 def test_dictionaries_are_compared_on_the_same_batches_and_saved(tiny_model, states, bae_config, tmp_path, monkeypatch):
@@ -75,13 +82,14 @@ def test_result_survives_json_and_makes_a_table(tiny_model, states, bae_config, 
 
 def test_report_is_one_page_that_needs_no_network(tiny_model, states, bae_config, tmp_path):
     comparison = run(tiny_model, states, tmp_path, bae_config)
-    hostile = replace(comparison, settings={**SETTINGS, "text": "<script>alert(1)</script>"})
+    hostile = replace(comparison, experiment=replace(EXPERIMENT, text="<script>alert(1)</script>"))
     html = write_report(hostile, tmp_path).read_text()
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert(1)" in html
-    assert "src=" not in html.split("</script>")[-1]
-    assert not any(tag in html for tag in ('<script src="', '<link rel="stylesheet"', "@import"))
-    assert html.count("Plotly.newPlot(") == 3
+    page = LinkCollector()
+    page.feed(html)
+    assert page.links == ["data:,"]
+    assert len(page.figures) == 4
     example = comparison.dictionaries[0].features[0].examples[0]
     assert f">{example.token}</mark>" in html
     assert f"<td>{comparison.dictionaries[1].metrics.support_bits:.0f}</td>" in html
@@ -98,21 +106,43 @@ def test_massive_tokens_are_reported(states, tiny_tokenizer):
     assert corpus.special_tokens == corpus.contexts == 50  # one BOS each
 
 
-def test_folder_belongs_to_one_run(tmp_path):
+def test_stages_add_up_over_runs(tmp_path):
+    for _ in range(2):
+        Stopwatch(tmp_path).add("train", 2.0)
+    with pytest.raises(KeyboardInterrupt), Stopwatch(tmp_path).stage("evaluate"):
+        raise KeyboardInterrupt
+    stages = Stopwatch(tmp_path).stages
+    assert stages["train"].seconds == 4
+    assert 0 < stages["evaluate"].seconds < 1
+    assert 0.01 < stages["train"].peak_memory_gib < 100
+
+
+def test_second_comparison_measures_nothing_again(tiny_model, states, bae_config, tmp_path, monkeypatch):
+    first = run(tiny_model, states, tmp_path, bae_config)
+    monkeypatch.setattr("bae_lens.comparison.evaluate_dictionary", lambda *_: pytest.fail("measured again"))
+    assert run(tiny_model, states, tmp_path, bae_config).dictionaries == first.dictionaries
+
+
+def test_folder_belongs_to_one_run(tmp_path, bae_config):
     folder = tmp_path / "run"
-    claim_folder(folder, {"seed": 0, "model": "a"})
-    claim_folder(folder, {"seed": 0, "model": "a"})
+    claim_folder(folder, EXPERIMENT, recipes(bae_config))
+    claim_folder(folder, EXPERIMENT, recipes(bae_config))
     with pytest.raises(ValueError, match=r"holds another run \(seed: 0 there, 1 now\); choose another folder"):
-        claim_folder(folder, {"seed": 1, "model": "a"})
+        claim_folder(folder, replace(EXPERIMENT, seed=1), recipes(bae_config))
+    with pytest.raises(ValueError, match=r"recipes.BAE.d_sae: 64 there, 32 now"):
+        claim_folder(folder, EXPERIMENT, recipes(lambda: bae_config(d_sae=32)))
 
 
 def test_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds files of something else"):
-        claim_folder(tmp_path, {})
+        check_folder(tmp_path)
 
 
-def test_folder_that_cannot_be_written_is_refused(tmp_path):
+def test_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"is not writable: check .*file, or choose"):
-        claim_folder(tmp_path / "file" / "run", {})
+        check_folder(tmp_path / "file" / "run")
+    monkeypatch.setattr("os.access", lambda *_: False)  # what permissions do to anybody but root
+    with pytest.raises(ValueError, match="is not writable"):
+        check_folder(tmp_path / "run")

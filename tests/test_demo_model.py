@@ -94,7 +94,7 @@ def test_demo_on_the_real_model(monkeypatch, tmp_path, capsys):
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
     assert [d["name"] for d in result["dictionaries"]] == ["BAE", "ReLU", "Top-k", "Gated"]
     assert all(0 < d["metrics"]["explained_variance"] < 1 for d in result["dictionaries"])
-    assert all(d["language_model"]["ce_loss_without_sae"] < 5 for d in result["dictionaries"])
+    assert all(d["language_model"]["clean"] < 5 for d in result["dictionaries"])
     bae = SAE.load_from_disk(tmp_path / "demo" / "dictionaries" / "BAE")
     _, cache = load_demo_model().run_with_cache_with_saes("My fellow Americans", saes=[bae])
     code = cache["blocks.10.hook_resid_post.hook_sae_acts_post"]

@@ -1,16 +1,14 @@
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from sae_lens import HookedSAETransformer, StandardSAE, StandardSAEConfig
-from transformers import PreTrainedTokenizerFast
+from sae_lens import StandardSAE, StandardSAEConfig
 
 from bae_lens import BAE, BAEConfig
-from bae_lens.evals import activated_features, evaluate_dictionary, feature_examples, language_model_loss
-from bae_lens.harvest import Contexts, ContextSettings, HiddenStates, choose_contexts, harvest
+from bae_lens.contexts import PADDING, Contexts
+from bae_lens.evals import LossMeter, activated_features, evaluate_dictionary, feature_examples
+from bae_lens.harvest import HiddenStates, harvest
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -31,11 +29,8 @@ def identity_bae(d: int) -> BAE:
 
 
 @pytest.fixture
-def states(
-    tiny_model: HookedSAETransformer, tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset, tmp_path: Path
-) -> HiddenStates:
-    settings = ContextSettings(context_size=16, harvest_tokens=600, held_out_tokens=15)
-    return harvest(tiny_model, choose_contexts(tiny_tokenizer, tiny_dataset, settings)[0], HOOK, tmp_path / "states")
+def states(states: Any) -> HiddenStates:
+    return states[0]
 
 
 def test_metrics_of_a_known_code():
@@ -84,37 +79,57 @@ def test_nothing_to_evaluate_on_is_refused():
         evaluate_dictionary(identity_bae(2), torch.zeros(0, 2))
 
 
-def with_metadata(sae: Any, context_size: int) -> Any:
-    sae.cfg.metadata.hook_name = HOOK
-    sae.cfg.metadata.context_size = context_size
-    sae.cfg.metadata.prepend_bos = True
+def relu_identity(d: int) -> StandardSAE:
+    """Reads every axis in both directions, so that it gives back what it is given."""
+    sae = StandardSAE(StandardSAEConfig(d_in=d, d_sae=2 * d, apply_b_dec_to_input=False))
+    both = torch.cat([torch.eye(d), -torch.eye(d)])
+    sae.load_state_dict({"W_enc": both.T, "b_enc": torch.zeros(2 * d), "W_dec": both, "b_dec": torch.zeros(d)})
     return sae
 
 
 def test_loss_with_a_perfect_dictionary_is_the_models_own(tiny_model, states):
-    sae = StandardSAE(StandardSAEConfig(d_in=16, d_sae=32, apply_b_dec_to_input=False))
-    sae.load_state_dict(
-        {
-            "W_enc": torch.cat([torch.eye(16), -torch.eye(16)], 1),
-            "b_enc": torch.zeros(32),
-            "W_dec": torch.cat([torch.eye(16), -torch.eye(16)], 0),
-            "b_dec": torch.zeros(16),
-        }
-    )
-    losses = language_model_loss(tiny_model, with_metadata(sae, 16), states, 5)
+    loss = LossMeter(tiny_model, states, n_contexts=50)(relu_identity(16))
     tokens = states.contexts.tokens
-    tokens = tokens[(tokens >= 0).all(1)][:5]
-    own = tiny_model(tokens, return_type="loss", loss_per_token=True)[:, 1:].mean().item()  # BOS' own loss left out
-    assert losses["ce_loss_with_sae"] == pytest.approx(losses["ce_loss_without_sae"], abs=1e-5)
-    assert losses["ce_loss_without_sae"] == pytest.approx(own, rel=1e-4)
-    assert losses["ce_loss_score"] == pytest.approx(1, abs=1e-3)
+    own = tiny_model(tokens.clamp(min=0), return_type="loss", loss_per_token=True)
+    scored = (tokens[:, 1:] != PADDING) & (torch.arange(15) > 0)  # BOS' own prediction is left out
+    assert loss.n_tokens == scored.sum() == 550
+    assert loss.clean == pytest.approx(own[scored].mean().item(), rel=1e-5)
+    assert loss.with_sae == pytest.approx(loss.clean, abs=1e-5)
+    assert loss.recovered == pytest.approx(1, abs=1e-3)
 
 
-def test_loss_needs_a_full_context(tiny_model, tmp_path):
-    tokens = torch.tensor([[0, 5, 6, -1]])
-    short = harvest(tiny_model, Contexts(tokens, torch.tensor([0])), HOOK, tmp_path / "short")
-    with pytest.raises(ValueError, match="no held-out document fills a context of 4 tokens"):
-        language_model_loss(tiny_model, with_metadata(identity_bae(16), 4), short, 5)
+def test_loss_replaces_content_only(tiny_model, states):
+    meter = LossMeter(tiny_model, states, n_contexts=4)
+    seen = []
+
+    def record(activations, hook):  # noqa: ARG001
+        seen.append(activations)
+
+    _, cache = tiny_model.run_with_cache(meter.tokens.clamp(min=0), prepend_bos=False)
+    tiny_model.add_hook("blocks.1.hook_resid_pre", record)
+    sae = relu_identity(16)
+    sae.b_dec.data[3] = 7
+    loss = meter(sae)
+    assert abs(loss.with_sae - loss.clean) > 1e-3
+    shift = seen[0] - cache[HOOK]
+    assert torch.allclose(shift[meter.content][:, 3], torch.tensor(7.0), atol=1e-5)
+    assert (shift[~meter.content] == 0).all()
+    assert not meter.content[:, 0].any()
+
+
+def test_loss_is_measured_on_contexts_spread_over_all(tiny_model, states):
+    meter = LossMeter(tiny_model, states, n_contexts=3)
+    assert torch.equal(meter.tokens, states.contexts.tokens[[0, 24, 49]])
+
+
+def test_loss_of_short_documents_is_measured(tiny_model, tmp_path):
+    short = harvest(tiny_model, Contexts(torch.tensor([[0, 5, 6, -1]]), torch.tensor([0])), HOOK, tmp_path / "short")
+    assert LossMeter(tiny_model, short, n_contexts=5)(relu_identity(16)).n_tokens == 1
+
+
+def test_loss_at_hook_z_takes_heads_concatenated(tiny_model, states, tmp_path):
+    z = harvest(tiny_model, states.contexts, "blocks.1.attn.hook_z", tmp_path / "z")
+    assert LossMeter(tiny_model, z, n_contexts=2)(relu_identity(16)).recovered == pytest.approx(1, abs=1e-2)
 
 
 def test_examples_are_the_strongest_token_of_each_context_in_its_sentence(states, tiny_tokenizer):

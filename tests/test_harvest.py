@@ -1,23 +1,16 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import HookedSAETransformer, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import HookedSAETransformer
+from sae_lens.registry import get_sae_training_class
 from transformers import PreTrainedTokenizerFast
 
-from bae_lens import TrainingBAE
-from bae_lens.harvest import (
-    PADDING,
-    Contexts,
-    ContextSettings,
-    HiddenStates,
-    Standardisation,
-    choose_contexts,
-    harvest,
-    hook_width,
-)
+from bae_lens.contexts import PADDING, Contexts, ContextSettings, choose_contexts
+from bae_lens.harvest import HiddenStates, Standardisation, harvest, hook_width
 
 HOOK = "blocks.0.hook_resid_post"
 SETTINGS = ContextSettings(context_size=9, harvest_tokens=640, held_out_tokens=80, contexts_per_document=2)
@@ -31,46 +24,6 @@ def contexts(tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset) -> 
 @pytest.fixture
 def states(tiny_model: HookedSAETransformer, contexts: Contexts, tmp_path: Path) -> HiddenStates:
     return harvest(tiny_model, contexts, HOOK, tmp_path / "states")
-
-
-def test_contexts_are_split_by_document_and_have_the_tokens_asked_for(tiny_tokenizer, tiny_dataset):
-    train, test = choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)
-    assert train.tokens.shape == (80, 9)
-    assert test.tokens.shape == (10, 9)
-    assert (train.document % 10 != 0).all()
-    assert (test.document % 10 == 0).all()
-    assert (train.tokens[:, 0] == tiny_tokenizer.bos_token_id).all()
-    assert train.document.bincount().max() == 2
-
-
-def test_context_holds_consecutive_tokens_of_its_document(tiny_tokenizer, tiny_dataset):
-    train, _ = choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)
-    words = tiny_dataset[int(train.document[3])]["text"]
-    assert tiny_tokenizer.decode(train.tokens[3, 1:]) in words
-
-
-def test_same_seed_gives_the_same_contexts_and_another_seed_others(tiny_tokenizer, tiny_dataset):
-    tokens = [choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS, seed)[0].tokens for seed in (1, 1, 2)]
-    assert torch.equal(tokens[0], tokens[1])
-    assert not torch.equal(tokens[0], tokens[2])
-
-
-def test_short_document_is_padded(tiny_tokenizer):
-    train, test = choose_contexts(tiny_tokenizer, [{"text": "w1 w2"}] * 2, SETTINGS)
-    assert train.tokens[0].tolist() == [0, 5, 6] + [PADDING] * 6
-    assert len(test.tokens) == 1
-
-
-def test_one_document_is_too_few(tiny_tokenizer):
-    with pytest.raises(ValueError, match="no train document"):
-        choose_contexts(tiny_tokenizer, [{"text": "w1 w2"}], SETTINGS)
-
-
-def test_sizes_must_be_positive():
-    with pytest.raises(ValueError, match="harvest_tokens must be at least 1, got 0"):
-        ContextSettings(harvest_tokens=0)
-    with pytest.raises(ValueError, match="context_size must be at least 2, got 1"):
-        ContextSettings(context_size=1)
 
 
 def test_rows_are_what_the_model_computes(states, tiny_model, contexts):
@@ -147,12 +100,11 @@ def test_hidden_states_without_variance_are_refused(states, monkeypatch):
         _ = states.standardisation
 
 
-@pytest.mark.parametrize("architecture", ["bae", "topk"])
-def test_folding_the_standardisation_is_exact(bae_config, architecture):
-    if architecture == "bae":
-        sae = TrainingBAE(bae_config(dtype="float64"))
-    else:
-        sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=16, d_sae=64, k=4, dtype="float64"))
+@pytest.mark.parametrize("architecture", ["bae", "standard", "topk", "gated", "jumprelu", "batchtopk"])
+def test_folding_the_standardisation_is_exact(architecture):
+    sae_class, config_class = get_sae_training_class(architecture)
+    k: dict[str, Any] = {"k": 4} if "topk" in architecture else {}
+    sae = sae_class(config_class(d_in=16, d_sae=64, dtype="float64", decoder_init_norm=1.0, **k))
     standardisation = Standardisation(torch.randn(16), 0.37)
     x = 3 * torch.randn(32, 16, dtype=torch.float64)
     codes, out = sae.encode(standardisation(x)), sae.decode(sae.encode(standardisation(x)))
@@ -170,7 +122,21 @@ def test_an_epoch_of_batches_visits_every_row_once_in_a_seeded_order(states):
     assert torch.equal(epochs[0].sort(0).values, everything.sort(0).values)
     assert not torch.equal(epochs[0], epochs[1])
     assert torch.equal(next(states.shuffled(64, seed=3)), epochs[0][:64])
-    assert not torch.equal(next(states.shuffled(64, seed=4)), epochs[0][:64])
+    other = states.shuffled(64, seed=4)
+    for epoch in epochs:
+        assert not torch.equal(torch.cat([next(other) for _ in range(per_epoch)]), epoch)
+
+
+def test_neighbouring_seeds_share_no_epoch(states):
+    first, second = states.shuffled(640, seed=0), states.shuffled(640, seed=1)
+    next(first)
+    assert not torch.equal(next(first), next(second))
+
+
+def test_damaged_file_is_named(states):
+    (states.folder / "complete.json").write_text("{")
+    with pytest.raises(ValueError, match=r"complete.json is damaged .* remove its folder to start over"):
+        HiddenStates(states.folder)
 
 
 def test_batches_from_a_later_step_are_those_of_the_whole_run(states):

@@ -6,7 +6,7 @@ from sae_lens import HookedSAETransformer
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
 from bae_lens import sources
-from bae_lens.sources import check_text, load_model, load_text, resolve_hook
+from bae_lens.sources import load_model, load_text, resolve_hook
 
 
 def texts(name: Any) -> list[str]:
@@ -88,15 +88,23 @@ def test_jsonl_file_has_a_document_a_line(tmp_path):
 def test_text_that_is_none_is_refused(tmp_path):
     path = tmp_path / "documents.jsonl"
     path.write_text('{"content": "one"}\n')
-    with pytest.raises(ValueError, match=r"needs a column 'text' of strings, got columns content"):
+    with pytest.raises(ValueError, match=r"has no column 'text' of strings; choose its text column among content"):
         load_text(str(path))
     with pytest.raises(ValueError, match="found no text"):
         load_text(str(tmp_path / "missing.txt"))
     (tmp_path / "book.pdf").write_text("")
     with pytest.raises(ValueError, match=r"must end in one of .txt"):
         load_text(str(tmp_path / "book.pdf"))
+    (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match="holds no documents"):
-        check_text(Dataset.from_dict({"text": []}))
+        load_text(str(tmp_path / "empty.txt"))
+
+
+def test_text_can_be_in_another_column(tmp_path):
+    path = tmp_path / "documents.jsonl"
+    path.write_text('{"text": "no", "body": "one"}\n{"text": "no", "body": "two"}\n')
+    dataset: Any = load_text(str(path), column="body")
+    assert list(dataset) == [{"text": "one"}, {"text": "two"}]
 
 
 def test_hub_dataset_is_streamed(monkeypatch):

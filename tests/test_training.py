@@ -1,34 +1,32 @@
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from sae_lens import SAE, HookedSAETransformer, TopKTrainingSAEConfig
+from sae_lens import SAE, MatchingPursuitTrainingSAEConfig, TopKTrainingSAEConfig
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
 
 from bae_lens import BAE
-from bae_lens.harvest import ContextSettings, HiddenStates, choose_contexts, harvest
-from bae_lens.training import TrainingSettings, train_dictionary
+from bae_lens.harvest import HiddenStates, harvest
+from bae_lens.training import Recipe, TrainingSettings, train_dictionary
 
 SETTINGS = TrainingSettings(training_tokens=32 * 40, batch_size=32)
-HOOK = "blocks.0.hook_resid_post"
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def states(
-    tiny_model: HookedSAETransformer, tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset, tmp_path: Path
-) -> HiddenStates:
-    settings = ContextSettings(context_size=16, harvest_tokens=600, held_out_tokens=15)
-    return harvest(tiny_model, choose_contexts(tiny_tokenizer, tiny_dataset, settings)[0], HOOK, tmp_path / "states")
+def states(states: Any) -> HiddenStates:
+    return states[0]
 
 
 @pytest.fixture
-def cfg(bae_config: Any) -> Any:
-    return bae_config(target_l0=8.0, entropy_start_step=10)
+def recipe(bae_config: Any) -> Recipe:
+    return Recipe(bae_config(target_l0=8.0, entropy_start_step=10), lr=4e-3)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -48,89 +46,105 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> Non
     monkeypatch.setattr(HiddenStates, "shuffled", interrupted)
 
 
-def test_dictionary_learns_and_loads_as_any_sae_for_raw_hidden_states(states, cfg, tmp_path):
-    metadata = {"hook_name": HOOK, "model_name": "tiny"}
-    trained = train_dictionary("bae", cfg, states, SETTINGS, tmp_path, lr=4e-3, metadata=metadata)
+def test_dictionary_learns_and_loads_as_any_sae_for_raw_hidden_states(states, recipe, tmp_path):
+    metadata = {"model_name": "tiny"}
+    trained = train_dictionary("bae", recipe, states, SETTINGS, tmp_path, metadata=metadata)
     losses = [point["mse_loss"] for point in trained.curve]
     assert [point["step"] for point in trained.curve] == list(range(40))
+    assert trained.curve[0]["entropy_coefficient"] == 0
+    assert trained.curve[-1]["entropy_coefficient"] > 0
+    assert 0 < trained.curve[-1]["l0"] < 64
     assert losses[-1] < 0.8 * losses[0]
     assert trained.seconds > 0
     sae = SAE.load_from_disk(tmp_path / "dictionaries" / "bae")
     assert isinstance(sae, BAE)
-    assert sae.cfg.metadata.hook_name == HOOK
+    assert (sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name) == (states.hook_name, "tiny")
     x = states.rows(states.content)
     error = (sae(x) - x).square().sum() * states.standardisation.scale**2 / len(x)
     assert error.item() == pytest.approx(losses[-1], rel=0.2)
 
 
-def test_same_seed_trains_the_same_dictionary_and_another_seed_another(states, cfg, tmp_path):
+def test_same_seed_trains_the_same_dictionary_and_another_seed_another(states, recipe, tmp_path):
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train_dictionary("bae", cfg, states, SETTINGS, tmp_path / folder, lr=1e-3, seed=seed)
+        train_dictionary("bae", recipe, states, SETTINGS, tmp_path / folder, seed=seed)
     a, b, c = (weights(tmp_path / folder) for folder in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["W_enc"], c["W_enc"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(states, cfg, tmp_path, monkeypatch, number):
-    whole = train_dictionary("bae", cfg, states, SETTINGS, tmp_path / "whole", lr=1e-3)
+def test_interrupted_training_ends_with_the_weights_of_a_whole_one(states, recipe, tmp_path, monkeypatch, number):
+    handler = signal.getsignal(number)
+    whole = train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 23, lambda: os.kill(os.getpid(), number))
         with pytest.raises(KeyboardInterrupt):
-            train_dictionary("bae", cfg, states, SETTINGS, tmp_path / "cut", lr=1e-3)
+            train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "cut")
     assert [path.name for path in (tmp_path / "cut" / "checkpoints" / "bae").iterdir()] == ["00000024"]
-    resumed = train_dictionary("bae", cfg, states, SETTINGS, tmp_path / "cut", lr=1e-3)
+    resumed = train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "cut")
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert resumed.curve == whole.curve
     assert not (tmp_path / "cut" / "checkpoints" / "bae").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(number) is handler
 
 
-def test_killed_training_goes_on_from_the_last_timed_checkpoint(states, cfg, tmp_path, monkeypatch):
+def test_killed_training_goes_on_from_the_last_timed_checkpoint(states, recipe, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
     def kill():
         raise Killed
 
-    whole = train_dictionary("bae", cfg, states, SETTINGS, tmp_path / "whole", lr=1e-3)
+    whole = train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "whole")
     monkeypatch.setattr("bae_lens.training.CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 15, kill)
         with pytest.raises(Killed):
-            train_dictionary("bae", cfg, states, SETTINGS, tmp_path / "cut", lr=1e-3)
+            train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "cut")
     (tmp_path / "cut" / "checkpoints" / "bae" / "00000016.partial").mkdir()
     steps = []
     interrupt_at(monkeypatch, 15, lambda: steps.append("resumed at 15"))
-    assert train_dictionary("bae", cfg, states, SETTINGS, tmp_path / "cut", lr=1e-3).curve == whole.curve
+    assert train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "cut").curve == whole.curve
     assert steps == ["resumed at 15"]
 
 
-def test_finished_dictionary_is_not_trained_again(states, cfg, tmp_path, monkeypatch):
-    first = train_dictionary("bae", cfg, states, SETTINGS, tmp_path, lr=1e-3)
+def test_finished_dictionary_is_not_trained_again(states, recipe, tmp_path, monkeypatch):
+    first = train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
     interrupt_at(monkeypatch, 0, lambda: pytest.fail("trained again"))
-    assert train_dictionary("bae", cfg, states, SETTINGS, tmp_path, lr=1e-3).curve == first.curve
+    assert train_dictionary("bae", recipe, states, SETTINGS, tmp_path).curve == first.curve
 
 
-def test_corrupt_checkpoint_is_refused_with_the_remedy(states, cfg, tmp_path, monkeypatch):
+def test_finished_dictionary_of_another_recipe_is_not_taken_for_this_one(states, recipe, tmp_path):
+    train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    for other, seed in (
+        (Recipe(recipe.cfg, lr=1e-3), 0),
+        (Recipe(replace(recipe.cfg, d_sae=32), recipe.lr), 0),
+        (recipe, 1),
+    ):
+        with pytest.raises(ValueError, match="holds a dictionary of another recipe, seed or length"):
+            train_dictionary("bae", other, states, SETTINGS, tmp_path, seed=seed)
+
+
+@pytest.mark.parametrize("damaged", ["sae_weights.safetensors", "trainer_state.pt", "training.json"])
+def test_corrupt_checkpoint_is_refused_with_the_remedy(states, recipe, tmp_path, monkeypatch, damaged):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
-            train_dictionary("bae", cfg, states, SETTINGS, tmp_path, lr=1e-3)
+            train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
     checkpoint = tmp_path / "checkpoints" / "bae" / "00000006"
-    (checkpoint / "sae_weights.safetensors").write_bytes(b"not safetensors")
+    (checkpoint / damaged).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"00000006 cannot be read .* remove it to start over"):
-        train_dictionary("bae", cfg, states, SETTINGS, tmp_path, lr=1e-3)
+        train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
 
 
 def test_topk_revives_dead_features_within_a_short_run(states, tmp_path):
-    cfg = TopKTrainingSAEConfig(d_in=16, d_sae=256, k=2)
-    curve = train_dictionary("topk", cfg, states, SETTINGS, tmp_path, lr=1e-3).curve
+    recipe = Recipe(TopKTrainingSAEConfig(d_in=16, d_sae=256, k=2), lr=1e-3)
+    curve = train_dictionary("topk", recipe, states, SETTINGS, tmp_path).curve
     assert any(point["auxiliary_reconstruction_loss"] > 0 for point in curve)
 
 
-def test_learning_rate_falls_to_zero_at_the_end(states, cfg, tmp_path, monkeypatch):
+def test_learning_rate_falls_to_zero_at_the_end(states, recipe, tmp_path, monkeypatch):
     from sae_lens.training.sae_trainer import SAETrainer
 
     step, rates = SAETrainer.step, []
@@ -140,14 +154,43 @@ def test_learning_rate_falls_to_zero_at_the_end(states, cfg, tmp_path, monkeypat
         return step(self, batch)
 
     monkeypatch.setattr(SAETrainer, "step", recorded)
-    train_dictionary("bae", cfg, states, SETTINGS, tmp_path, lr=1e-3)
-    assert rates[:32] == [1e-3] * 32
-    assert rates[-1] == pytest.approx(1e-3 / 8)
+    train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    assert rates[:32] == [4e-3] * 32
+    assert rates[-1] == pytest.approx(4e-3 / 8)
 
 
 def test_wrong_width_is_refused(states, bae_config, tmp_path):
     with pytest.raises(ValueError, match="bae has d_in 17, but the hidden states are 16 wide"):
-        train_dictionary("bae", bae_config(d_in=17), states, SETTINGS, tmp_path, lr=1e-3)
+        train_dictionary("bae", Recipe(bae_config(d_in=17), lr=1e-3), states, SETTINGS, tmp_path)
+
+
+def test_heads_are_trained_concatenated_and_saved_to_be_taken_apart(tiny_model, states, bae_config, tmp_path):
+    hook = "blocks.0.attn.hook_z"
+    z = harvest(tiny_model, states.contexts, hook, tmp_path / "z")
+    trained = train_dictionary("bae", Recipe(bae_config(), lr=4e-3), z, SETTINGS, tmp_path)
+    sae = SAE.load_from_disk(tmp_path / "dictionaries" / "bae")
+    tokens = states.contexts.tokens[:2].clamp(min=0)
+    _, cache = tiny_model.run_with_cache_with_saes(tokens, saes=[sae])
+    code = cache[f"{hook}.hook_sae_acts_post"]
+    assert torch.equal(code.flatten(0, 1), trained.sae.encode(z.rows(torch.arange(32))))
+
+
+@pytest.mark.parametrize("mode", ["expected_average_only_in", "layer_norm", "constant_norm_rescale"])
+def test_normalising_what_is_standardised_is_refused(bae_config, mode):
+    with pytest.raises(ValueError, match=f"normalize_activations must be 'none', got '{mode}'"):
+        Recipe(bae_config(normalize_activations=mode), lr=1e-3)
+
+
+def test_learning_rate_must_be_positive(bae_config):
+    with pytest.raises(ValueError, match=r"lr must be positive, got 0.0"):
+        Recipe(bae_config(), lr=0.0)
+
+
+def test_architecture_that_cannot_be_standardised_is_refused_before_training(states, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 0, lambda: pytest.fail("trained"))
+    recipe = Recipe(MatchingPursuitTrainingSAEConfig(d_in=16, d_sae=64, decoder_init_norm=1.0), lr=1e-3)
+    with pytest.raises(ValueError, match="a matching_pursuit dictionary cannot absorb the standardisation"):
+        train_dictionary("mp", recipe, states, SETTINGS, tmp_path)
 
 
 @pytest.mark.parametrize(
