@@ -53,7 +53,7 @@ def main() -> None:
 class Demo:
     """Train BAE, ReLU, Top-k and Gated dictionaries side by side on the embedded model and text, and report on them.
 
-    Needs the extra bae-lens[demo], no network, and about ten minutes on two cores.
+    Needs the extra bae-lens[demo], no network, and about nine minutes on two cores.
     """
 
     output: Path = Path("demo")

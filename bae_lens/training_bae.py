@@ -86,9 +86,16 @@ class TrainingBAEConfig(TrainingSAEConfig):
           entropy from 5 % of training).
         - `"paper"`: the formulas as published: no encoder bias, sigmoid surrogate, norm loss (batch 512, lr 5e-4,
           entropy from 25 %). The entropy is the Bernoulli form, without which the paper's benchmark does not come out.
-        - `"authors"`: what their code computes: encoder bias, squashed gradient, mean squared error (same settings).
+        - `"authors"`: the formulas of their code: encoder bias, squashed gradient, mean squared error (same settings).
+
+        The published presets start at SAELens' own initial weights, and train in its trainer, which clips gradients.
         """
-        published = {"entropy_coefficient": 1e-7, "covariance_coefficient": 1e-7, "encoder_bias_init": 0.0}
+        published = {
+            "entropy_coefficient": 1e-7,
+            "covariance_coefficient": 1e-7,
+            "encoder_bias_init": 0.0,
+            "decoder_init_norm": None,
+        }
         presets: dict[str, tuple[float, dict[str, Any]]] = {
             "default": (0.05, {}),
             "paper": (0.25, {**published, "reconstruction": "l2_norm", "apply_encoder_bias": False}),

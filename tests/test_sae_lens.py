@@ -1,7 +1,9 @@
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
+import datasets
 import jaxtyping
 import pytest
 import torch
@@ -36,6 +38,7 @@ from sae_lens.synthetic import (
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file
 
 from bae_lens import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
 
@@ -44,6 +47,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Make = Callable[..., TrainingBAEConfig]
 
 BATCH = 64
+FOLDED = ("none", "expected_average_only_in", "covariance_whitening")
+AT_RUN_TIME = ("layer_norm", "constant_norm_rescale")
 HOOK = "blocks.1.hook_resid_pre"
 
 
@@ -227,7 +232,7 @@ class TestTrainer:
         }
 
     @pytest.mark.parametrize("apply_encoder_bias", [True, False])
-    @pytest.mark.parametrize("mode", ["none", "expected_average_only_in", "layer_norm", "covariance_whitening"])
+    @pytest.mark.parametrize("mode", [*FOLDED, *AT_RUN_TIME])
     def test_every_normalisation_trains_and_folds(self, bae_config, mode, apply_encoder_bias):
         bias = {"apply_encoder_bias": apply_encoder_bias, "encoder_bias_init": 0.0}
         sae = TrainingBAE(bae_config(normalize_activations=mode, entropy_coefficient=0.01, **bias))
@@ -236,7 +241,7 @@ class TestTrainer:
 
         trainer(sae, 150, lr=3e-2, lr_end=3e-2).fit()
 
-        assert sae.cfg.normalize_activations == ("layer_norm" if mode == "layer_norm" else "none")
+        assert sae.cfg.normalize_activations == (mode if mode in AT_RUN_TIME else "none")
         assert reconstruction_loss(sae, held_out) < 0.3 * variance
 
 
@@ -358,6 +363,24 @@ class TestRunners:
         assert bae(x).equal(sae(x))
         assert reconstruction_loss(bae, x) < before / 2
 
+    def test_language_model_runner_resumes(self, runner_config, tiny_model, tiny_dataset, tmp_path, monkeypatch):
+        cfg = runner_config(n_checkpoints=1, checkpoint_path=str(tmp_path))
+        LanguageModelSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=tiny_dataset).run()
+        (checkpoint,) = tmp_path.glob("*/*")
+        done = int(checkpoint.name) // BATCH
+        step, priors = SAETrainer.step, []
+
+        def recorded(self, batch):
+            priors.append(self.sae.prior)
+            return step(self, batch)
+
+        monkeypatch.setattr(SAETrainer, "step", recorded)
+        cfg = runner_config(resume_from_checkpoint=str(checkpoint))
+        LanguageModelSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=tiny_dataset).run()
+
+        assert len(priors) == 30 - done > 0
+        assert priors[0].equal(load_file(checkpoint / "sae_weights.safetensors")["prior"])
+
     def test_runs_next_to_other_architectures(self, bae_config, tiny_model, tiny_dataset, tmp_path):
         cfg = MultiSAETrainingRunnerConfig(
             saes={
@@ -413,11 +436,12 @@ class TestRunners:
             cached_activations_path=str(tmp_path / "cache"),
         )
 
-        sae = LanguageModelSAETrainingRunner(cfg, override_dataset=tiny_dataset).run()
+        rows: Any = datasets.load_from_disk(str(tmp_path / "cache")).with_format("torch")[:8]
+        x = rows[hook].flatten(0, 1)
+        runner = LanguageModelSAETrainingRunner(cfg, override_dataset=tiny_dataset)
+        before = reconstruction_loss(runner.sae, x)
 
-        assert isinstance(sae, TrainingBAE)
-        assert 0 < sae.prior.mean() < 1
-        assert sae.cfg.metadata["l0"] > 0
+        assert reconstruction_loss(runner.run(), x) < before / 2
 
     @pytest.mark.filterwarnings("ignore:::torch")  # the compiler warns of its own ways
     @pytest.mark.parametrize("target_l0", [None, 4.0])
@@ -445,11 +469,14 @@ class TestRunners:
     def test_runner_compiles_the_sae(self, runner_config, tiny_model, tiny_dataset, monkeypatch):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         cfg = runner_config(compile_sae=True, training_tokens=10 * BATCH)
+        x = activations(tiny_model, tiny_dataset)
+        compiled = mock.Mock(side_effect=torch.compile)
+        monkeypatch.setattr(torch, "compile", compiled)
+        runner = LanguageModelSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=tiny_dataset)
+        before = reconstruction_loss(runner.sae, x)
 
-        sae = LanguageModelSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=tiny_dataset).run()
-
-        assert isinstance(sae, TrainingBAE)
-        assert sae.prior.mean() > 0
+        assert reconstruction_loss(runner.run(), x) < before
+        compiled.assert_called_once()
 
     def test_synthetic_runner(self, bae_config):
         cfg = SyntheticSAERunnerConfig(
