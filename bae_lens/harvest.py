@@ -66,11 +66,13 @@ class HiddenStates:
 
     @cached_property
     def special(self) -> Bool[Tensor, " n_tokens"]:
+        """Which rows are special tokens or padding."""
         tokens = self.contexts.tokens.flatten()
         return torch.isin(tokens, torch.tensor([PADDING, *self.special_tokens]))
 
     @cached_property
     def massive(self) -> Bool[Tensor, " n_tokens"]:
+        """Which rows are tokens of massive norm."""
         norms = self.norms.flatten()
         return ~self.special & (norms > MASSIVE_NORM * norms[~self.special].median())
 

@@ -32,4 +32,6 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def _embed(figure: Figure) -> Markup:
-    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True}))
+    return Markup(
+        figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False})
+    )

@@ -1,22 +1,9 @@
 import pytest
 import torch
-from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 
 from bae_lens import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def forward(sae: TrainingBAE, x: torch.Tensor, n_training_steps: int = 0) -> TrainStepOutput:
-    """One step as SAETrainer takes it."""
-    coefficients = {"entropy": sae.cfg.entropy_coefficient, "covariance": sae.cfg.covariance_coefficient}
-    return sae.training_forward_pass(TrainStepInput(x, coefficients, None, n_training_steps, False))
-
-
-def metric(output: TrainStepOutput, name: str) -> torch.Tensor:
-    value = output.metrics[name]
-    assert isinstance(value, torch.Tensor)
-    return value
 
 
 def random_bae(d_in: int = 8, d_sae: int = 24, **overrides) -> BAE:
@@ -62,18 +49,6 @@ class TestForward:
         assert sae.b_dec.eq(0).all()
         assert sae.prior.eq(0).all()
         assert sae.entropy_multiplier == 1
-
-    def test_without_encoder_bias_it_stays_zero_in_training(self, bae_config):
-        sae = TrainingBAE(bae_config(apply_encoder_bias=False, encoder_bias_init=0.0))
-        optimizer = torch.optim.Adam(sae.parameters(), lr=0.1)
-        before = sae.W_enc.detach().clone()
-
-        for n_training_steps in range(3):
-            forward(sae, torch.randn(8, 16), n_training_steps).loss.backward()
-            optimizer.step()
-
-        assert sae.b_enc.eq(0).all()
-        assert not sae.W_enc.equal(before)
 
     def test_folding_decoder_norms_is_refused(self, bae_config):
         for sae in (random_bae(), TrainingBAE(bae_config())):

@@ -96,6 +96,18 @@ class TestAgainstTheAuthorsCode:
 
 
 class TestTrainingLoss:
+    def test_without_encoder_bias_it_stays_zero_in_training(self, bae_config):
+        sae = TrainingBAE(bae_config(apply_encoder_bias=False, encoder_bias_init=0.0))
+        optimizer = torch.optim.Adam(sae.parameters(), lr=0.1)
+        before = sae.W_enc.detach().clone()
+
+        for n_training_steps in range(3):
+            forward(sae, torch.randn(8, 16), n_training_steps).loss.backward()
+            optimizer.step()
+
+        assert sae.b_enc.eq(0).all()
+        assert not sae.W_enc.equal(before)
+
     @pytest.mark.parametrize("reconstruction", ["sum", "mean", "l2_norm"])
     @pytest.mark.parametrize("entropy", ["bernoulli", "printed"])
     def test_adds_up_the_three_terms(self, bae_config, reconstruction, entropy):
