@@ -82,7 +82,7 @@ def test_real_model_predicts_text():
     model = load_demo_model()
     assert (model.cfg.d_model, model.cfg.n_layers) == (576, 30)
     loss = model("We the People of the United States, in Order to form a more perfect Union", return_type="loss")
-    assert loss.item() < 1.5  # it knows this by heart
+    assert loss.item() < 5  # nats per token; guessing among its 49152 tokens would cost 10.8
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ def test_map_of_the_house_names_every_module():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The training dataset contains fewer samples:UserWarning")
 def test_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (example,) = code_blocks("python")
