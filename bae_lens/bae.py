@@ -110,6 +110,8 @@ class BAE(SAE[BAEConfig]):
         fields = {name: value for name, value in self.cfg.to_dict().items() if name not in ("architecture", "metadata")}
         graded = StandardSAE(StandardSAEConfig(**fields, metadata=deepcopy(self.cfg.metadata)))
         graded.load_state_dict({name: value for name, value in self.state_dict().items() if name != "prior"})
+        if not self.hook_z_reshaping_mode:
+            graded.turn_off_forward_pass_hook_z_reshaping()
         return graded
 
     def _check_prior(self) -> None:

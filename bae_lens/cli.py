@@ -11,12 +11,11 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from datasets import Dataset, IterableDataset
 from filelock import FileLock, Timeout
 from sae_lens import GatedTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-from bae_lens.comparison import Comparison, Experiment, Stopwatch, check_folder, claim_folder, compare
+from bae_lens.comparison import LOCK_FILE, Comparison, Experiment, Stopwatch, check_folder, claim_folder, compare
 from bae_lens.contexts import ContextSettings, choose_contexts
 from bae_lens.harvest import harvest, hook_width
 from bae_lens.report import write_report
@@ -72,8 +71,15 @@ class Demo:
     """Where the model and the dictionaries run."""
 
     def run(self) -> Comparison:
-        experiment = Experiment(DEMO_MODEL, DEMO_TEXT, self.hook_name, self.contexts, self.training, self.seed)
-        return _run(experiment, load_text(DEMO_TEXT), self.recipes, self.output, self.device)
+        experiment = Experiment(
+            model=DEMO_MODEL,
+            text=DEMO_TEXT,
+            hook_name=self.hook_name,
+            contexts=self.contexts,
+            training=self.training,
+            seed=self.seed,
+        )
+        return _run(experiment, self.recipes, self.output, self.device)
 
     def recipes(self, d_in: int) -> dict[str, Recipe]:
         size: dict[str, Any] = {"d_in": d_in, "d_sae": self.expansion * d_in}
@@ -121,14 +127,22 @@ class Train:
     """Where the model and the dictionary run."""
 
     def run(self) -> Comparison:
-        experiment = Experiment(self.model, self.text, self.hook_name, self.contexts, self.training, self.seed)
-        text = load_text(self.text, self.text_column, self.text_split)
-        return _run(experiment, text, self.recipes, self.output, self.device)
-
-    def recipes(self, d_in: int) -> dict[str, Recipe]:
         if self.architecture not in SAE_TRAINING_CLASS_REGISTRY:
             known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
             raise ValueError(f"architecture must be one of {known}, got {self.architecture!r}")
+        experiment = Experiment(
+            model=self.model,
+            text=self.text,
+            text_column=self.text_column,
+            text_split=self.text_split,
+            hook_name=self.hook_name,
+            contexts=self.contexts,
+            training=self.training,
+            seed=self.seed,
+        )
+        return _run(experiment, self.recipes, self.output, self.device)
+
+    def recipes(self, d_in: int) -> dict[str, Recipe]:
         config_class = SAE_TRAINING_CLASS_REGISTRY[self.architecture][1]
         known_fields = [config_field.name for config_field in fields(config_class) if config_field.name != "d_in"]
         for key in self.config:
@@ -136,13 +150,16 @@ class Train:
                 raise ValueError(f"{config_class.__name__} takes {', '.join(known_fields)}, but no {key!r}")
         values: dict[str, Any] = {"d_in": d_in, "d_sae": self.expansion * d_in}
         values |= {key: _literal(value) for key, value in self.config.items()}
+        if not values["d_sae"] >= 1:
+            raise ValueError(f"d_sae must be at least 1, got {values['d_sae']}; raise expansion")
         try:
             if self.architecture == "bae":
                 cfg = TrainingBAEConfig.preset(self.preset, training_steps=self.training.steps, **values)
             else:
                 cfg = config_class(**values)
-        except TypeError as error:
-            raise ValueError(f"a value in {self.config} has the wrong type: {error}") from error
+            SAE_TRAINING_CLASS_REGISTRY[self.architecture][0](cfg).encode(torch.zeros(1, d_in))
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"{self.architecture} cannot be made with {self.config}: {error}") from error
         lr = self.lr
         if lr is None:
             lr = BAE_LR[self.preset] if self.architecture == "bae" else SAE_LR
@@ -150,26 +167,25 @@ class Train:
 
 
 def _run(
-    experiment: Experiment,
-    text: Dataset | IterableDataset,
-    recipes_for: Callable[[int], dict[str, Recipe]],
-    folder: Path,
-    device: str,
+    experiment: Experiment, recipes_for: Callable[[int], dict[str, Recipe]], folder: Path, device: str
 ) -> Comparison:
     _check_sizes(experiment)
+    _check_device(device)
     check_folder(folder)
     start = time.monotonic()
+    text = load_text(experiment.text, experiment.text_column, experiment.text_split)
     model = load_model(experiment.model, device)
     context_size = experiment.contexts.context_size
     if context_size > model.cfg.n_ctx:
         raise ValueError(f"context_size must be at most the model's {model.cfg.n_ctx}, got {context_size}")
     hook_name = resolve_hook(model, experiment.hook_name)
     recipes = recipes_for(hook_width(model, hook_name))
-    claim_folder(folder, experiment, recipes)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / LOCK_FILE, timeout=0):
+            claim_folder(folder, experiment, recipes)
             stopwatch = Stopwatch(folder)
-            stopwatch.add("load the model", time.monotonic() - start)
+            stopwatch.add("load model and text", time.monotonic() - start)
             with stopwatch.stage("choose contexts"):
                 documents = text.shuffle(seed=experiment.seed)
                 train, test = choose_contexts(model.tokenizer, documents, experiment.contexts, experiment.seed)
@@ -182,6 +198,13 @@ def _run(
             return comparison
     except Timeout as error:
         raise ValueError(f"another process is at work in {folder}; wait for it, or choose another folder") from error
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from error
 
 
 def _check_sizes(experiment: Experiment) -> None:

@@ -23,11 +23,13 @@ from bae_lens.evals import (
     feature_examples,
 )
 from bae_lens.harvest import HiddenStates, read_json, write_text
+from bae_lens.sources import TEXT_COLUMN
 from bae_lens.training import Recipe, TrainingSettings, train_dictionary
 
 RESULT_FILE = "result.json"
 LOSS_CONTEXTS = 32  # held-out contexts on which the model's loss is measured
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Experiment:
     """Name of the text, as `load_text` takes it."""
     hook_name: str
     """Where in the model the hidden states are taken."""
+    text_column: str = TEXT_COLUMN
+    """Column of the text."""
+    text_split: str = "train"
+    """Split of the text, if it comes from the hub."""
     contexts: ContextSettings = field(default_factory=ContextSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     seed: int = 0
@@ -255,7 +261,8 @@ def check_folder(folder: Path) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise ValueError(f"the output folder {folder} is not writable: check {existing}, or choose another folder")
-    if folder.exists() and any(folder.iterdir()) and not (folder / RUN_FILE).exists():
+    ours = {LOCK_FILE, RUN_FILE, f"{RUN_FILE}.partial"}
+    if folder.exists() and not (folder / RUN_FILE).exists() and {path.name for path in folder.iterdir()} - ours:
         raise ValueError(f"the output folder {folder} holds files of something else; choose an empty one")
 
 

@@ -43,7 +43,7 @@ class ContextSettings:
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that leave nothing to train on."""
         for name, value in asdict(self).items():
-            least = 2 if name == "context_size" else 1
+            least = 3 if name == "context_size" else 1  # BOS, a token, and the one to predict from it
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
 

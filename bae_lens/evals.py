@@ -17,7 +17,7 @@ from bae_lens.contexts import PADDING
 from bae_lens.harvest import HiddenStates
 from bae_lens.losses import marginal_entropy
 
-DENSE_RATE = 0.1  # a feature on (or, for a BAE, off) for more than this share of the tokens is dense
+DENSE_RATE = 0.1  # a feature on, and off, for more than this share of the tokens is dense
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class LossMeter:
     """Measures `LanguageModelLoss` on contexts spread evenly over harvested ones.
 
     Only hidden states of content are replaced: special tokens, and those of massive norm, which no dictionary was
-    trained on, keep theirs.
+    trained on, keep theirs. Raises ValueError if there is nothing to predict.
     """
 
     def __init__(self, model: Any, states: HiddenStates, n_contexts: int, batch_size: int = 8) -> None:
@@ -126,6 +126,8 @@ class LossMeter:
         self.tokens = states.contexts.tokens[every]
         self.content = content.view_as(states.contexts.tokens)[every]
         self.scored = self.content[:, :-1] & (self.tokens[:, 1:] != PADDING)
+        if not self.scored.any():
+            raise ValueError("no held-out token has a next one to predict; use a larger context_size or longer text")
 
     def __call__(self, sae: SAE[Any]) -> LanguageModelLoss:
         """For a dictionary that takes raw hidden states, at hook_z with the heads concatenated."""

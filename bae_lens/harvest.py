@@ -92,7 +92,9 @@ class HiddenStates:
 
     @cached_property
     def standardisation(self) -> Standardisation:
-        """Mean and scale of the content, accumulated in float64."""
+        """Mean and scale of the content, accumulated in float64. Raises ValueError for content without variance."""
+        if len(self.content) < 2:
+            raise ValueError(f"{len(self.content)} tokens of content are too few to standardise; harvest more")
         total, squares = torch.zeros(self.d_in, dtype=torch.float64), 0.0
         for batch in self.batches(8192):
             total += batch.double().sum(0)
@@ -226,4 +228,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove its folder to start over") from error
+        raise ValueError(f"{path} cannot be read ({error}); remove its folder to start over") from error

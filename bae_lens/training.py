@@ -239,14 +239,14 @@ class _Run:
         whole = sorted(path for path in self.checkpoints.glob("*") if path.suffix != ".partial")
         if not whole:
             return
+        report = read_json(whole[-1] / TRAINING_FILE)
+        _check_source(report["source"], self.source, whole[-1])
         try:
             self.trainer.sae.load_weights_from_checkpoint(whole[-1])
             self.trainer.load_trainer_state(whole[-1])
-            report = json.loads((whole[-1] / TRAINING_FILE).read_text())
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = repr(error).splitlines()[0]
             raise ValueError(f"checkpoint {whole[-1]} cannot be read ({reason}); remove it to start over") from error
-        _check_source(report["source"], self.source, whole[-1])
         self.seconds, self.curve = report["seconds"], report["curve"]
 
 

@@ -133,6 +133,12 @@ def test_folder_belongs_to_one_run(tmp_path, bae_config):
         claim_folder(folder, EXPERIMENT, recipes(lambda: bae_config(d_sae=32)))
 
 
+def test_claim_that_was_killed_can_be_made_again(tmp_path, bae_config):
+    for name in (".lock", "run.json.partial"):
+        (tmp_path / name).write_text("")
+    claim_folder(tmp_path, EXPERIMENT, recipes(bae_config))
+
+
 def test_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds files of something else"):

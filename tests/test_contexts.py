@@ -45,8 +45,8 @@ def test_one_document_is_too_few(tiny_tokenizer):
 def test_sizes_must_be_positive():
     with pytest.raises(ValueError, match="harvest_tokens must be at least 1, got 0"):
         ContextSettings(harvest_tokens=0)
-    with pytest.raises(ValueError, match="context_size must be at least 2, got 1"):
-        ContextSettings(context_size=1)
+    with pytest.raises(ValueError, match="context_size must be at least 3, got 2"):
+        ContextSettings(context_size=2)
 
 
 def test_row_without_text_is_named(tiny_tokenizer):

@@ -9,6 +9,7 @@ from bae_lens import BAE, BAEConfig
 from bae_lens.contexts import PADDING, Contexts
 from bae_lens.evals import LossMeter, activated_features, evaluate_dictionary, feature_examples
 from bae_lens.harvest import HiddenStates, harvest
+from bae_lens.training import Recipe, TrainingSettings, train_dictionary
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -127,6 +128,12 @@ def test_loss_of_short_documents_is_measured(tiny_model, tmp_path):
     assert LossMeter(tiny_model, short, n_contexts=5)(relu_identity(16)).n_tokens == 1
 
 
+def test_nothing_to_predict_is_refused(tiny_model, tmp_path):
+    lonely = harvest(tiny_model, Contexts(torch.tensor([[0, 5, -1]]), torch.tensor([0])), HOOK, tmp_path / "lonely")
+    with pytest.raises(ValueError, match="no held-out token has a next one to predict"):
+        LossMeter(tiny_model, lonely, n_contexts=5)
+
+
 def test_loss_at_hook_z_takes_heads_concatenated(tiny_model, states, tmp_path):
     z = harvest(tiny_model, states.contexts, "blocks.1.attn.hook_z", tmp_path / "z")
     assert LossMeter(tiny_model, z, n_contexts=2)(relu_identity(16)).recovered == pytest.approx(1, abs=1e-2)
@@ -151,6 +158,14 @@ def test_examples_are_the_strongest_token_of_each_context_in_its_sentence(states
         assert best.token == tiny_tokenizer.decode([tokens[position]])
         assert best.after == tiny_tokenizer.decode(tokens[position + 1 : position + 3])
         assert best.before == tiny_tokenizer.decode(tokens[max(0, position - 2) : position], skip_special_tokens=True)
+
+
+def test_examples_at_hook_z_take_heads_concatenated(tiny_model, states, bae_config, tiny_tokenizer, tmp_path):
+    z = harvest(tiny_model, states.contexts, "blocks.0.attn.hook_z", tmp_path / "z")
+    settings = TrainingSettings(training_tokens=64, batch_size=32)
+    sae = train_dictionary("bae", Recipe(bae_config(encoder_bias_init=0.0), lr=1e-3), z, settings, tmp_path).sae
+    rates = evaluate_dictionary(sae, z.rows(z.content)).firing_rates
+    assert len(feature_examples(sae, z, tiny_tokenizer, rates, n_features=3)) == 3
 
 
 def test_features_shown_are_a_seeded_sample_of_those_that_fire_often_enough(states, tiny_tokenizer):

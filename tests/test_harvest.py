@@ -135,7 +135,7 @@ def test_neighbouring_seeds_share_no_epoch(states):
 
 def test_damaged_file_is_named(states):
     (states.folder / "complete.json").write_text("{")
-    with pytest.raises(ValueError, match=r"complete.json is damaged .* remove its folder to start over"):
+    with pytest.raises(ValueError, match=r"complete.json cannot be read .* remove its folder to start over"):
         HiddenStates(states.folder)
 
 

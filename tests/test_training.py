@@ -126,6 +126,15 @@ def test_finished_dictionary_of_another_recipe_is_not_taken_for_this_one(states,
             train_dictionary("bae", other, states, SETTINGS, tmp_path, seed=seed)
 
 
+def test_checkpoint_of_another_recipe_is_not_taken_for_this_one(states, recipe, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    with pytest.raises(ValueError, match="holds a dictionary of another recipe"):
+        train_dictionary("bae", Recipe(replace(recipe.cfg, d_sae=32), recipe.lr), states, SETTINGS, tmp_path)
+
+
 @pytest.mark.parametrize("damaged", ["sae_weights.safetensors", "trainer_state.pt", "training.json"])
 def test_corrupt_checkpoint_is_refused_with_the_remedy(states, recipe, tmp_path, monkeypatch, damaged):
     with monkeypatch.context() as patch:
@@ -134,7 +143,7 @@ def test_corrupt_checkpoint_is_refused_with_the_remedy(states, recipe, tmp_path,
             train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
     checkpoint = tmp_path / "checkpoints" / "bae" / "00000006"
     (checkpoint / damaged).write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"00000006 cannot be read .* remove it to start over"):
+    with pytest.raises(ValueError, match=r"00000006.* cannot be read .* to start over"):
         train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
 
 
