@@ -71,14 +71,8 @@ class Demo:
     """Where the model and the dictionaries run."""
 
     def run(self) -> Comparison:
-        experiment = Experiment(
-            model=DEMO_MODEL,
-            text=DEMO_TEXT,
-            hook_name=self.hook_name,
-            contexts=self.contexts,
-            training=self.training,
-            seed=self.seed,
-        )
+        shared: dict[str, Any] = {"contexts": self.contexts, "training": self.training, "seed": self.seed}
+        experiment = Experiment(DEMO_MODEL, DEMO_TEXT, self.hook_name, **shared)
         return _run(experiment, self.recipes, self.output, self.device)
 
     def recipes(self, d_in: int) -> dict[str, Recipe]:
@@ -130,16 +124,8 @@ class Train:
         if self.architecture not in SAE_TRAINING_CLASS_REGISTRY:
             known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
             raise ValueError(f"architecture must be one of {known}, got {self.architecture!r}")
-        experiment = Experiment(
-            model=self.model,
-            text=self.text,
-            text_column=self.text_column,
-            text_split=self.text_split,
-            hook_name=self.hook_name,
-            contexts=self.contexts,
-            training=self.training,
-            seed=self.seed,
-        )
+        shared: dict[str, Any] = {"contexts": self.contexts, "training": self.training, "seed": self.seed}
+        experiment = Experiment(self.model, self.text, self.hook_name, self.text_column, self.text_split, **shared)
         return _run(experiment, self.recipes, self.output, self.device)
 
     def recipes(self, d_in: int) -> dict[str, Recipe]:
