@@ -11,7 +11,7 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.activation import INSTANCES_TO_COUNT, count_instances, strongest_features
+from bae_lens.activation import INSTANCES_TO_COUNT, burstiness, count_instances, strongest_features
 from bae_lens.bae import BAE
 from bae_lens.contexts import PADDING
 from bae_lens.harvest import HiddenStates
@@ -92,7 +92,7 @@ def evaluate_dictionary(
 def activated_features(sae: SAE[Any], feature_acts: Float[Tensor, "*batch d_sae"]) -> Int[Tensor, "*batch k"]:
     """Indices of the 10 strongest features of each token, by burstiness for a BAE and by activation for the others."""
     if isinstance(sae, BAE):
-        return strongest_features(sae.activation_strength(feature_acts))
+        return strongest_features(burstiness(feature_acts, sae.prior))
     return strongest_features(feature_acts, floor=0.0)
 
 

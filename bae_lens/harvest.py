@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import einops
 import numpy as np
@@ -54,10 +54,10 @@ class HiddenStates:
         info = read_json(folder / "complete.json")
         self.hook_name: str = info["hook_name"]
         self.special_tokens: list[int] = info["special_tokens"]
-        self.states: np.ndarray = np.load(folder / "states.npy", mmap_mode="r")
-        self.norms = torch.from_numpy(np.load(folder / "norms.npy"))
+        self.states = _load_array(folder / "states.npy", mmap_mode="r")
+        self.norms = torch.from_numpy(_load_array(folder / "norms.npy"))
         self.contexts = Contexts(
-            *(torch.from_numpy(np.load(folder / f"{part}.npy")) for part in ("tokens", "document"))
+            *(torch.from_numpy(_load_array(folder / f"{part}.npy")) for part in ("tokens", "document"))
         )
 
     @property
@@ -158,7 +158,7 @@ def _claim(folder: Path, source: dict[str, Any], contexts: Contexts) -> None:
         _save_array(folder / "tokens.npy", contexts.tokens)
         _save_array(folder / "document.npy", contexts.document)
         write_text(path, json.dumps(source))
-    same_contexts = np.array_equal(np.load(folder / "tokens.npy"), contexts.tokens.numpy())
+    same_contexts = np.array_equal(_load_array(folder / "tokens.npy"), contexts.tokens.numpy())
     if read_json(path) != source or not same_contexts:
         raise ValueError(f"{folder} holds hidden states of another model, hook or text; choose another folder")
 
@@ -214,6 +214,13 @@ def _save_array(path: Path, values: Int[Tensor, "..."]) -> None:
     partial = path.with_suffix(".partial.npy")
     np.save(partial, values.numpy())
     os.replace(partial, path)
+
+
+def _load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode=mmap_mode)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove its folder to start over") from error
 
 
 def write_text(path: Path, text: str) -> None:

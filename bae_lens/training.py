@@ -26,9 +26,8 @@ from bae_lens.harvest import HiddenStates, read_json
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
 CURVE_POINTS = 200  # of a loss curve, at most
-DEAD_WINDOW_SHARE = (
-    8  # a feature silent for an eighth of a short run counts as dead, which Top-k's auxiliary loss needs
-)
+# A feature silent for an eighth of a short run counts as dead, so that Top-k's auxiliary loss has something to revive.
+DEAD_WINDOW_SHARE = 8
 TRAINING_FILE = "training.json"
 
 

@@ -75,6 +75,11 @@ def test_bae_counts_surprising_zeros_as_activated_and_a_relu_sae_its_ten_largest
     assert activated_features(sae, strengths).tolist() == [[11, 10, 9, 8, 7, 6, 5, 4, 1, 3], [11] + [-1] * 9]
 
 
+def test_bae_that_never_fires_is_measured():
+    metrics = evaluate_dictionary(identity_bae(3), torch.rand(9, 3) / 4)
+    assert (metrics.l0, metrics.never_on, metrics.feature_activated, metrics.support_bits) == (0, 3, 0, 0)
+
+
 def test_nothing_to_evaluate_on_is_refused():
     with pytest.raises(ValueError, match="no hidden states"):
         evaluate_dictionary(identity_bae(2), torch.zeros(0, 2))

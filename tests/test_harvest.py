@@ -133,9 +133,11 @@ def test_neighbouring_seeds_share_no_epoch(states):
     assert not torch.equal(next(first), next(second))
 
 
-def test_damaged_file_is_named(states):
-    (states.folder / "complete.json").write_text("{")
-    with pytest.raises(ValueError, match=r"complete.json cannot be read .* remove its folder to start over"):
+@pytest.mark.parametrize("name", ["complete.json", "tokens.npy", "norms.npy", "states.npy"])
+def test_damaged_file_is_named(states, name):
+    path = states.folder / name
+    path.write_bytes(path.read_bytes()[:-9] if name != "tokens.npy" else b"")
+    with pytest.raises(ValueError, match=rf"{name} cannot be read .* remove its folder to start over"):
         HiddenStates(states.folder)
 
 
