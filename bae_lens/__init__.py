@@ -1,27 +1,67 @@
-"""Binary autoencoders (arXiv 2509.20997) for SAELens and TransformerLens. Importing this registers `"bae"`."""
+"""Binary autoencoders (arXiv 2509.20997) for SAELens and TransformerLens.
+
+Importing this registers the architecture `"bae"` and trainable transcoders with SAELens.
+"""
 
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from bae_lens.bae import BAE, BAEConfig
 from bae_lens.binarize import step
+from bae_lens.comparison import Contender, compare
 from bae_lens.covariance import covariance_penalty
+from bae_lens.live_evals import run_evals
 from bae_lens.losses import marginal_entropy
+from bae_lens.recipe import Recipe, TrainingSettings
 from bae_lens.reference import load_reference_checkpoint
+from bae_lens.results import Comparison, Experiment
 from bae_lens.training_bae import TrainingBAE, TrainingBAEConfig
+from bae_lens.training_transcoder import (
+    TrainingBinaryTranscoder,
+    TrainingBinaryTranscoderConfig,
+    TrainingTopKTranscoder,
+    TrainingTopKTranscoderConfig,
+    TrainingTranscoder,
+    TrainingTranscoderConfig,
+)
+from bae_lens.transcoder import BinaryTranscoder, BinaryTranscoderConfig, TopKTranscoder, TopKTranscoderConfig
+from bae_lens.transcoder_runner import TranscoderTrainingRunner
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BAE",
     "BAEConfig",
+    "BinaryTranscoder",
+    "BinaryTranscoderConfig",
+    "Comparison",
+    "Contender",
+    "Experiment",
+    "Recipe",
+    "TopKTranscoder",
+    "TopKTranscoderConfig",
     "TrainingBAE",
     "TrainingBAEConfig",
+    "TrainingBinaryTranscoder",
+    "TrainingBinaryTranscoderConfig",
+    "TrainingSettings",
+    "TrainingTopKTranscoder",
+    "TrainingTopKTranscoderConfig",
+    "TrainingTranscoder",
+    "TrainingTranscoderConfig",
+    "TranscoderTrainingRunner",
+    "compare",
     "covariance_penalty",
     "load_reference_checkpoint",
     "marginal_entropy",
+    "run_evals",
     "step",
 ]
 
 # Assigned, not registered through register_sae_class, which raises when a notebook imports the package again.
 SAE_CLASS_REGISTRY["bae"] = (BAE, BAEConfig)
+SAE_CLASS_REGISTRY["binary_transcoder"] = (BinaryTranscoder, BinaryTranscoderConfig)
+SAE_CLASS_REGISTRY["topk_transcoder"] = (TopKTranscoder, TopKTranscoderConfig)
 SAE_TRAINING_CLASS_REGISTRY["bae"] = (TrainingBAE, TrainingBAEConfig)
+SAE_TRAINING_CLASS_REGISTRY["binary_transcoder"] = (TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig)
+SAE_TRAINING_CLASS_REGISTRY["topk_transcoder"] = (TrainingTopKTranscoder, TrainingTopKTranscoderConfig)
+SAE_TRAINING_CLASS_REGISTRY["transcoder"] = (TrainingTranscoder, TrainingTranscoderConfig)

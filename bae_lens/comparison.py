@@ -1,296 +1,297 @@
-"""Several dictionaries on the same hidden states with the same budget, as one result (Table 1)."""
+"""Several dictionaries on the same hidden states with the same budget, tuned alike, as one result (Table 1)."""
 
 import json
-import os
-import resource
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import log
 from pathlib import Path
 from typing import Any
 
-from bae_lens.contexts import ContextSettings
-from bae_lens.evals import (
-    DictionaryMetrics,
-    FeatureExamples,
-    LanguageModelLoss,
-    LossMeter,
-    TokenInContext,
-    evaluate_dictionary,
-    feature_examples,
+import torch
+from sae_lens import SAE
+
+from bae_lens.contexts import choose_contexts
+from bae_lens.evals import DictionaryMetrics, evaluate_dictionary
+from bae_lens.features import FeaturePortrait, portray_features
+from bae_lens.harvest import HiddenStates, harvest, hook_widths, read_json, write_text
+from bae_lens.paired import PairedStates
+from bae_lens.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantisation
+from bae_lens.recipe import Recipe
+from bae_lens.results import (
+    Comparison,
+    DictionaryResult,
+    Experiment,
+    Run,
+    Trial,
+    describe,
+    metrics_from_dict,
+    portrait_from_dict,
 )
-from bae_lens.harvest import HiddenStates, read_json, write_text
-from bae_lens.sources import TEXT_COLUMN
-from bae_lens.training import Recipe, TrainingSettings, train_dictionary
+from bae_lens.run_folder import Stopwatch, claimed
+from bae_lens.sources import resolve_hook
+from bae_lens.splicing import LanguageModelLoss, LossMeter
+from bae_lens.training import TrainedDictionary, check_widths, train_dictionary
 
-RESULT_FILE = "result.json"
 LOSS_CONTEXTS = 32  # held-out contexts on which the model's loss is measured
-RUN_FILE = "run.json"
-LOCK_FILE = ".lock"
+L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
+BASELINE_ROWS = 65_536  # training tokens on which PCA is fitted, at most
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """What all dictionaries of a comparison share."""
+class Contender:
+    """A dictionary in a comparison: what to try, and for a transcoder where."""
 
-    model: str
-    """Name of the model, as `load_model` takes it."""
-    text: str
-    """Name of the text, as `load_text` takes it."""
-    hook_name: str
-    """Where in the model the hidden states are taken."""
-    text_column: str = TEXT_COLUMN
-    """Column of the text."""
-    text_split: str = "train"
-    """Split of the text, if it comes from the hub."""
-    contexts: ContextSettings = field(default_factory=ContextSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    seed: int = 0
-    """Seed of the choice of documents, the order of tokens and the initial weights."""
+    trials: tuple[Recipe, ...]
+    """Settings to choose from on the documents held out for tuning; a single one is taken as it is."""
+    hook_in: str | None = None
+    """Where a transcoder reads; None for an SAE, which does at the comparison's hook."""
+    hook_out: str | None = None
+    """Where a transcoder writes."""
 
-
-@dataclass(frozen=True)
-class DictionaryResult:
-    """One dictionary of a `Comparison`."""
-
-    name: str
-    architecture: str
-    """SAELens' name of the architecture."""
-    d_sae: int
-    lr: float
-    training_seconds: float
-    curve: list[dict[str, int | float]]
-    """Loss terms by training step."""
-    metrics: DictionaryMetrics
-    language_model: LanguageModelLoss
-    features: list[FeatureExamples]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What was harvested, and what of it was left out of training and evaluation."""
-
-    contexts: int
-    tokens: int
-    """Tokens of content."""
-    special_tokens: int
-    """BOS and other special tokens, left out; padding not counted."""
-    massive_tokens: int
-    """Tokens left out because of a norm over 5 times the median."""
-    largest_norm: float
-    """Of the tokens that are not special, in units of their median norm."""
-    massive_examples: list[str]
-    """The most frequent of the massive tokens."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the work, over all runs that it took."""
-
-    name: str
-    seconds: float
-    peak_memory_gib: float
-    """Largest resident memory of a process up to the end of this stage."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Dictionaries side by side; `to_dict` and `from_dict` are inverse to each other."""
-
-    experiment: Experiment
-    train: Corpus
-    test: Corpus
-    stages: list[Stage]
-    dictionaries: list[DictionaryResult] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Comparison":
-        return cls(
-            experiment=_experiment_from_dict(content["experiment"]),
-            train=Corpus(**content["train"]),
-            test=Corpus(**content["test"]),
-            stages=[Stage(**stage) for stage in content["stages"]],
-            dictionaries=[_dictionary_from_dict(dictionary) for dictionary in content["dictionaries"]],
-        )
-
-    def save(self, folder: Path) -> Path:
-        """Writes `result.json` and returns its path."""
-        path = folder / RESULT_FILE
-        write_text(path, json.dumps(self.to_dict()))
-        return path
-
-    def table(self) -> str:
-        """The held-out results as a table in Markdown."""
-        rows = [list(TABLE), ["---", *["---:"] * (len(TABLE) - 1)]]
-        rows += [[cell(dictionary) for cell in TABLE.values()] for dictionary in self.dictionaries]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-TABLE = {
-    "dictionary": lambda d: d.name,
-    "explained variance": lambda d: f"{d.metrics.explained_variance:.3f}",
-    "CE recovered": lambda d: f"{d.language_model.recovered:.3f}",
-    "L0": lambda d: f"{d.metrics.l0:.1f}",
-    "informative L0": lambda d: f"{d.metrics.informative_l0:.1f}",
-    "support bits": lambda d: f"{d.metrics.support_bits:.0f}",
-    "never on": lambda d: f"{d.metrics.never_on}",
-    "always on": lambda d: f"{d.metrics.always_on}",
-    "dense": lambda d: f"{d.metrics.dense}",
-    "Feature Activated": lambda d: f"{d.metrics.feature_activated} of {d.d_sae}",
-    "training": lambda d: f"{d.training_seconds:.0f} s",
-}
-"""Columns of the table: their headings, and how a `DictionaryResult` fills them."""
-
-
-def _experiment_from_dict(content: dict[str, Any]) -> Experiment:
-    contexts, training = ContextSettings(**content["contexts"]), TrainingSettings(**content["training"])
-    return Experiment(**{**content, "contexts": contexts, "training": training})
-
-
-def _dictionary_from_dict(content: dict[str, Any]) -> DictionaryResult:
-    features = [
-        FeatureExamples(
-            feature["feature"], feature["firing_rate"], [TokenInContext(**example) for example in feature["examples"]]
-        )
-        for feature in content["features"]
-    ]
-    metrics, loss = DictionaryMetrics(**content["metrics"]), LanguageModelLoss(**content["language_model"])
-    return DictionaryResult(**{**content, "metrics": metrics, "language_model": loss, "features": features})
-
-
-class Stopwatch:
-    """Times the stages of a run, adding to the times of earlier runs in the same folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "stages.json"
-        earlier = read_json(self.path) if self.path.exists() else []
-        self.stages = {stage["name"]: Stage(**stage) for stage in earlier}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time that the block takes, even if it is interrupted."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add(name, time.monotonic() - start)
-
-    def add(self, name: str, seconds: float) -> None:
-        """Adds time to a stage, in seconds, and notes the peak memory."""
-        before = self.stages.get(name, Stage(name, 0.0, 0.0))
-        peak = max(before.peak_memory_gib, _peak_memory_gib())
-        self.stages[name] = Stage(name, before.seconds + seconds, peak)
-        write_text(self.path, json.dumps([asdict(stage) for stage in self.stages.values()]))
+    def hooks(self, experiment: Experiment) -> tuple[str, ...]:
+        """The hooks whose hidden states it needs."""
+        return (experiment.hook_name,) if self.hook_in is None else (self.hook_in, str(self.hook_out))
 
 
 def compare(
     model: Any,
-    train: HiddenStates,
-    test: HiddenStates,
-    recipes: Mapping[str, Recipe],
+    documents: Any,
+    contenders: Mapping[str, Contender],
     experiment: Experiment,
     folder: Path,
-    stopwatch: Stopwatch,
     device: str = "cpu",
 ) -> Comparison:
-    """Trains every recipe on `train` with the same batches in the same order, and measures all of them on `test`.
+    """Trains and measures all contenders on the hidden states of one pass of the model over the text.
 
-    Dictionaries are trained and measured one after the other, and each is kept when it is finished, so that an
-    interrupted comparison goes on where it stopped; see `train_dictionary`.
+    `model` is a TransformerLens model with hooks, `documents` a dataset with a column `text`; `experiment` gives their
+    names and everything else that the contenders share. Every contender sees the same tokens in the same order; each
+    seed gives another order. Of its trials, all trained with the first seed, the one chosen has the largest explained
+    variance on the tuning documents among those within 25 % of the asked informative L0, or else the L0 nearest to it;
+    it is then trained with the other seeds. Everything reported is measured on test documents.
+
+    `folder` keeps the hidden states, every dictionary (`dictionaries/NAME`, other seeds under `seeds`, other trials
+    under `trials`), `result.json` and SAEBench's keys in `saebench`. An interrupted comparison goes on where it
+    stopped, and nothing that is finished is done again.
+
+    Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
+    does not have or whose widths disagree with the configs, for a split without documents, and for a folder that holds
+    anything else.
     """
-    metadata = {
-        "model_name": experiment.model,
-        "model_class_name": type(model).__name__,
-        "dataset_path": experiment.text,
-        "context_size": experiment.contexts.context_size,
-        "prepend_bos": model.tokenizer.bos_token_id is not None,
-        "exclude_special_tokens": train.special_tokens,
-    }
-    held_out, loss = test.rows(test.content), LossMeter(model, test, LOSS_CONTEXTS)
-    results = []
-    for name, recipe in recipes.items():
-        with stopwatch.stage(f"train {name}"):
-            trained = train_dictionary(
-                name, recipe, train, experiment.training, folder, experiment.seed, device, metadata
+    _check_contenders(contenders)
+    needed = [hook for contender in contenders.values() for hook in contender.hooks(experiment)]
+    hooks = {hook: resolve_hook(model, hook) for hook in dict.fromkeys([experiment.hook_name, *needed])}
+    recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
+    reads = {name: contender.hooks(experiment) for name, contender in contenders.items()}
+    widths = dict(zip(hooks, hook_widths(model, list(hooks)), strict=True))
+    for name, contender in contenders.items():
+        for recipe in contender.trials:
+            check_widths(name, recipe.cfg, {hook: widths[hook] for hook in contender.hooks(experiment)})
+    with claimed(folder, {**asdict(experiment), "recipes": recipes, "hooks": reads}):
+        stopwatch = Stopwatch(folder)
+        with stopwatch.stage("choose contexts"):
+            shuffled = documents.shuffle(seed=experiment.seed)
+            tune = any(len(contender.trials) > 1 for contender in contenders.values())
+            contexts = choose_contexts(model.tokenizer, shuffled, experiment.contexts, experiment.seed, tune=tune)
+        with stopwatch.stage("hidden states"):
+            splits = {
+                split: harvest(model, chosen, list(hooks), folder / "hidden_states" / split)
+                for split, chosen in contexts.items()
+            }
+        return _Comparing(model, splits, contenders, experiment, folder, stopwatch, device).result()
+
+
+class _Comparing:
+    """The parts of a comparison that is under way, each of which is kept as a file when it is done."""
+
+    def __init__(
+        self,
+        model: Any,
+        splits: dict[str, dict[str, HiddenStates]],
+        contenders: Mapping[str, Contender],
+        experiment: Experiment,
+        folder: Path,
+        stopwatch: Stopwatch,
+        device: str,
+    ) -> None:
+        self.model, self.splits, self.contenders, self.experiment = model, splits, contenders, experiment
+        self.folder, self.stopwatch, self.device = folder, stopwatch, device
+        test = splits["test"][experiment.hook_name]
+        self.loss_meter = LossMeter(model, test, LOSS_CONTEXTS)
+        self.metadata = {
+            "model_name": experiment.model,
+            "model_class_name": type(model).__name__,
+            "dataset_path": experiment.text,
+            "context_size": experiment.contexts.context_size,
+            "prepend_bos": model.tokenizer.bos_token_id is not None,
+            "exclude_special_tokens": test.special_tokens,
+        }
+
+    def result(self) -> Comparison:
+        chosen = {name: self._choose(name, contender) for name, contender in self.contenders.items()}
+        trained = {
+            (name, seed): self._train(name, recipe, seed, self._seed_folder(seed))
+            for name, (recipe, _) in chosen.items()
+            for seed in self.experiment.seeds
+        }
+        metrics = {(name, seed): self._measure(name, seed, trained[name, seed].sae) for name, seed in trained}
+        losses = self._language_model_losses({key: dictionary.sae for key, dictionary in trained.items()})
+        train, test = self._states("train"), self._states("test")
+        baselines = self._baselines(train, test)
+        return Comparison(
+            self.experiment,
+            describe(train, self.model.tokenizer),
+            describe(test, self.model.tokenizer),
+            list(self.stopwatch.stages.values()),
+            *baselines,
+            [
+                self._dictionary_result(name, recipe, trials, trained, metrics, losses)
+                for name, (recipe, trials) in chosen.items()
+            ],
+        )
+
+    def _states(self, split: str) -> HiddenStates:
+        return self.splits[split][self.experiment.hook_name]
+
+    def _seed_folder(self, seed: int) -> Path:
+        return self.folder if seed == self.experiment.seeds[0] else self.folder / "seeds" / str(seed)
+
+    def _home(self, name: str, seed: int) -> Path:
+        return self._seed_folder(seed) / "dictionaries" / name
+
+    def _choose(self, name: str, contender: Contender) -> tuple[Recipe, list[Trial]]:
+        """The recipe to use, and what it was chosen from; its dictionary of the first seed is trained already."""
+        if len(contender.trials) == 1:
+            return contender.trials[0], []
+        path = self.folder / "trials" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            trials = [self._try(name, index, recipe) for index, recipe in enumerate(contender.trials)]
+            write_text(path, json.dumps([asdict(trial) for trial in trials]))
+        trials = [Trial(**trial) for trial in read_json(path)]
+        best = best_trial(trials, self.experiment.l0)
+        home, partial = self._home(name, self.experiment.seeds[0]), self.folder / "trials" / f"{name}.partial"
+        if not home.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(self.folder / "trials" / str(best) / "dictionaries" / name, partial)
+            home.parent.mkdir(exist_ok=True)
+            partial.rename(home)
+        return contender.trials[best], trials
+
+    def _try(self, name: str, index: int, recipe: Recipe) -> Trial:
+        folder = self.folder / "trials" / str(index)
+        trained = self._train(name, recipe, self.experiment.seeds[0], folder)
+        with self.stopwatch.stage(f"tune {name}"):
+            metrics = self._evaluate(name, trained.sae, "tune")
+        return Trial(recipe.to_dict(), metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
+
+    def _train(self, name: str, recipe: Recipe, seed: int, folder: Path) -> TrainedDictionary:
+        contender, train = self.contenders[name], self.splits["train"]
+        sides = [train[hook] for hook in contender.hooks(self.experiment)]
+        states = sides[0] if contender.hook_in is None else PairedStates(*sides)
+        with self.stopwatch.stage(f"train {name}"):
+            return train_dictionary(
+                name, recipe, states, self.experiment.training, folder, seed, self.device, self.metadata
             )
-        evaluation = folder / "dictionaries" / name / "evaluation.json"
-        if not evaluation.exists():
-            with stopwatch.stage(f"evaluate {name}"):
-                metrics = evaluate_dictionary(trained.sae, held_out)
-                result = DictionaryResult(
-                    name=name,
-                    architecture=recipe.cfg.architecture(),
-                    d_sae=recipe.cfg.d_sae,
-                    lr=recipe.lr,
-                    training_seconds=trained.seconds,
-                    curve=trained.curve,
-                    metrics=metrics,
-                    language_model=loss(trained.sae),
-                    features=feature_examples(trained.sae, test, model.tokenizer, metrics.firing_rates),
-                )
-            write_text(evaluation, json.dumps(asdict(result)))
-        results.append(_dictionary_from_dict(read_json(evaluation)))
-    corpora = describe(train, model.tokenizer), describe(test, model.tokenizer)
-    return Comparison(experiment, *corpora, list(stopwatch.stages.values()), results)
+
+    def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
+        hooks = self.contenders[name].hooks(self.experiment)
+        sides = [self.splits[split][hook] for hook in hooks]
+        inputs, *targets = [side.rows(side.content) for side in sides]
+        return evaluate_dictionary(sae, inputs, *targets)
+
+    def _measure(self, name: str, seed: int, sae: SAE[Any]) -> DictionaryMetrics:
+        path = self._home(name, seed) / "metrics.json"
+        if not path.exists():
+            with self.stopwatch.stage(f"measure {name}"):
+                write_text(path, json.dumps(asdict(self._evaluate(name, sae, "test"))))
+        return metrics_from_dict(read_json(path))
+
+    def _language_model_losses(self, saes: dict[tuple[str, int], SAE[Any]]) -> dict[tuple[str, int], LanguageModelLoss]:
+        paths = {key: self._home(*key) / "language_model.json" for key in saes}
+        missing = {"/".join(map(str, key)): sae for key, sae in saes.items() if not paths[key].exists()}
+        if missing:
+            with self.stopwatch.stage("language model's loss"):
+                losses = self.loss_meter(missing)
+            for key, path in paths.items():
+                if not path.exists():
+                    write_text(path, json.dumps(asdict(losses["/".join(map(str, key))])))
+        return {key: LanguageModelLoss(**read_json(path)) for key, path in paths.items()}
+
+    def _portraits(self, name: str, sae: SAE[Any], firing_rates: list[float]) -> list[FeaturePortrait]:
+        path = self._home(name, self.experiment.seeds[0]) / "features.json"
+        if not path.exists():
+            states = self.splits["test"][self.contenders[name].hooks(self.experiment)[0]]
+            with self.stopwatch.stage(f"portray {name}"):
+                portraits = portray_features(sae, states, self.model, firing_rates)
+            write_text(path, json.dumps([asdict(portrait) for portrait in portraits]))
+        return [portrait_from_dict(portrait) for portrait in read_json(path)]
+
+    def _baselines(self, train: HiddenStates, test: HiddenStates) -> tuple[list[RatePoint], list[RatePoint]]:
+        path = self.folder / "baselines.json"
+        if not path.exists():
+            with self.stopwatch.stage("PCA and Gaussian bound"):
+                known = train.rows(train.content[:: -(-len(train.content) // BASELINE_ROWS)])
+                pca = pca_quantisation(known, test.rows(test.content))
+                bits = torch.tensor([point.bits for point in pca], dtype=torch.float64)
+                bound = gaussian_bound(torch.linalg.eigvalsh(covariance(known)).clamp(min=0), bits)
+                gaussian = [RatePoint(*point) for point in zip(bits.tolist(), bound.tolist(), strict=True)]
+            write_text(path, json.dumps([pca, gaussian]))
+        pca, gaussian = ([RatePoint(*point) for point in curve] for curve in read_json(path))
+        return pca, gaussian
+
+    def _dictionary_result(
+        self,
+        name: str,
+        recipe: Recipe,
+        trials: list[Trial],
+        trained: dict[tuple[str, int], TrainedDictionary],
+        metrics: dict[tuple[str, int], DictionaryMetrics],
+        losses: dict[tuple[str, int], LanguageModelLoss],
+    ) -> DictionaryResult:
+        seeds, hooks = self.experiment.seeds, self.contenders[name].hooks(self.experiment)
+        runs = [
+            Run(
+                seed,
+                trained[name, seed].seconds,
+                trained[name, seed].memory_gib,
+                trained[name, seed].curve,
+                metrics[name, seed],
+                losses[name, seed],
+            )
+            for seed in seeds
+        ]
+        return DictionaryResult(
+            name=name,
+            architecture=recipe.cfg.architecture(),
+            hook_in=hooks[0],
+            hook_out=hooks[-1],
+            d_sae=recipe.cfg.d_sae,
+            trials=trials,
+            recipe=recipe.to_dict(),
+            runs=runs,
+            features=self._portraits(name, trained[name, seeds[0]].sae, runs[0].metrics.code.firing_rates),
+        )
 
 
-def describe(states: HiddenStates, tokenizer: Any) -> Corpus:
-    """Counts what is content and what is not."""
-    norms, tokens = states.norms.flatten(), states.contexts.tokens.flatten()
-    values, counts = tokens[states.massive].unique(return_counts=True)
-    frequent = values[counts.argsort(descending=True)][:8].tolist()
-    ordinary = norms[~states.special]
-    return Corpus(
-        contexts=len(states.contexts.tokens),
-        tokens=len(states.content),
-        special_tokens=int((states.special & (tokens >= 0)).sum()),
-        massive_tokens=int(states.massive.sum()),
-        largest_norm=(ordinary.max() / ordinary.median()).item(),
-        massive_examples=[tokenizer.decode([token]) for token in frequent],
-    )
+def best_trial(trials: list[Trial], l0: float | None) -> int:
+    """Index of the trial to choose: the largest explained variance among those near `l0`, or else the nearest."""
+    near = [i for i, trial in enumerate(trials) if l0 is None or abs(trial.informative_l0 / l0 - 1) <= L0_TOLERANCE]
+    if near:
+        return max(near, key=lambda i: trials[i].explained_variance)
+    assert l0 is not None
+    return min(range(len(trials)), key=lambda i: abs(log(max(trials[i].informative_l0, 1e-9) / l0)))
 
 
-def check_folder(folder: Path) -> None:
-    """Raises ValueError if `folder` holds files that are not those of a run, or cannot be written to."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise ValueError(f"the output folder {folder} is not writable: check {existing}, or choose another folder")
-    ours = {LOCK_FILE, RUN_FILE, f"{RUN_FILE}.partial"}
-    if folder.exists() and not (folder / RUN_FILE).exists() and {path.name for path in folder.iterdir()} - ours:
-        raise ValueError(f"the output folder {folder} holds files of something else; choose an empty one")
-
-
-def claim_folder(folder: Path, experiment: Experiment, recipes: Mapping[str, Recipe]) -> None:
-    """Makes `folder` the home of a run, or finds that it already is.
-
-    Raises ValueError as `check_folder`, and if it holds another run, saying what differs.
-    """
-    check_folder(folder)
-    recipe_values = {name: recipe.to_dict() for name, recipe in recipes.items()}
-    now = json.loads(json.dumps({**asdict(experiment), "recipes": recipe_values, "version": version("bae-lens")}))
-    if (folder / RUN_FILE).exists():
-        earlier, new = _flat(read_json(folder / RUN_FILE)), _flat(now)
-        changed = [key for key in {**earlier, **new} if earlier.get(key) != new.get(key)]
-        if changed:
-            differences = "; ".join(f"{key}: {earlier.get(key)!r} there, {new.get(key)!r} now" for key in changed)
-            raise ValueError(f"the output folder {folder} holds another run ({differences}); choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RUN_FILE, json.dumps(now, indent=2))
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _peak_memory_gib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+def _check_contenders(contenders: Mapping[str, Contender]) -> None:
+    if not contenders:
+        raise ValueError("a comparison needs at least one dictionary, got none")
+    counts = {name: len(contender.trials) for name, contender in contenders.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise ValueError(f"every dictionary must have the same number of trials, at least one, got {listed}")
+    for name, contender in contenders.items():
+        if not name or Path(name).name != name:
+            raise ValueError(f"a dictionary's name must be one that a folder can have, got {name!r}")
+        if (contender.hook_in is None) != (contender.hook_out is None):
+            raise ValueError(f"{name} must name both of a transcoder's hooks or none, got {contender}")

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from bae_lens.sources import TEXT_COLUMN
 
 HELD_OUT_EVERY = 10  # every tenth document is held out for evaluation
+TUNING_AFTER = 5  # and the fifth after it for tuning
 PADDING = -1  # in token arrays, after the end of a document shorter than the context
 
 
@@ -37,6 +38,8 @@ class ContextSettings:
     """Tokens to harvest for training, BOS not counted."""
     held_out_tokens: int = 16_384
     """Tokens to harvest from held-out documents."""
+    tuning_tokens: int = 8_192
+    """Tokens to harvest from documents held out for tuning, if there is anything to tune."""
     contexts_per_document: int = 8
     """At most so many contexts, at random places, from one document, so that a few long ones do not make the corpus."""
 
@@ -49,10 +52,11 @@ class ContextSettings:
 
 
 def choose_contexts(
-    tokenizer: Any, documents: Iterable[Any], settings: ContextSettings, seed: int = 0
-) -> tuple[Contexts, Contexts]:
-    """Contexts for training and from held-out documents (every tenth), up to the tokens asked for.
+    tokenizer: Any, documents: Iterable[Any], settings: ContextSettings, seed: int = 0, *, tune: bool = False
+) -> dict[str, Contexts]:
+    """Contexts for `"train"` and, from documents of their own (every tenth), `"test"`, up to the tokens asked for.
 
+    With `tune` there is also `"tune"`, from another tenth of the documents, which training leaves out in any case.
     `documents` are rows with a column `text`, as of a dataset.
 
     Warns if they run out before. Raises ValueError if a split gets nothing at all or a row's text is no string.
@@ -60,14 +64,16 @@ def choose_contexts(
     rng = np.random.default_rng(seed)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     room = settings.context_size - len(bos)
-    chosen: dict[str, list[tuple[int, list[int]]]] = {"train": [], "test": []}
     wanted = {"train": settings.harvest_tokens, "test": settings.held_out_tokens}
+    if tune:
+        wanted["tune"] = settings.tuning_tokens
+    chosen: dict[str, list[tuple[int, list[int]]]] = {split: [] for split in wanted}
     missing = dict(wanted)
     index = -1
     with tqdm(total=sum(missing.values()), desc="choosing contexts", unit="token") as progress:
         for index, document in enumerate(documents):
-            split = "test" if index % HELD_OUT_EVERY == 0 else "train"
-            if missing[split] <= 0:
+            split = {0: "test", TUNING_AFTER: "tune"}.get(index % HELD_OUT_EVERY, "train")
+            if missing.get(split, 0) <= 0:
                 if max(missing.values()) <= 0:
                     break
                 continue
@@ -84,11 +90,14 @@ def choose_contexts(
                 progress.update(len(windows[window]))
     for split, contexts in chosen.items():
         if not contexts:
-            raise ValueError(f"no {split} document among {index + 1} (every {HELD_OUT_EVERY}th is held out); add text")
+            raise ValueError(
+                f"no {split} document among {index + 1} (of {HELD_OUT_EVERY} in a row the first is for test and the "
+                f"{TUNING_AFTER + 1}th for tune); add text"
+            )
         if missing[split] > 0:
             found = f"the text gave {wanted[split] - missing[split]} of the {wanted[split]} {split} tokens asked for"
             warnings.warn(f"{found}; add text or raise contexts_per_document", stacklevel=2)
-    return _stack(chosen["train"], settings.context_size), _stack(chosen["test"], settings.context_size)
+    return {split: _stack(contexts, settings.context_size) for split, contexts in chosen.items()}
 
 
 def _stack(contexts: list[tuple[int, list[int]]], context_size: int) -> Contexts:

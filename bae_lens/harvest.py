@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,19 +43,20 @@ class HiddenStates:
     """The hidden states of `Contexts` at one hook, on disk, and which of them are content.
 
     Rows are tokens in order. BOS and other special tokens, padding, and tokens whose norm is over `MASSIVE_NORM` times
-    the median of the rest are not content.
+    the median of the rest, at any of the hooks harvested together, are not content: all those hooks have the same rows.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hook_name: str) -> None:
         """Opens what `harvest` wrote. Raises FileNotFoundError if it is missing or not complete."""
         if not (folder / "complete.json").exists():
             raise FileNotFoundError(f"no complete harvest at {folder}")
-        self.folder = folder
+        self.folder, self.hook_name = folder, hook_name
         info = read_json(folder / "complete.json")
-        self.hook_name: str = info["hook_name"]
         self.special_tokens: list[int] = info["special_tokens"]
-        self.states = _load_array(folder / "states.npy", mmap_mode="r")
-        self.norms = torch.from_numpy(_load_array(folder / "norms.npy"))
+        self.states = _load_array(folder / hook_name / "states.npy", mmap_mode="r")
+        self.norms = {
+            hook: torch.from_numpy(_load_array(folder / hook / "norms.npy")).flatten() for hook in info["hook_names"]
+        }
         self.contexts = Contexts(
             *(torch.from_numpy(_load_array(folder / f"{part}.npy")) for part in ("tokens", "document"))
         )
@@ -64,6 +65,11 @@ class HiddenStates:
     def d_in(self) -> int:
         return self.states.shape[-1]
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """The hook and its width."""
+        return {self.hook_name: self.d_in}
+
     @cached_property
     def special(self) -> Bool[Tensor, " n_tokens"]:
         """Which rows are special tokens or padding."""
@@ -71,10 +77,14 @@ class HiddenStates:
         return torch.isin(tokens, torch.tensor([PADDING, *self.special_tokens]))
 
     @cached_property
+    def relative_norms(self) -> Float[Tensor, " n_tokens"]:
+        """Each row's norm in units of the median of those that are not special, at the hook where it is largest."""
+        return torch.stack([norms / norms[~self.special].median() for norms in self.norms.values()]).amax(0)
+
+    @cached_property
     def massive(self) -> Bool[Tensor, " n_tokens"]:
         """Which rows are tokens of massive norm."""
-        norms = self.norms.flatten()
-        return ~self.special & (norms > MASSIVE_NORM * norms[~self.special].median())
+        return ~self.special & (self.relative_norms > MASSIVE_NORM)
 
     @cached_property
     def content(self) -> Int[Tensor, " n_content"]:
@@ -127,28 +137,36 @@ class HiddenStates:
 
 
 @torch.no_grad()
-def hook_width(model: Any, hook_name: str) -> int:
-    """Width of the hidden states at a hook, from a pass over one token; heads are concatenated."""
-    return _hidden_states(model, torch.zeros(1, 1, dtype=torch.long), resolve_hook(model, hook_name)).shape[-1]
+def hook_widths(model: Any, hook_names: Sequence[str]) -> list[int]:
+    """Widths of the hidden states at some hooks, from a pass over one token; heads are concatenated."""
+    hook_names = [resolve_hook(model, hook_name) for hook_name in hook_names]
+    states = _hidden_states(model, torch.zeros(1, 1, dtype=torch.long), hook_names)
+    return [states[hook_name].shape[-1] for hook_name in hook_names]
 
 
 @torch.no_grad()
-def harvest(model: Any, contexts: Contexts, hook_name: str, folder: Path, batch_size: int = 16) -> HiddenStates:
-    """Runs the model over the contexts, up to the hook's layer, and keeps the hidden states in `folder` in float32.
+def harvest(
+    model: Any, contexts: Contexts, hook_names: Sequence[str], folder: Path, batch_size: int = 16
+) -> dict[str, HiddenStates]:
+    """Runs the model over the contexts once, up to the deepest hook's layer, and keeps the hidden states at all hooks.
 
-    An interrupted harvest goes on after its last complete batch; a complete one is opened as it is.
+    They lie in `folder` in float32, and are returned under the names that were asked for. An interrupted harvest goes
+    on after its last complete batch; a complete one is opened as it is.
     Raises ValueError for an unknown hook, one that is not one vector a token, hidden states that are not finite
-    (naming the batch), and a folder that holds hidden states of another hook, model or other contexts.
+    (naming the batch), and a folder that holds hidden states of other hooks, another model or other contexts.
     """
-    hook_name = resolve_hook(model, hook_name)
+    resolved = {hook_name: resolve_hook(model, hook_name) for hook_name in hook_names}
     folder.mkdir(parents=True, exist_ok=True)
-    special_tokens = sorted(get_special_token_ids(model.tokenizer))
-    source = {"model": model.cfg.model_name, "hook_name": hook_name, "special_tokens": special_tokens}
+    source = {
+        "model": model.cfg.model_name,
+        "hook_names": sorted(set(resolved.values())),
+        "special_tokens": sorted(get_special_token_ids(model.tokenizer)),
+    }
     _claim(folder, source, contexts)
     if not (folder / "complete.json").exists():
-        _harvest_missing(model, contexts, hook_name, folder, batch_size)
+        _harvest_missing(model, contexts, source["hook_names"], folder, batch_size)
         write_text(folder / "complete.json", json.dumps(source))
-    return HiddenStates(folder)
+    return {hook_name: HiddenStates(folder, name) for hook_name, name in resolved.items()}
 
 
 def _claim(folder: Path, source: dict[str, Any], contexts: Contexts) -> None:
@@ -160,50 +178,65 @@ def _claim(folder: Path, source: dict[str, Any], contexts: Contexts) -> None:
         write_text(path, json.dumps(source))
     same_contexts = np.array_equal(_load_array(folder / "tokens.npy"), contexts.tokens.numpy())
     if read_json(path) != source or not same_contexts:
-        raise ValueError(f"{folder} holds hidden states of another model, hook or text; choose another folder")
+        raise ValueError(f"{folder} holds hidden states of another model, other hooks or text; choose another folder")
 
 
-def _harvest_missing(model: Any, contexts: Contexts, hook_name: str, folder: Path, batch_size: int) -> None:
+def _harvest_missing(model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int) -> None:
     progress_file = folder / "progress.json"
     done = read_json(progress_file)["contexts"] if progress_file.exists() else 0
-    states = norms = None
+    arrays: dict[str, tuple[np.memmap, np.memmap]] = {}
     n, context_size = contexts.tokens.shape
-    with tqdm(total=n, initial=done, desc=f"hidden states at {hook_name}", unit="context") as progress:
+    with tqdm(total=n, initial=done, desc=f"hidden states at {', '.join(hook_names)}", unit="context") as progress:
         for start in range(done, n, batch_size):
-            batch = _hidden_states(model, contexts.tokens[start : start + batch_size].clamp(min=0), hook_name)
-            if not torch.isfinite(batch).all():
-                raise ValueError(
-                    f"the model's hidden states in batch {start // batch_size} at {hook_name} are not finite"
-                )
-            if states is None or norms is None:
-                mode = "r+" if done else "w+"
-                states = _open_array(folder / "states.npy", mode, (n, context_size, batch.shape[-1]))
-                norms = _open_array(folder / "norms.npy", mode, (n, context_size))
-            states[start : start + len(batch)] = batch.numpy()
-            norms[start : start + len(batch)] = batch.norm(dim=-1).numpy()
-            states.flush()
-            norms.flush()
+            batch = contexts.tokens[start : start + batch_size].clamp(min=0)
+            for hook_name, states in _hidden_states(model, batch, hook_names).items():
+                if not torch.isfinite(states).all():
+                    raise ValueError(
+                        f"the model's hidden states in batch {start // batch_size} at {hook_name} are not finite"
+                    )
+                if hook_name not in arrays:
+                    shape = (n, context_size, states.shape[-1])
+                    arrays[hook_name] = _open_arrays(folder / hook_name, "r+" if done else "w+", shape)
+                vectors, norms = arrays[hook_name]
+                vectors[start : start + len(states)] = states.numpy()
+                norms[start : start + len(states)] = states.norm(dim=-1).numpy()
+                vectors.flush()
+                norms.flush()
             write_text(progress_file, json.dumps({"contexts": start + len(batch)}))
             progress.update(len(batch))
 
 
 def _hidden_states(
-    model: Any, tokens: Int[Tensor, "n context_size"], hook_name: str
-) -> Float[Tensor, "n context_size d_in"]:
+    model: Any, tokens: Int[Tensor, "n context_size"], hook_names: Sequence[str]
+) -> dict[str, Float[Tensor, "n context_size _"]]:
     _, cache = model.run_with_cache(
         tokens.to(model.cfg.device),
-        names_filter=[hook_name],
-        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
+        names_filter=list(hook_names),
+        stop_at_layer=stop_layer(hook_names),
         prepend_bos=False,
     )
-    states = cache[hook_name].float().cpu()
-    if states.ndim == 4:
-        states = einops.rearrange(states, "n position head d_head -> n position (head d_head)")
-    if states.ndim != 3 or states.shape[:2] != tokens.shape:
-        raise ValueError(
-            f"{hook_name} must give one vector a token, got shape {tuple(states.shape)}; choose another hook"
-        )
+    states = {}
+    for hook_name in hook_names:
+        states[hook_name] = cache[hook_name].float().cpu()
+        if states[hook_name].ndim == 4:
+            states[hook_name] = einops.rearrange(
+                states[hook_name], "n position head d_head -> n position (head d_head)"
+            )
+        shape = tuple(states[hook_name].shape)
+        if len(shape) != 3 or shape[:2] != tokens.shape:
+            raise ValueError(f"{hook_name} must give one vector a token, got shape {shape}; choose another hook")
     return states
+
+
+def stop_layer(hook_names: Sequence[str]) -> int | None:
+    """The layer before which a pass that reaches all these hooks may stop; None if one lies outside the layers."""
+    layers = [extract_stop_at_layer_from_tlens_hook_name(hook_name) for hook_name in hook_names]
+    return None if None in layers else max(layer for layer in layers if layer is not None)
+
+
+def _open_arrays(folder: Path, mode: str, shape: tuple[int, int, int]) -> tuple[np.memmap, np.memmap]:
+    folder.mkdir(exist_ok=True)
+    return _open_array(folder / "states.npy", mode, shape), _open_array(folder / "norms.npy", mode, shape[:2])
 
 
 def _open_array(path: Path, mode: str, shape: tuple[int, ...]) -> np.memmap:

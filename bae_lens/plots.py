@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
-from bae_lens.comparison import Comparison
+from bae_lens.results import Comparison
 
 COLOURS = qualitative.Safe
 RATE_BINS = np.linspace(-5, 0, 41)  # log10 of the firing rate
@@ -22,9 +22,9 @@ def firing_frequencies(comparison: Comparison) -> go.Figure:
     """How often features fire: features by log10 of their firing rate on held-out tokens (Fig. 4 of the paper)."""
     figure = go.Figure()
     for dictionary, colour in zip(comparison.dictionaries, cycle(COLOURS), strict=False):
-        rates = np.array(dictionary.metrics.firing_rates)
+        rates = np.array(dictionary.runs[0].metrics.code.firing_rates)
         counts, _ = np.histogram(np.log10(rates[rates > 0]).clip(RATE_BINS[0]), RATE_BINS)
-        never = f" ({dictionary.metrics.never_on} never fire)"
+        never = f" ({dictionary.runs[0].metrics.code.never_on} never fire)"
         figure.add_scatter(
             x=(RATE_BINS[1:] + RATE_BINS[:-1]) / 2, y=counts, name=dictionary.name + never, line={"color": colour}
         )
@@ -37,8 +37,8 @@ def training_curves(comparison: Comparison, quantity: str, title: str) -> go.Fig
     figure = go.Figure()
     for dictionary, colour in zip(comparison.dictionaries, cycle(COLOURS), strict=False):
         figure.add_scatter(
-            x=[point["step"] for point in dictionary.curve],
-            y=[point[quantity] for point in dictionary.curve],
+            x=[point["step"] for point in dictionary.runs[0].curve],
+            y=[point[quantity] for point in dictionary.runs[0].curve],
             name=dictionary.name,
             line={"color": colour},
         )
@@ -52,8 +52,8 @@ def quality_by_bits(comparison: Comparison) -> go.Figure:
     figure = go.Figure()
     for dictionary, colour in zip(comparison.dictionaries, cycle(COLOURS), strict=False):
         figure.add_scatter(
-            x=[dictionary.metrics.support_bits],
-            y=[dictionary.metrics.explained_variance],
+            x=[dictionary.runs[0].metrics.bits],
+            y=[dictionary.runs[0].metrics.explained_variance],
             name=dictionary.name,
             mode="markers",
             marker={"color": colour, "size": 14},

@@ -8,8 +8,8 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from bae_lens import plots
-from bae_lens.comparison import TABLE, Comparison
 from bae_lens.harvest import write_text
+from bae_lens.results import TABLE, Comparison
 
 REPORT_FILE = "report.html"
 

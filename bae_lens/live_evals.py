@@ -1,0 +1,151 @@
+"""SAELens' `run_evals`, right for transcoders and with what a binary code needs, on a live model."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import sae_lens.evals
+import torch
+from sae_lens import SAE
+from sae_lens.evals import EvalConfig
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.activations_store import ActivationsStore
+from sae_lens.util import get_special_token_ids
+from torch import Tensor
+
+from bae_lens.activation import burstiness, strongest_features
+from bae_lens.evals import CodeCounter, is_binary
+from bae_lens.harvest import stop_layer
+from bae_lens.transcoder import hooks_of
+
+RATE_BINS = np.linspace(-5, 0, 21)  # of the histogram: log10 of the firing rate
+
+
+def run_evals(
+    sae: SAE[Any],
+    activation_store: ActivationsStore,
+    model: Any,
+    activation_scaler: ActivationScaler,
+    eval_config: EvalConfig | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    exclude_special_tokens: Iterable[int] | bool = True,
+    verbose: bool = False,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """SAELens' `run_evals`, by the same arguments, for dictionaries of every kind, transcoders included.
+
+    SAELens' own puts a transcoder's output back at the hook it reads from. Here it goes to its output hook, and every
+    metric compares it with the activations there.
+
+    Beside SAELens' groups the metrics have a group `"code"`: `CodeMetrics` except for the rates, on the tokens of
+    `n_eval_sparsity_variance_batches` batches. Feature-wise metrics gain `firing_rate`, (d_sae,), and
+    `firing_rate_histogram`, features by log10 of their rate between -5 and 0 in steps of 1/4, rarer ones in the first.
+    A BAE's strength is relative to its firing rates on these tokens; its prior is left as it is.
+    Raises ValueError as SAELens' does, and for a transcoder with an activation scaler in force.
+    """
+    eval_config = eval_config or EvalConfig()
+    excluded: list[int] = []
+    if exclude_special_tokens is not False:
+        every = exclude_special_tokens is True
+        excluded = list(get_special_token_ids(model.tokenizer) if every else exclude_special_tokens)
+    shared = {"model_kwargs": model_kwargs or {}, "exclude_special_tokens": excluded or False}
+    with _at_output(sae, model, activation_scaler) as view:
+        metrics, feature_metrics = sae_lens.evals.run_evals(
+            view, activation_store, model, activation_scaler, eval_config, verbose=verbose, **shared
+        )
+    activation_store.reset_input_dataset()
+    size = eval_config.batch_size_prompts or activation_store.store_batch_size_prompts
+    tokens = [activation_store.get_batch_tokens(size) for _ in range(eval_config.n_eval_sparsity_variance_batches)]
+    code = _code_metrics(sae, model, tokens, excluded, activation_scaler, model_kwargs or {})
+    rates = code.pop("firing_rates")
+    logarithms = np.log10(np.clip(rates, 10.0 ** RATE_BINS[0], 1))[np.array(rates) > 0]
+    histogram = np.histogram(logarithms, RATE_BINS)[0].tolist()
+    return {**metrics, "code": code}, {**feature_metrics, "firing_rate": rates, "firing_rate_histogram": histogram}
+
+
+@torch.no_grad()
+def _code_metrics(
+    sae: SAE[Any],
+    model: Any,
+    batches: list[Tensor],
+    excluded: list[int],
+    scaler: ActivationScaler,
+    model_kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    hook_name = hooks_of(sae)[0]
+
+    def codes() -> Iterator[Tensor]:
+        for tokens in batches:
+            _, cache = model.run_with_cache(
+                tokens,
+                names_filter=[hook_name],
+                stop_at_layer=stop_layer([hook_name]),
+                prepend_bos=False,
+                **model_kwargs,
+            )
+            head = sae.cfg.metadata.hook_head_index
+            x = cache[hook_name].flatten(2) if head is None else cache[hook_name][:, :, head]
+            content = ~torch.isin(tokens, torch.tensor(excluded, device=tokens.device))
+            feature_acts = sae.encode(scaler.scale(x[content.to(x.device)]).to(sae.device))
+            yield feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
+
+    reshaping = sae.hook_z_reshaping_mode
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    counter, prior = CodeCounter(sae.cfg.d_sae), torch.zeros(sae.cfg.d_sae, device=sae.device)
+    if is_binary(sae):
+        n = 0
+        for feature_acts in codes():
+            prior, n = prior + feature_acts.sum(0), n + len(feature_acts)
+        prior /= max(n, 1)
+    for feature_acts in codes():
+        strongest = (
+            strongest_features(burstiness(feature_acts, prior))
+            if is_binary(sae)
+            else strongest_features(feature_acts, floor=0.0)
+        )
+        counter.add(feature_acts, strongest)
+    if reshaping:
+        sae.turn_on_forward_pass_hook_z_reshaping()
+    return asdict(counter.metrics())
+
+
+@contextmanager
+def _at_output(sae: SAE[Any], model: Any, scaler: ActivationScaler) -> Iterator[Any]:
+    """The dictionary as SAELens' evals can take it: at its output hook, given the input of the same forward pass."""
+    hook_in, hook_out = hooks_of(sae)
+    if hook_in == hook_out:
+        yield sae
+        return
+    if scaler.scaling_factor is not None or scaler.whitening is not None:
+        raise ValueError("a transcoder's input and output have different scales; fold the activation scaler first")
+    view = _AtOutput(sae, hook_out)
+    hook_point = model.hook_dict[hook_in]
+    before = list(hook_point.fwd_hooks)
+    hook_point.add_hook(view.capture, is_permanent=True)
+    try:
+        yield view
+    finally:
+        for hook in [hook for hook in hook_point.fwd_hooks if hook not in before]:
+            hook.hook.remove()
+            hook_point.fwd_hooks.remove(hook)
+
+
+class _AtOutput:
+    """A transcoder that encodes the input captured in the running forward pass, whatever it is handed."""
+
+    def __init__(self, sae: SAE[Any], hook_out: str) -> None:
+        self._sae = sae
+        self.cfg = copy(sae.cfg)
+        self.cfg.metadata = deepcopy(sae.cfg.metadata)
+        self.cfg.metadata.hook_name = hook_out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sae, name)
+
+    def capture(self, activations: Tensor, hook: Any) -> None:  # noqa: ARG002
+        self._captured = activations.flatten(2)
+
+    def encode(self, x: Tensor) -> Tensor:  # noqa: ARG002
+        return self._sae.encode(self._captured.to(self._sae.device))
