@@ -43,7 +43,8 @@ class HiddenStates:
     """The hidden states of `Contexts` at one hook, on disk, and which of them are content.
 
     Rows are tokens in order. BOS and other special tokens, padding, and tokens whose norm is over `MASSIVE_NORM` times
-    the median of the rest, at any of the hooks harvested together, are not content: all those hooks have the same rows.
+    the median of the rest are not content. The norm is that at the first of the hooks harvested together, whatever this
+    one is, so that all of them have the same rows.
     """
 
     def __init__(self, folder: Path, hook_name: str) -> None:
@@ -54,9 +55,7 @@ class HiddenStates:
         info = read_json(folder / "complete.json")
         self.special_tokens: list[int] = info["special_tokens"]
         self.states = _load_array(folder / hook_name / "states.npy", mmap_mode="r")
-        self.norms = {
-            hook: torch.from_numpy(_load_array(folder / hook / "norms.npy")).flatten() for hook in info["hook_names"]
-        }
+        self.norms = torch.from_numpy(_load_array(folder / "norms.npy")).flatten()
         self.contexts = Contexts(
             *(torch.from_numpy(_load_array(folder / f"{part}.npy")) for part in ("tokens", "document"))
         )
@@ -78,8 +77,8 @@ class HiddenStates:
 
     @cached_property
     def relative_norms(self) -> Float[Tensor, " n_tokens"]:
-        """Each row's norm in units of the median of those that are not special, at the hook where it is largest."""
-        return torch.stack([norms / norms[~self.special].median() for norms in self.norms.values()]).amax(0)
+        """Each row's norm in units of the median of those that are not special."""
+        return self.norms / self.norms[~self.special].median()
 
     @cached_property
     def massive(self) -> Bool[Tensor, " n_tokens"]:
@@ -150,7 +149,8 @@ def harvest(
 ) -> dict[str, HiddenStates]:
     """Runs the model over the contexts once, up to the deepest hook's layer, and keeps the hidden states at all hooks.
 
-    They lie in `folder` in float32, and are returned under the names that were asked for. An interrupted harvest goes
+    They lie in `folder` in float32, and are returned under the names that were asked for; by the norms at the first hook
+    it is decided which tokens are massive. An interrupted harvest goes
     on after its last complete batch; a complete one is opened as it is.
     Raises ValueError for an unknown hook, one that is not one vector a token, hidden states that are not finite
     (naming the batch), and a folder that holds hidden states of other hooks, another model or other contexts.
@@ -159,7 +159,7 @@ def harvest(
     folder.mkdir(parents=True, exist_ok=True)
     source = {
         "model": model.cfg.model_name,
-        "hook_names": sorted(set(resolved.values())),
+        "hook_names": list(dict.fromkeys(resolved.values())),
         "special_tokens": sorted(get_special_token_ids(model.tokenizer)),
     }
     _claim(folder, source, contexts)
@@ -184,26 +184,30 @@ def _claim(folder: Path, source: dict[str, Any], contexts: Contexts) -> None:
 def _harvest_missing(model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int) -> None:
     progress_file = folder / "progress.json"
     done = read_json(progress_file)["contexts"] if progress_file.exists() else 0
-    arrays: dict[str, tuple[np.memmap, np.memmap]] = {}
     n, context_size = contexts.tokens.shape
+    mode = "r+" if done else "w+"
+    norms = _open_array(folder / "norms.npy", mode, (n, context_size))
+    states: dict[str, np.memmap] = {}
     with tqdm(total=n, initial=done, desc=f"hidden states at {', '.join(hook_names)}", unit="context") as progress:
         for start in range(done, n, batch_size):
-            batch = contexts.tokens[start : start + batch_size].clamp(min=0)
-            for hook_name, states in _hidden_states(model, batch, hook_names).items():
-                if not torch.isfinite(states).all():
+            tokens = contexts.tokens[start : start + batch_size].clamp(min=0)
+            rows = slice(start, start + len(tokens))
+            batches = _hidden_states(model, tokens, hook_names)
+            for hook_name, batch in batches.items():
+                if not torch.isfinite(batch).all():
                     raise ValueError(
                         f"the model's hidden states in batch {start // batch_size} at {hook_name} are not finite"
                     )
-                if hook_name not in arrays:
-                    shape = (n, context_size, states.shape[-1])
-                    arrays[hook_name] = _open_arrays(folder / hook_name, "r+" if done else "w+", shape)
-                vectors, norms = arrays[hook_name]
-                vectors[start : start + len(states)] = states.numpy()
-                norms[start : start + len(states)] = states.norm(dim=-1).numpy()
-                vectors.flush()
-                norms.flush()
-            write_text(progress_file, json.dumps({"contexts": start + len(batch)}))
-            progress.update(len(batch))
+                if hook_name not in states:
+                    (folder / hook_name).mkdir(exist_ok=True)
+                    shape = (n, context_size, batch.shape[-1])
+                    states[hook_name] = _open_array(folder / hook_name / "states.npy", mode, shape)
+                states[hook_name][rows] = batch.numpy()
+                states[hook_name].flush()
+            norms[rows] = batches[hook_names[0]].norm(dim=-1).numpy()
+            norms.flush()
+            write_text(progress_file, json.dumps({"contexts": start + len(tokens)}))
+            progress.update(len(tokens))
 
 
 def _hidden_states(
@@ -232,11 +236,6 @@ def stop_layer(hook_names: Sequence[str]) -> int | None:
     """The layer before which a pass that reaches all these hooks may stop; None if one lies outside the layers."""
     layers = [extract_stop_at_layer_from_tlens_hook_name(hook_name) for hook_name in hook_names]
     return None if None in layers else max(layer for layer in layers if layer is not None)
-
-
-def _open_arrays(folder: Path, mode: str, shape: tuple[int, int, int]) -> tuple[np.memmap, np.memmap]:
-    folder.mkdir(exist_ok=True)
-    return _open_array(folder / "states.npy", mode, shape), _open_array(folder / "norms.npy", mode, shape[:2])
 
 
 def _open_array(path: Path, mode: str, shape: tuple[int, ...]) -> np.memmap:

@@ -105,9 +105,9 @@ class Corpus:
     special_tokens: int
     """BOS and other special tokens, left out; padding not counted."""
     massive_tokens: int
-    """Tokens left out because of a norm over 5 times the median at one of the hooks."""
+    """Tokens left out because of a norm over 5 times the median."""
     largest_norm: float
-    """Of the tokens that are not special, in units of their median norm, at the hook where it is largest."""
+    """Of the tokens that are not special, in units of their median norm."""
     massive_examples: list[str]
     """The most frequent of the massive tokens."""
 
