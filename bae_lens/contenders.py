@@ -120,7 +120,7 @@ def default_spec(architecture: str, l0: int, d_sae: int, trials: int = 1) -> tup
         "jumprelu": ("JumpReLU", quadratic, "lr"),
         "batchtopk": ("BatchTopK", {"k": float(l0)}, "lr"),
         "matryoshka_batchtopk": ("Matryoshka", matryoshka, "lr"),
-        "transcoder": ("Transcoder", {"l1_coefficient": 2.8}, "l1_coefficient"),
+        "transcoder": ("Transcoder", {"l1_coefficient": 8.3}, "l1_coefficient"),
         "topk_transcoder": ("Top-k transcoder", rate, "lr"),
         "binary_transcoder": ("Binary transcoder", {"target_l0": float(l0)}, "lr"),
     }
