@@ -3,6 +3,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+from sae_lens import SAE
+
+from bae_lens import TopKTranscoder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -20,17 +23,21 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert script.index(install) < script.index(test)
 
 
-def test_map_of_the_house_names_every_module():
-    modules = {path.stem for path in (ROOT / "bae_lens").glob("*.py")} - {"__init__", "__main__"}
-    assert modules == set(re.findall(r"^\| `(\w+)\.py`", README, re.MULTILINE))
+def test_map_of_the_house_names_every_module_and_package():
+    files = {path.name for path in (ROOT / "bae_lens").glob("*.py")} - {"__init__.py", "__main__.py"}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "bae_lens").glob("*/__init__.py")}
+    assert files | packages == set(re.findall(r"^\| `([\w/.]+)`", README, re.MULTILINE))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The training dataset contains fewer samples:UserWarning")
-def test_example_runs(tmp_path, monkeypatch):
+def test_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = code_blocks("python")
-    (tmp_path / "example.py").write_text(example)
-    names = runpy.run_path(str(tmp_path / "example.py"))
+    transcoder, bae = code_blocks("python")
+    for name, example in (("transcoder.py", transcoder), ("bae.py", bae)):
+        (tmp_path / name).write_text(example)
+    runpy.run_path(str(tmp_path / "transcoder.py"))
+    assert isinstance(SAE.load_from_disk(tmp_path / "transcoders" / "mlp"), TopKTranscoder)
+    names = runpy.run_path(str(tmp_path / "bae.py"))
     assert names["code"].unique().tolist() == [0, 1]
     assert names["features"].shape == (*names["code"].shape[:2], 10)
