@@ -16,7 +16,7 @@ from bae_lens.recipe import TrainingSettings
 from bae_lens.results import Experiment
 from bae_lens.sources import DEMO_MODEL, DEMO_TEXT
 
-ARCHITECTURES = ("bae", "standard", "topk", "gated", "transcoder")
+ARCHITECTURES = ("bae", "standard", "topk", "gated", "topk_transcoder")
 
 
 @dataclass(frozen=True)
