@@ -17,7 +17,7 @@ STEPS = tuple(2.0 ** (1 - half / 2) for half in range(10))  # in units of the ro
 @torch.no_grad()
 def value_coding_curve(
     sae: SAE[Any],
-    batches: Iterable[tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]],
+    batches: Iterable[tuple[Float[Tensor, "_ d_in"], Float[Tensor, "_ d_out"]]],
     support_bits: float,
     variance: float,
 ) -> list[RatePoint]:
