@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens import HookedTransformerConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bae_lens import TrainingBAEConfig
-from bae_lens.contexts import ContextSettings, choose_contexts
+from bae_lens import BAE, BAEConfig, TrainingBAEConfig
+from bae_lens.contexts import Contexts, ContextSettings, choose_contexts
 from bae_lens.harvest import HiddenStates, harvest
+from bae_lens.paired import PairedStates
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
 WORDS = tuple(f"w{i}" for i in range(60))
@@ -51,6 +52,26 @@ def bae_config() -> Callable[..., TrainingBAEConfig]:
 
     def make(**overrides: Any) -> TrainingBAEConfig:
         return TrainingBAEConfig(**{"d_in": 16, "d_sae": 64, "encoder_bias_init": -0.5, **overrides})
+
+    return make
+
+
+@pytest.fixture
+def identity_bae() -> Callable[[int], BAE]:
+    """Makes a BAE that reads and writes non-negative axes: feature j is on where x_j >= 1/2."""
+
+    def make(d: int) -> BAE:
+        bae = BAE(BAEConfig(d_in=d, d_sae=d))
+        bae.load_state_dict(
+            {
+                "W_enc": torch.eye(d),
+                "b_enc": torch.full((d,), -0.5),
+                "W_dec": torch.eye(d),
+                "b_dec": torch.zeros(d),
+                "prior": torch.zeros(d),
+            }
+        )
+        return bae
 
     return make
 
@@ -116,13 +137,27 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: 
 
 
 @pytest.fixture
-def states(
-    tiny_model: HookedSAETransformer, tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset, tmp_path: Path
-) -> tuple[HiddenStates, HiddenStates]:
-    """600 tokens for training and 300 held-out ones after the first layer of the tiny model, in contexts of 16."""
+def tiny_contexts(tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset) -> dict[str, Contexts]:
+    """600 tokens for training and 300 held-out ones, in contexts of 16."""
     settings = ContextSettings(context_size=16, harvest_tokens=600, held_out_tokens=300)
-    train, test = choose_contexts(tiny_tokenizer, tiny_dataset, settings)
-    return (
-        harvest(tiny_model, train, "blocks.0.hook_resid_post", tmp_path / "states" / "train"),
-        harvest(tiny_model, test, "blocks.0.hook_resid_post", tmp_path / "states" / "test"),
+    return choose_contexts(tiny_tokenizer, tiny_dataset, settings)
+
+
+@pytest.fixture
+def states(
+    tiny_model: HookedSAETransformer, tiny_contexts: dict[str, Contexts], tmp_path: Path
+) -> tuple[HiddenStates, HiddenStates]:
+    """Training and held-out tokens after the first layer of the tiny model."""
+    hook = "blocks.0.hook_resid_post"
+    train, test = (
+        harvest(tiny_model, tiny_contexts[split], [hook], tmp_path / "states" / split)[hook]
+        for split in ("train", "test")
     )
+    return train, test
+
+
+@pytest.fixture
+def pairs(tiny_model: HookedSAETransformer, tiny_contexts: dict[str, Contexts], tmp_path: Path) -> PairedStates:
+    """The training tokens at the input of the second layer's MLP, 16 wide, and inside it, 32 wide."""
+    hooks = ["blocks.1.mlp.hook_in", "blocks.1.mlp.hook_post"]
+    return PairedStates(*harvest(tiny_model, tiny_contexts["train"], hooks, tmp_path / "pairs").values())

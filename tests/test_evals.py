@@ -1,56 +1,30 @@
 import math
-from typing import Any
 
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from bae_lens import BAE, BAEConfig
-from bae_lens.contexts import PADDING, Contexts
-from bae_lens.evals import LossMeter, activated_features, evaluate_dictionary, feature_examples
-from bae_lens.harvest import HiddenStates, harvest
-from bae_lens.training import Recipe, TrainingSettings, train_dictionary
-
-HOOK = "blocks.0.hook_resid_post"
+from bae_lens import BinaryTranscoder, BinaryTranscoderConfig
+from bae_lens.evals import CodeCounter, activated_features, evaluate_dictionary
 
 
-def identity_bae(d: int) -> BAE:
-    """A BAE that reads and writes non-negative axes: feature j is on where x_j >= 1/2."""
-    bae = BAE(BAEConfig(d_in=d, d_sae=d))
-    bae.load_state_dict(
-        {
-            "W_enc": torch.eye(d),
-            "b_enc": torch.full((d,), -0.5),
-            "W_dec": torch.eye(d),
-            "b_dec": torch.zeros(d),
-            "prior": torch.zeros(d),
-        }
-    )
-    return bae
-
-
-@pytest.fixture
-def states(states: Any) -> HiddenStates:
-    return states[0]
-
-
-def test_metrics_of_a_known_code():
+def test_metrics_of_a_known_code(identity_bae):
     # columns: always on, never on, on for 2 of 8, on for 6 of 8, and 8 rows
     codes = torch.tensor([[1, 0, i < 2, i < 6] for i in range(8)], dtype=torch.float32)
     bae = identity_bae(4)
     metrics = evaluate_dictionary(bae, codes, batch_size=3)
-    assert metrics.n_tokens == 8
+    assert metrics.code.n_tokens == 8
     assert metrics.explained_variance == 1
-    assert metrics.firing_rates == [1, 0, 0.25, 0.75]
-    assert metrics.l0 == 2.0
-    assert metrics.informative_l0 == 0.5
+    assert metrics.code.firing_rates == [1, 0, 0.25, 0.75]
+    assert metrics.code.l0 == 2.0
+    assert metrics.code.informative_l0 == 0.5
     quarter = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))  # 0.8113 bits, twice
-    assert metrics.support_bits == pytest.approx(2 * quarter)
-    assert (metrics.never_on, metrics.always_on, metrics.dense) == (1, 1, 2)
+    assert metrics.code.support_bits == pytest.approx(2 * quarter)
+    assert (metrics.code.never_on, metrics.code.always_on, metrics.code.dense) == (1, 1, 2)
     assert torch.equal(bae.prior, torch.tensor([1, 0, 0.25, 0.75]))
 
 
-def test_explained_variance_is_one_minus_error_over_variance():
+def test_explained_variance_is_one_minus_error_over_variance(identity_bae):
     bae = identity_bae(2)
     x = torch.tensor([[0.0, 0.8], [1.0, 0.0], [0.0, 1.0], [1.4, 0.0]])
     # errors 0.2^2 + 0.4^2 = 0.2; means 0.6 and 0.45
@@ -59,14 +33,14 @@ def test_explained_variance_is_one_minus_error_over_variance():
     assert evaluate_dictionary(bae, x).explained_variance == pytest.approx(expected, rel=1e-6)
 
 
-def test_feature_activated_needs_eight_instances():
+def test_feature_activated_needs_eight_instances(identity_bae):
     codes = torch.zeros(100, 3)
     codes[:8, 0] = 1
     codes[8:15, 1] = 1
-    assert evaluate_dictionary(identity_bae(3), codes).feature_activated == 1
+    assert evaluate_dictionary(identity_bae(3), codes).code.feature_activated == 1
 
 
-def test_bae_counts_surprising_zeros_as_activated_and_a_relu_sae_its_ten_largest_positive():
+def test_bae_counts_surprising_zeros_as_activated_and_a_relu_sae_its_ten_largest_positive(identity_bae):
     bae = identity_bae(2)
     bae.prior.copy_(torch.tensor([0.9, 0.1]))
     assert activated_features(bae, torch.tensor([[1.0, 0.0], [0.0, 1.0]])).tolist() == [[-1, -1], [0, 1]]
@@ -75,110 +49,72 @@ def test_bae_counts_surprising_zeros_as_activated_and_a_relu_sae_its_ten_largest
     assert activated_features(sae, strengths).tolist() == [[11, 10, 9, 8, 7, 6, 5, 4, 1, 3], [11] + [-1] * 9]
 
 
-def test_bae_that_never_fires_is_measured():
+def test_bae_that_never_fires_is_measured(identity_bae):
     metrics = evaluate_dictionary(identity_bae(3), torch.rand(9, 3) / 4)
-    assert (metrics.l0, metrics.never_on, metrics.feature_activated, metrics.support_bits) == (0, 3, 0, 0)
+    assert (metrics.code.l0, metrics.code.never_on, metrics.code.feature_activated, metrics.code.support_bits) == (
+        0,
+        3,
+        0,
+        0,
+    )
 
 
-def test_nothing_to_evaluate_on_is_refused():
+def test_nothing_to_evaluate_on_is_refused(identity_bae):
     with pytest.raises(ValueError, match="no hidden states"):
         evaluate_dictionary(identity_bae(2), torch.zeros(0, 2))
 
 
-def relu_identity(d: int) -> StandardSAE:
-    """Reads every axis in both directions, so that it gives back what it is given."""
-    sae = StandardSAE(StandardSAEConfig(d_in=d, d_sae=2 * d, apply_b_dec_to_input=False))
-    both = torch.cat([torch.eye(d), -torch.eye(d)])
-    sae.load_state_dict({"W_enc": both.T, "b_enc": torch.zeros(2 * d), "W_dec": both, "b_dec": torch.zeros(d)})
-    return sae
+def test_a_real_code_is_measured_by_what_it_writes():
+    sae = StandardSAE(StandardSAEConfig(d_in=5, d_sae=12, apply_b_dec_to_input=False))
+    for parameter in sae.parameters():
+        parameter.data.normal_()
+    x = torch.randn(100, 5)
+    metrics = evaluate_dictionary(sae, x, batch_size=33)
+    out, target = sae(x).double(), x.double()
+    fired = sae.encode(x) > 0
+    squared_error = (out - target).square().sum(1)
+    assert metrics.mean_squared_error == pytest.approx(squared_error.mean().item(), rel=1e-6)
+    total_variance = (target - target.mean(0)).square().sum(1)
+    assert metrics.explained_variance == pytest.approx(
+        (1 - squared_error.sum() / total_variance.sum()).item(), rel=1e-6
+    )
+    angles = (out * target).sum(1) / out.norm(dim=1) / target.norm(dim=1)
+    assert metrics.cosine_similarity == pytest.approx(angles.mean().item(), rel=1e-6)
+    assert metrics.l2_ratio == pytest.approx((out.norm(dim=1) / target.norm(dim=1)).mean().item(), rel=1e-6)
+    assert metrics.code.l0 == pytest.approx(fired.double().sum(1).mean().item())
+    assert metrics.code.firing_rates == pytest.approx(fired.double().mean(0).tolist())
+    assert metrics.value_bits > 0
+    assert metrics.bits == metrics.code.support_bits + metrics.value_bits
+    chosen = [point for point in metrics.value_curve if point.bits == pytest.approx(metrics.bits)]
+    assert chosen[0].explained_variance > metrics.explained_variance - 0.01
 
 
-def test_loss_with_a_perfect_dictionary_is_the_models_own(tiny_model, states):
-    loss = LossMeter(tiny_model, states, n_contexts=50)(relu_identity(16))
-    tokens = states.contexts.tokens
-    own = tiny_model(tokens.clamp(min=0), return_type="loss", loss_per_token=True)
-    scored = (tokens[:, 1:] != PADDING) & (torch.arange(15) > 0)  # BOS' own prediction is left out
-    assert loss.n_tokens == scored.sum() == 550
-    assert loss.clean == pytest.approx(own[scored].mean().item(), rel=1e-5)
-    assert loss.with_sae == pytest.approx(loss.clean, abs=1e-5)
-    assert loss.recovered == pytest.approx(1, abs=1e-3)
+def test_transcoder_is_compared_with_its_targets():
+    sae = BinaryTranscoder(BinaryTranscoderConfig(d_in=4, d_sae=10, d_out=6))
+    for parameter in sae.parameters():
+        parameter.data.normal_()
+    x, y = torch.randn(50, 4), torch.randn(50, 6)
+    metrics = evaluate_dictionary(sae, x, y, batch_size=16)
+    error = (sae(x) - y).square().sum()
+    expected = 1 - error / (y - y.mean(0)).square().sum()
+    assert metrics.explained_variance == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(sae.prior, sae.encode(x).mean(0))
+    assert (metrics.value_bits, metrics.value_curve, metrics.bits) == (0, [], metrics.code.support_bits)
 
 
-def test_loss_replaces_content_only(tiny_model, states):
-    meter = LossMeter(tiny_model, states, n_contexts=4)
-    seen = []
-
-    def record(activations, hook):  # noqa: ARG001
-        seen.append(activations)
-
-    _, cache = tiny_model.run_with_cache(meter.tokens.clamp(min=0), prepend_bos=False)
-    tiny_model.add_hook("blocks.1.hook_resid_pre", record)
-    sae = relu_identity(16)
-    sae.b_dec.data[3] = 7
-    loss = meter(sae)
-    assert abs(loss.with_sae - loss.clean) > 1e-3
-    shift = seen[0] - cache[HOOK]
-    assert torch.allclose(shift[meter.content][:, 3], torch.tensor(7.0), atol=1e-5)
-    assert (shift[~meter.content] == 0).all()
-    assert not meter.content[:, 0].any()
+def test_bae_that_folds_to_rare_features_has_the_same_metrics(identity_bae):
+    x = (torch.rand(200, 6) < torch.tensor([0.05, 0.2, 0.5, 0.8, 0.95, 1])).float()
+    bae = identity_bae(6)
+    before = evaluate_dictionary(bae, x)
+    bae.fold_polarity()
+    after = evaluate_dictionary(bae, x)
+    assert after.code.l0 == pytest.approx(before.code.informative_l0) == pytest.approx(after.code.informative_l0)
+    assert after.code.support_bits == pytest.approx(before.code.support_bits)
+    assert after.code.dense == before.code.dense == 3
+    assert after.code.feature_activated == before.code.feature_activated
+    assert (before.code.always_on, before.code.never_on, after.code.always_on, after.code.never_on) == (1, 0, 0, 1)
 
 
-def test_loss_is_measured_on_contexts_spread_over_all(tiny_model, states):
-    meter = LossMeter(tiny_model, states, n_contexts=3)
-    assert torch.equal(meter.tokens, states.contexts.tokens[[0, 24, 49]])
-
-
-def test_loss_of_short_documents_is_measured(tiny_model, tmp_path):
-    short = harvest(tiny_model, Contexts(torch.tensor([[0, 5, 6, -1]]), torch.tensor([0])), HOOK, tmp_path / "short")
-    assert LossMeter(tiny_model, short, n_contexts=5)(relu_identity(16)).n_tokens == 1
-
-
-def test_nothing_to_predict_is_refused(tiny_model, tmp_path):
-    lonely = harvest(tiny_model, Contexts(torch.tensor([[0, 5, -1]]), torch.tensor([0])), HOOK, tmp_path / "lonely")
-    with pytest.raises(ValueError, match="no held-out token has a next one to predict"):
-        LossMeter(tiny_model, lonely, n_contexts=5)
-
-
-def test_loss_at_hook_z_takes_heads_concatenated(tiny_model, states, tmp_path):
-    z = harvest(tiny_model, states.contexts, "blocks.1.attn.hook_z", tmp_path / "z")
-    assert LossMeter(tiny_model, z, n_contexts=2)(relu_identity(16)).recovered == pytest.approx(1, abs=1e-2)
-
-
-def test_examples_are_the_strongest_token_of_each_context_in_its_sentence(states, tiny_tokenizer):
-    bae = identity_bae(16)
-    rates = evaluate_dictionary(bae, states.rows(states.content)).firing_rates
-    features = feature_examples(bae, states, tiny_tokenizer, rates, n_features=3, n_examples=4, window=2)
-    assert len(features) == 3
-    graded = (states.rows(torch.arange(states.contexts.tokens.numel())) - 0.5).view(*states.contexts.tokens.shape, 16)
-    for feature in features:
-        assert feature.firing_rate == rates[feature.feature]
-        strengths = graded[:, 1:, feature.feature]  # BOS is no content
-        per_context = strengths.max(1).values.sort(descending=True)
-        assert [e.activation for e in feature.examples] == pytest.approx(per_context.values[:4].tolist(), rel=1e-4)
-        context = int(per_context.indices[0])
-        position = 1 + int(strengths[context].argmax())
-        tokens = states.contexts.tokens[context]
-        tokens = tokens[tokens >= 0]
-        best = feature.examples[0]
-        assert best.token == tiny_tokenizer.decode([tokens[position]])
-        assert best.after == tiny_tokenizer.decode(tokens[position + 1 : position + 3])
-        assert best.before == tiny_tokenizer.decode(tokens[max(0, position - 2) : position], skip_special_tokens=True)
-
-
-def test_examples_at_hook_z_take_heads_concatenated(tiny_model, states, bae_config, tiny_tokenizer, tmp_path):
-    z = harvest(tiny_model, states.contexts, "blocks.0.attn.hook_z", tmp_path / "z")
-    settings = TrainingSettings(training_tokens=64, batch_size=32)
-    sae = train_dictionary("bae", Recipe(bae_config(encoder_bias_init=0.0), lr=1e-3), z, settings, tmp_path).sae
-    rates = evaluate_dictionary(sae, z.rows(z.content)).firing_rates
-    assert len(feature_examples(sae, z, tiny_tokenizer, rates, n_features=3)) == 3
-
-
-def test_features_shown_are_a_seeded_sample_of_those_that_fire_often_enough(states, tiny_tokenizer):
-    bae = identity_bae(16)
-    rates = [8 / len(states.content)] * 4 + [7 / len(states.content)] * 12
-    shown = feature_examples(bae, states, tiny_tokenizer, rates, n_features=16)
-    assert [feature.feature for feature in shown] == [0, 1, 2, 3]
-    some = [
-        [f.feature for f in feature_examples(bae, states, tiny_tokenizer, rates, 2, seed=seed)] for seed in range(9)
-    ]
-    assert len({tuple(features) for features in some}) > 1
+def test_code_of_no_token_has_no_metrics():
+    with pytest.raises(ValueError, match="there are no hidden states to evaluate on"):
+        CodeCounter(4).metrics()

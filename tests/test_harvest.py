@@ -10,7 +10,7 @@ from sae_lens.registry import get_sae_training_class
 from transformers import PreTrainedTokenizerFast
 
 from bae_lens.contexts import PADDING, Contexts, ContextSettings, choose_contexts
-from bae_lens.harvest import HiddenStates, Standardisation, harvest, hook_width
+from bae_lens.harvest import HiddenStates, Standardisation, harvest, hook_widths
 
 HOOK = "blocks.0.hook_resid_post"
 SETTINGS = ContextSettings(context_size=9, harvest_tokens=640, held_out_tokens=80, contexts_per_document=2)
@@ -18,12 +18,12 @@ SETTINGS = ContextSettings(context_size=9, harvest_tokens=640, held_out_tokens=8
 
 @pytest.fixture
 def contexts(tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset) -> Contexts:
-    return choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)[0]
+    return choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)["train"]
 
 
 @pytest.fixture
 def states(tiny_model: HookedSAETransformer, contexts: Contexts, tmp_path: Path) -> HiddenStates:
-    return harvest(tiny_model, contexts, HOOK, tmp_path / "states")
+    return harvest(tiny_model, contexts, [HOOK], tmp_path / "states")[HOOK]
 
 
 def test_rows_are_what_the_model_computes(states, tiny_model, contexts):
@@ -34,12 +34,70 @@ def test_rows_are_what_the_model_computes(states, tiny_model, contexts):
 
 def test_special_tokens_padding_and_massive_norms_are_not_content(tiny_model, tmp_path):
     tokens = torch.tensor([[0, 4, 5, 6], [0, 7, PADDING, PADDING]])
-    states = harvest(tiny_model, Contexts(tokens, torch.tensor([1, 2])), HOOK, tmp_path)
+    states = harvest(tiny_model, Contexts(tokens, torch.tensor([1, 2])), [HOOK], tmp_path)[HOOK]
     assert states.content.tolist() == [1, 2, 3, 5]
-    np.save(tmp_path / "norms.npy", np.array([[99, 1, 5.1, 0.9], [99, 1, 99, 99]], dtype=np.float32))
-    states = HiddenStates(tmp_path)
+    np.save(tmp_path / HOOK / "norms.npy", np.array([[99, 1, 5.1, 0.9], [99, 1, 99, 99]], dtype=np.float32))
+    states = HiddenStates(tmp_path, HOOK)
     assert states.massive.nonzero().flatten().tolist() == [2]
     assert states.content.tolist() == [1, 3, 5]
+
+
+def test_several_hooks_come_from_one_pass_and_stop_at_the_deepest(tiny_model, contexts, tmp_path, monkeypatch):
+    run, calls = tiny_model.run_with_cache, []
+
+    def counted(*args, **kwargs):
+        calls.append((len(args[0]), kwargs["stop_at_layer"]))
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(tiny_model, "run_with_cache", counted)
+    hooks = ["blocks.1.mlp.hook_post", HOOK, "blocks.0.mlp.hook_post"]
+    both = harvest(tiny_model, contexts, hooks, tmp_path / "both", batch_size=80)
+    assert calls == [(80, 2)]
+    assert list(both) == hooks
+    assert {hook: states.widths for hook, states in both.items()} == {
+        "blocks.1.mlp.hook_post": {"blocks.1.mlp.hook_post": 32},
+        HOOK: {HOOK: 16},
+        "blocks.0.mlp.hook_post": {"blocks.0.mlp.hook_post": 32},
+    }
+    _, cache = run(contexts.tokens[5:6], prepend_bos=False)
+    for hook, states in both.items():
+        assert torch.allclose(states.rows(torch.arange(5 * 9, 6 * 9)), cache[hook][0], atol=1e-6)
+        assert torch.equal(states.content, both[HOOK].content)
+
+
+def test_token_that_is_massive_at_one_hook_is_content_at_none(tiny_model, contexts, tmp_path):
+    hooks = [HOOK, "blocks.1.hook_resid_post"]
+    harvest(tiny_model, contexts, hooks, tmp_path)
+    path = tmp_path / hooks[1] / "norms.npy"
+    norms = np.load(path)
+    norms[3, 4] *= 100
+    np.save(path, norms)
+    for hook in hooks:
+        states = HiddenStates(tmp_path, hook)
+        assert states.massive.nonzero().flatten().tolist() == [3 * 9 + 4]
+        assert len(states.content) == 639
+
+
+def test_interrupted_harvest_of_two_hooks_goes_on_at_both(tiny_model, contexts, tmp_path, monkeypatch):
+    hooks = [HOOK, "blocks.1.mlp.hook_post"]
+    whole = harvest(tiny_model, contexts, hooks, tmp_path / "whole", batch_size=32)
+    run, calls = tiny_model.run_with_cache, []
+
+    def fail_at_second(*args, **kwargs):
+        calls.append(len(args[0]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_model, "run_with_cache", fail_at_second)
+        with pytest.raises(KeyboardInterrupt):
+            harvest(tiny_model, contexts, hooks, tmp_path / "cut", batch_size=32)
+        resumed = harvest(tiny_model, contexts, hooks, tmp_path / "cut", batch_size=32)
+    assert calls == [32, 32, 32, 16]
+    for hook in hooks:
+        assert np.array_equal(resumed[hook].states, whole[hook].states)
+        assert torch.equal(resumed[hook].norms[hook], whole[hook].norms[hook])
 
 
 def test_interrupted_harvest_computes_only_what_is_missing(tiny_model, contexts, states, tmp_path, monkeypatch):
@@ -53,39 +111,39 @@ def test_interrupted_harvest_computes_only_what_is_missing(tiny_model, contexts,
 
     monkeypatch.setattr(tiny_model, "run_with_cache", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
-        harvest(tiny_model, contexts, HOOK, tmp_path / "again", batch_size=16)
+        harvest(tiny_model, contexts, [HOOK], tmp_path / "again", batch_size=16)
     with pytest.raises(FileNotFoundError, match="no complete harvest"):
-        HiddenStates(tmp_path / "again")
-    resumed = harvest(tiny_model, contexts, HOOK, tmp_path / "again", batch_size=16)
+        HiddenStates(tmp_path / "again", HOOK)
+    resumed = harvest(tiny_model, contexts, [HOOK], tmp_path / "again", batch_size=16)[HOOK]
     assert len(calls) == 3 + 3
     assert np.array_equal(resumed.states, states.states)
-    assert torch.equal(resumed.norms, states.norms)
-    harvest(tiny_model, contexts, HOOK, tmp_path / "again")
+    assert torch.equal(resumed.norms[HOOK], states.norms[HOOK])
+    harvest(tiny_model, contexts, [HOOK], tmp_path / "again")
     assert len(calls) == 6
 
 
 def test_folder_of_another_harvest_is_refused(states, tiny_model, contexts):
-    with pytest.raises(ValueError, match="another model, hook or text"):
-        harvest(tiny_model, contexts, "blocks.1.hook_resid_post", states.folder)
-    with pytest.raises(ValueError, match="another model, hook or text"):
-        harvest(tiny_model, Contexts(contexts.tokens + 1, contexts.document), HOOK, states.folder)
+    with pytest.raises(ValueError, match="another model, other hooks or text"):
+        harvest(tiny_model, contexts, ["blocks.1.hook_resid_post"], states.folder)
+    with pytest.raises(ValueError, match="another model, other hooks or text"):
+        harvest(tiny_model, Contexts(contexts.tokens + 1, contexts.document), [HOOK], states.folder)
 
 
 def test_hidden_states_that_are_not_finite_name_their_batch(tiny_model, contexts, tmp_path):
     tiny_model.embed.W_E.data[contexts.tokens[20, 3]] = torch.nan
     with pytest.raises(ValueError, match=r"batch \d+ at blocks.0.hook_resid_post are not finite"):
-        harvest(tiny_model, contexts, HOOK, tmp_path)
+        harvest(tiny_model, contexts, [HOOK], tmp_path)
 
 
 def test_hook_must_exist_and_give_one_vector_a_token(tiny_model, contexts, tmp_path):
     with pytest.raises(ValueError, match=r"no hook 'blocks.0.resid_post'; near ones: .*blocks.0.hook_resid_post"):
-        harvest(tiny_model, contexts, "blocks.0.resid_post", tmp_path)
+        harvest(tiny_model, contexts, [HOOK, "blocks.0.resid_post"], tmp_path)
     with pytest.raises(ValueError, match="must give one vector a token"):
-        hook_width(tiny_model, "blocks.0.attn.hook_pattern")
+        hook_widths(tiny_model, ["blocks.0.attn.hook_pattern"])
 
 
 def test_heads_are_concatenated(tiny_model):
-    assert hook_width(tiny_model, "blocks.0.attn.hook_z") == 16
+    assert hook_widths(tiny_model, ["blocks.0.mlp.hook_post", "blocks.0.attn.hook_z"]) == [32, 16]
 
 
 def test_standardised_content_is_centred_with_mean_square_norm_d(states):
@@ -133,12 +191,12 @@ def test_neighbouring_seeds_share_no_epoch(states):
     assert not torch.equal(next(first), next(second))
 
 
-@pytest.mark.parametrize("name", ["complete.json", "tokens.npy", "norms.npy", "states.npy"])
+@pytest.mark.parametrize("name", ["complete.json", "tokens.npy", f"{HOOK}/norms.npy", f"{HOOK}/states.npy"])
 def test_damaged_file_is_named(states, name):
     path = states.folder / name
     path.write_bytes(path.read_bytes()[:-9] if name != "tokens.npy" else b"")
     with pytest.raises(ValueError, match=rf"{name} cannot be read .* remove its folder to start over"):
-        HiddenStates(states.folder)
+        HiddenStates(states.folder, HOOK)
 
 
 def test_batches_from_a_later_step_are_those_of_the_whole_run(states):
