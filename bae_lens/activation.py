@@ -48,8 +48,8 @@ def flip_polarity(
     flip: Float[Tensor, " d_sae"],
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, " d_sae"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    b_dec: Float[Tensor, " d_in"],
+    W_dec: Float[Tensor, "d_sae d_out"],
+    b_dec: Float[Tensor, " d_out"],
     prior: Float[Tensor, " d_sae"],
 ) -> None:
     """Exchange 0 and 1 in place for the features where `flip` is 1 (0 elsewhere), leaving the reconstruction as it is.
