@@ -170,9 +170,7 @@ def test_learning_rate_falls_to_zero_at_the_end(states, recipe, tmp_path, monkey
 
 
 def test_wrong_width_is_refused(states, bae_config, tmp_path):
-    with pytest.raises(
-        ValueError, match="bae has d_in 17, but the hidden states at blocks.0.hook_resid_post are 16 wide"
-    ):
+    with pytest.raises(ValueError, match=r"bae has d_in 17, but the hidden states at blocks.0.hook_resid_post are 16"):
         train_dictionary("bae", Recipe(bae_config(d_in=17), lr=1e-3), states, SETTINGS, tmp_path)
 
 
@@ -213,7 +211,7 @@ def test_interrupted_transcoder_ends_with_the_weights_of_a_whole_one(pairs, tmp_
 
 def test_number_of_hooks_must_be_the_architectures(states, pairs, bae_config, tmp_path):
     transcoder = Recipe(TrainingTranscoderConfig(d_in=16, d_sae=64, d_out=32), lr=1e-3)
-    with pytest.raises(ValueError, match="tc is a transcoder and is trained on two hooks, got blocks.0.hook_resid_p"):
+    with pytest.raises(ValueError, match=r"tc is a transcoder and is trained on two hooks, got blocks.0.hook_resid_p"):
         train_dictionary("tc", transcoder, states, SETTINGS, tmp_path)
     with pytest.raises(ValueError, match=r"bae is no transcoder .* on one hook, got blocks.1.mlp.hook_in, blocks.1.ml"):
         train_dictionary("bae", Recipe(bae_config(), lr=1e-3), pairs, SETTINGS, tmp_path)
