@@ -163,7 +163,7 @@ class Comparison:
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def over_seeds(values: list[float], digits: int) -> str:
+def over_seeds(values: list[int] | list[float], digits: int) -> str:
     """Mean and, of several values, standard deviation."""
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
