@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from sae_lens import Transcoder, TranscoderConfig
 from sae_lens.registry import get_sae_class, get_sae_training_class
 
 import bae_lens
@@ -31,6 +32,21 @@ def test_public_names_are_sorted_and_unique():
 def test_architecture_is_registered():
     assert get_sae_class("bae") == (bae_lens.BAE, bae_lens.BAEConfig)
     assert get_sae_training_class("bae") == (bae_lens.TrainingBAE, bae_lens.TrainingBAEConfig)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "prefix"), [("topk_transcoder", "TopKTranscoder"), ("binary_transcoder", "BinaryTranscoder")]
+)
+def test_transcoders_are_registered(architecture, prefix):
+    names = (prefix, f"{prefix}Config", f"Training{prefix}", f"Training{prefix}Config")
+    inference, inference_config, training, training_config = (getattr(bae_lens, name) for name in names)
+    assert get_sae_class(architecture) == (inference, inference_config)
+    assert get_sae_training_class(architecture) == (training, training_config)
+
+
+def test_relu_transcoder_trains_into_sae_lens_own():
+    assert get_sae_class("transcoder") == (Transcoder, TranscoderConfig)
+    assert get_sae_training_class("transcoder") == (bae_lens.TrainingTranscoder, bae_lens.TrainingTranscoderConfig)
 
 
 def test_importing_again_is_harmless():
