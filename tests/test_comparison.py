@@ -391,3 +391,11 @@ def test_finished_trial_is_not_measured_again(run, monkeypatch):
 def test_name_of_the_folder_above_is_refused(run):
     with pytest.raises(ValueError, match="a dictionary's name must be one that a folder can have"):
         run({"..": Contender((relu(),))})
+
+
+@pytest.mark.xfail(
+    strict=True, raises=IndexError, reason="a transcoder that reads after it writes fails when spliced in"
+)
+def test_transcoder_that_reads_after_it_writes_is_refused(run):
+    with pytest.raises(ValueError, match="reads after"):
+        run({"T": Contender((transcoder(),), "blocks.1.hook_resid_post", "blocks.0.mlp.hook_post")})

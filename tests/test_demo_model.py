@@ -92,9 +92,12 @@ def test_demo_on_the_real_model(monkeypatch, tmp_path, capsys):
     cli.main()
     assert "| Gated |" in capsys.readouterr().out
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
-    assert [d["name"] for d in result["dictionaries"]] == ["BAE", "ReLU", "Top-k", "Gated"]
-    assert all(0 < d["metrics"]["explained_variance"] < 1 for d in result["dictionaries"])
-    assert all(d["language_model"]["clean"] < 5 for d in result["dictionaries"])
+    assert [d["name"] for d in result["dictionaries"]] == ["BAE", "ReLU", "Top-k", "Gated", "Transcoder"]
+    runs = [run for d in result["dictionaries"] for run in d["runs"]]
+    assert all(0 < run["metrics"]["explained_variance"] < 1 for run in runs)
+    assert all(run["language_model"]["clean"] < 5 for run in runs)
+    transcoder = result["dictionaries"][-1]
+    assert (transcoder["hook_in"], transcoder["hook_out"]) == ("blocks.10.mlp.hook_in", "blocks.10.hook_mlp_out")
     bae = SAE.load_from_disk(tmp_path / "demo" / "dictionaries" / "BAE")
     _, cache = load_demo_model().run_with_cache_with_saes("My fellow Americans", saes=[bae])
     code = cache["blocks.10.hook_resid_post.hook_sae_acts_post"]
