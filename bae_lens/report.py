@@ -1,6 +1,9 @@
 """A comparison as one HTML page that opens without a network."""
 
+from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -8,30 +11,135 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from bae_lens import plots
+from bae_lens.activation import INSTANCES_TO_COUNT
+from bae_lens.comparison import L0_TOLERANCE, best_trial
+from bae_lens.evals import DENSE_RATE
 from bae_lens.harvest import write_text
-from bae_lens.results import TABLE, Comparison
+from bae_lens.results import TABLE, Comparison, DictionaryResult
+from bae_lens.value_bits import QUANTISATION_LOSS
 
 REPORT_FILE = "report.html"
+EXPLANATIONS = {
+    "dictionary": "Its name; the dot is its colour in the figures.",
+    "writes": "Where in the model its output belongs. An SAE writes where it reads; a transcoder reads elsewhere.",
+    "explained variance": (
+        "Share of the variance of the hidden states that the output explains: 1 is perfect, 0 no better than always "
+        "answering with their mean. It cannot be compared between dictionaries that write at different hooks, because "
+        "some hidden states are easier than others."
+    ),
+    "CE recovered": (
+        "Share of the model's cross entropy that survives when the output stands in for the hidden states: 1 is as good "
+        "as the model itself, 0 as bad as zeros in their place. Like explained variance, to be compared at one hook only."
+    ),
+    "KL recovered": "The same for the divergence from what the model itself predicts.",
+    "L0": "Features that fire per token, in the mean.",
+    "informative L0": (
+        "Features per token that differ from what they do most of the time; less than L0 if some are nearly always on."
+    ),
+    "support bits": (
+        "Bits per token, at most, to say which features fire, every feature coded by itself. All there is to a binary "
+        "code."
+    ),
+    "value bits": (
+        "Bits per token to say how strongly they fire, rounded as coarsely as costs no more than "
+        f"{QUANTISATION_LOSS} of explained variance. They come on top of support bits; a binary code has none."
+    ),
+    "never on": "Features that fire on no held-out token.",
+    "always on": "Features that fire on all of them.",
+    "dense": f"Features that are on for over {DENSE_RATE:.0%} of the tokens and off for over {DENSE_RATE:.0%}.",
+    "Feature Activated": f"Features among the 10 strongest of at least {INSTANCES_TO_COUNT} tokens.",
+    "training": "How long it took to train once, with the settings that were chosen.",
+    "memory": "Largest memory while it trained: of the whole process, or on a GPU what was allocated there.",
+}
+"""What the columns of the table mean, in plain words."""
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
     """Writes `report.html`, with its scripts inlined, and returns its path."""
-    templates = Environment(loader=PackageLoader("bae_lens", "."), autoescape=True, undefined=StrictUndefined)
+    templates = Environment(
+        loader=PackageLoader("bae_lens", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    hooks = plots.by_hook(comparison)
     html = templates.get_template("report.html.jinja").render(
         comparison=comparison,
+        model=_without_folder(comparison.experiment.model),
+        text=_without_folder(comparison.experiment.text),
+        colours=plots.colours(comparison),
         table=TABLE,
+        explanations=EXPLANATIONS,
+        quality_by_bits={hook: _embed(plots.quality_by_bits(comparison, hook), f"bits at {hook}") for hook in hooks},
+        quality_by_l0={hook: _embed(plots.quality_by_l0(comparison, hook), f"L0 at {hook}") for hook in hooks},
+        firing_frequencies=_embed(plots.firing_frequencies(comparison), "firing frequencies"),
+        loss_curves=_embed(
+            plots.training_curves(comparison, "mse_loss", "squared error per token, standardised"), "loss"
+        ),
+        l0_curves=_embed(plots.training_curves(comparison, "l0", "features that fire per token"), "L0"),
+        tuned=[_tuning(dictionary, comparison.experiment.l0) for dictionary in comparison.dictionaries],
+        l0_tolerance=L0_TOLERANCE,
+        instances_to_count=INSTANCES_TO_COUNT,
+        features=[
+            {"name": dictionary.name, "features": [asdict(feature) for feature in dictionary.features]}
+            for dictionary in comparison.dictionaries
+        ],
+        settings=_settings(comparison),
         plotly=Markup(get_plotlyjs()),
-        quality_by_bits=_embed(plots.quality_by_bits(comparison)),
-        firing_frequencies=_embed(plots.firing_frequencies(comparison)),
-        loss_curves=_embed(plots.training_curves(comparison, "mse_loss", "squared error per token")),
-        l0_curves=_embed(plots.training_curves(comparison, "l0", "features that fire per token")),
+        script=Markup(files("bae_lens").joinpath("report.js").read_text(encoding="utf-8")),
     )
     path = folder / REPORT_FILE
     write_text(path, html)
     return path
 
 
-def _embed(figure: Figure) -> Markup:
+def _embed(figure: Figure, name: str) -> Markup:
     return Markup(
-        figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False})
+        figure.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=name.replace(" ", "-"),
+            config={"responsive": True, "displayModeBar": False},
+        )
     )
+
+
+def _tuning(dictionary: DictionaryResult, l0: float | None) -> dict[str, Any]:
+    """A dictionary's trials with what differs between them, and why one of them was chosen."""
+    recipes = [trial.recipe for trial in dictionary.trials]
+    varied = [key for key in dictionary.recipe if any(recipe[key] != recipes[0][key] for recipe in recipes)]
+    chosen = best_trial(dictionary.trials, l0) if dictionary.trials else None
+    tried = [
+        {
+            "setting": ", ".join(f"{key} {_plain(trial.recipe[key])}" for key in varied),
+            "trial": trial,
+            "why": _why(trial.informative_l0, l0) if index == chosen else "",
+        }
+        for index, trial in enumerate(dictionary.trials)
+    ]
+    return {"name": dictionary.name, "trials": tried}
+
+
+def _why(informative_l0: float, l0: float | None) -> str:
+    if l0 is None:
+        return "largest explained variance"
+    if abs(informative_l0 / l0 - 1) <= L0_TOLERANCE:
+        return f"largest explained variance near L0 {l0:g}"
+    return f"none came near L0 {l0:g}; the nearest"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _settings(comparison: Comparison) -> dict[str, Any]:
+    """What was asked for, and what every dictionary was trained with, without folders of this machine."""
+    experiment = asdict(comparison.experiment)
+    names = {key: _without_folder(experiment[key]) for key in ("model", "text")}
+    return {**experiment, **names, "dictionaries": {d.name: d.recipe for d in comparison.dictionaries}}
+
+
+def _without_folder(name: str) -> str:
+    """A name as it is; of a path on this machine, which is nobody else's business, the last part."""
+    return Path(name).name if Path(name).is_absolute() else name

@@ -18,8 +18,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bae_lens import BAE, BAEConfig, TrainingBAEConfig
 from bae_lens.contexts import Contexts, ContextSettings, choose_contexts
+from bae_lens.evals import CodeMetrics, DictionaryMetrics
+from bae_lens.features import FeaturePortrait, Neighbour, TokenInContext
 from bae_lens.harvest import HiddenStates, harvest
 from bae_lens.paired import PairedStates
+from bae_lens.rate_distortion import RatePoint
+from bae_lens.recipe import TrainingSettings
+from bae_lens.results import Comparison, Corpus, DictionaryResult, Experiment, Run, Trial
+from bae_lens.run_folder import Stage
+from bae_lens.splicing import LanguageModelLoss
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
 WORDS = tuple(f"w{i}" for i in range(60))
@@ -161,3 +168,97 @@ def pairs(tiny_model: HookedSAETransformer, tiny_contexts: dict[str, Contexts], 
     """The training tokens at the input of the second layer's MLP, 16 wide, and inside it, 32 wide."""
     hooks = ["blocks.1.mlp.hook_in", "blocks.1.mlp.hook_post"]
     return PairedStates(*harvest(tiny_model, tiny_contexts["train"], hooks, tmp_path / "pairs").values())
+
+
+@pytest.fixture(scope="session")
+def make_comparison() -> Callable[..., Comparison]:
+    """Makes a comparison that nobody measured, of any size: every part of a result is there, with plausible values."""
+
+    def make(
+        names: tuple[str, ...] = ("Top-k", "BAE", "Transcoder"),
+        seeds: tuple[int, ...] = (0, 1),
+        n_features: int = 4,
+        d_sae: int = 64,
+        n_trials: int = 3,
+    ) -> Comparison:
+        random_values = random.Random(0)
+        curve = [RatePoint(50.0 * i, 1 - 0.8**i) for i in range(1, 13)]
+        corpus = Corpus(50, 600, 50, 3, 17.5, ["\n", "<b>"])
+        return Comparison(
+            Experiment(
+                "tiny",
+                "words",
+                "blocks.0.hook_resid_post",
+                training=TrainingSettings(training_tokens=640, batch_size=32),
+                l0=8.0,
+                seeds=seeds,
+            ),
+            corpus,
+            corpus,
+            [Stage("hidden states", 12.5, 0.5), Stage("train BAE", 2.5, 1.5)],
+            curve,
+            [RatePoint(point.bits, point.explained_variance + 0.02) for point in curve],
+            [_made_dictionary(name, random_values, seeds, n_features, d_sae, n_trials) for name in names],
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def comparison(make_comparison: Callable[..., Comparison]) -> Comparison:
+    """Two seeds of an SAE, a binary autoencoder and a transcoder, each chosen from three trials."""
+    return make_comparison()
+
+
+def _made_dictionary(
+    name: str, values: random.Random, seeds: tuple[int, ...], n_features: int, d_sae: int, n_trials: int
+) -> DictionaryResult:
+    is_binary, is_transcoder = name == "BAE", name == "Transcoder"
+    trials = [
+        Trial({"lr": 10.0**-i, "d_sae": d_sae}, 0.5 + values.random() / 10, 4.0 * (i + 1), 100.0 + i)
+        for i in range(n_trials)
+    ]
+    return DictionaryResult(
+        name=name,
+        architecture="bae" if is_binary else "transcoder" if is_transcoder else "topk",
+        hook_in="blocks.0.mlp.hook_in" if is_transcoder else "blocks.0.hook_resid_post",
+        hook_out="blocks.0.hook_mlp_out" if is_transcoder else "blocks.0.hook_resid_post",
+        d_sae=d_sae,
+        trials=trials,
+        recipe={"lr": 0.1, "d_sae": d_sae},
+        runs=[_made_run(seed, values, is_binary, d_sae) for seed in seeds],
+        features=[_made_portrait(index, n_features, values, is_transcoder) for index in range(n_features)],
+    )
+
+
+def _made_run(seed: int, values: random.Random, is_binary: bool, d_sae: int) -> Run:
+    rates = [0.0, *(10 ** values.uniform(-4, -0.5) for _ in range(d_sae - 1))]
+    l0, explained_variance, support_bits = sum(rates), 0.7 + values.random() / 10, 150.0 + 10 * values.random()
+    curve = [RatePoint(support_bits + 40.0 * i, explained_variance - 0.08 / 2**i) for i in range(8)]
+    return Run(
+        seed=seed,
+        training_seconds=50 + 10 * values.random(),
+        memory_gib=1.5,
+        curve=[{"step": step, "l0": l0, "mse_loss": 100 / (step + 1)} for step in range(200)],
+        metrics=DictionaryMetrics(
+            code=CodeMetrics(600, l0, l0, support_bits, 1, 0, 5, d_sae - 3, rates),
+            explained_variance=explained_variance,
+            mean_squared_error=12.5,
+            cosine_similarity=0.9,
+            l2_ratio=0.95,
+            value_bits=0.0 if is_binary else 120.0,
+            value_curve=[] if is_binary else curve,
+        ),
+        language_model=LanguageModelLoss(500, 2.0, 2.2 + values.random() / 10, 10.0, 0.3, 8.0),
+    )
+
+
+def _made_portrait(index: int, n_features: int, values: random.Random, is_transcoder: bool) -> FeaturePortrait:
+    before, after = (" ".join(values.choices(WORDS, k=24)) + " " for _ in range(2))
+    return FeaturePortrait(
+        feature=3 * index,
+        firing_rate=10 ** values.uniform(-3, -1),
+        examples=[TokenInContext(before, f"token{index}", after, 9.5 - i) for i in range(8)],
+        neighbours=[Neighbour(3 * ((index + 1) % n_features), 0.75), Neighbour(3 * index + 1, 0.25)],
+        top_tokens=[] if is_transcoder else [" the", "\n", " of"],
+    )
