@@ -40,7 +40,7 @@ def by_hook(comparison: Comparison) -> dict[str, list[DictionaryResult]]:
 
 
 def coded(metrics: DictionaryMetrics) -> RatePoint:
-    """A dictionary's point when its values are quantised as the table counts them; a binary code has none to quantise."""
+    """A dictionary's point with its values quantised as the table counts them; a binary code has none."""
     if not metrics.value_curve:
         return RatePoint(metrics.bits, metrics.explained_variance)
     return min(metrics.value_curve, key=lambda point: abs(point.bits - metrics.bits))
@@ -56,7 +56,8 @@ def window(dictionaries: list[DictionaryResult]) -> tuple[float, float]:
 
 def rate_histogram(dictionary: DictionaryResult) -> tuple[list[float], list[int]]:
     """Middles of the bins of `RATE_BINS`, and features that fire so often with the first seed; those that never do are
-    in no bin."""
+    in no bin.
+    """
     rates = np.array(dictionary.runs[0].metrics.code.firing_rates)
     counts, _ = np.histogram(np.log10(rates[rates > 0]).clip(RATE_BINS[0]), RATE_BINS)
     return ((RATE_BINS[1:] + RATE_BINS[:-1]) / 2).tolist(), counts.tolist()

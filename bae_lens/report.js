@@ -130,7 +130,7 @@ function neighbourLink({ feature, cosine }) {
 
 control.dictionary.addEventListener("change", () => listFeatures());
 control.search.addEventListener("input", () => listFeatures(listed[control.feature.value]?.feature));
-control.order.addEventListener("change", () => listFeatures(listed[control.feature.value]?.feature));
+control.order.addEventListener("change", () => listFeatures());
 control.feature.addEventListener("change", () => show(Number(control.feature.value)));
 control.previous.addEventListener("click", () => show(Number(control.feature.value) - 1));
 control.next.addEventListener("click", () => show(Number(control.feature.value) + 1));

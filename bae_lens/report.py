@@ -1,5 +1,6 @@
 """A comparison as one HTML page that opens without a network."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -28,8 +29,9 @@ EXPLANATIONS = {
         "some hidden states are easier than others."
     ),
     "CE recovered": (
-        "Share of the model's cross entropy that survives when the output stands in for the hidden states: 1 is as good "
-        "as the model itself, 0 as bad as zeros in their place. Like explained variance, to be compared at one hook only."
+        "Share of the model's cross entropy that survives when the output stands in for the hidden states: 1 is as "
+        "good as the model itself, 0 as bad as zeros in their place. Like explained variance, to be compared at one "
+        "hook only."
     ),
     "KL recovered": "The same for the divergence from what the model itself predicts.",
     "L0": "Features that fire per token, in the mean.",
@@ -63,7 +65,6 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    hooks = plots.by_hook(comparison)
     html = templates.get_template("report.html.jinja").render(
         comparison=comparison,
         model=_without_folder(comparison.experiment.model),
@@ -71,13 +72,11 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         colours=plots.colours(comparison),
         table=TABLE,
         explanations=EXPLANATIONS,
-        quality_by_bits={hook: _embed(plots.quality_by_bits(comparison, hook), f"bits at {hook}") for hook in hooks},
-        quality_by_l0={hook: _embed(plots.quality_by_l0(comparison, hook), f"L0 at {hook}") for hook in hooks},
-        firing_frequencies=_embed(plots.firing_frequencies(comparison), "firing frequencies"),
-        loss_curves=_embed(
-            plots.training_curves(comparison, "mse_loss", "squared error per token, standardised"), "loss"
-        ),
-        l0_curves=_embed(plots.training_curves(comparison, "l0", "features that fire per token"), "L0"),
+        quality_by_bits=_panels(comparison, plots.quality_by_bits, "bits"),
+        quality_by_l0=_panels(comparison, plots.quality_by_l0, "l0"),
+        firing_frequencies=_embed(plots.firing_frequencies(comparison), "rates"),
+        loss_curves=_embed(plots.training_curves(comparison, "mse_loss", "squared error (standardised)"), "loss"),
+        l0_curves=_embed(plots.training_curves(comparison, "l0", "L0 (features per token)"), "l0-curves"),
         tuned=[_tuning(dictionary, comparison.experiment.l0) for dictionary in comparison.dictionaries],
         l0_tolerance=L0_TOLERANCE,
         instances_to_count=INSTANCES_TO_COUNT,
@@ -94,15 +93,17 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     return path
 
 
+def _panels(comparison: Comparison, plot: Callable[[Comparison, str], Figure], name: str) -> dict[str, Markup]:
+    """A figure for each hook at which dictionaries write."""
+    return {
+        hook: _embed(plot(comparison, hook), f"{name}-{index}") for index, hook in enumerate(plots.by_hook(comparison))
+    }
+
+
 def _embed(figure: Figure, name: str) -> Markup:
-    return Markup(
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=name.replace(" ", "-"),
-            config={"responsive": True, "displayModeBar": False},
-        )
-    )
+    """A figure with a fixed id, so that the same comparison gives the same page; plotly does not escape the id."""
+    config = {"responsive": True, "displayModeBar": False}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config))
 
 
 def _tuning(dictionary: DictionaryResult, l0: float | None) -> dict[str, Any]:

@@ -35,10 +35,12 @@ def test_pictures_show_the_colours_of_the_page(make_comparison, tmp_path):
             assert tuple(bytes.fromhex(colour[1:])) in shown
 
 
-@pytest.mark.parametrize("name", ["$x", "_hidden", r"\frac"])
-def test_names_are_no_markup(make_comparison, tmp_path, name):
-    comparison = make_comparison((name,), n_trials=0)
-    write_pictures(comparison, tmp_path)
+@pytest.mark.parametrize(("name", "other"), [(r"$\unknown", r"$\unknowm"), (r"$\frac$", r"$\frbc$"), ("_a", "_b")])
+def test_names_are_no_markup(make_comparison, tmp_path, name, other):
+    """Neither mathematics nor, with an underscore, a request to be left out of the legend."""
+    pictures = [write_pictures(make_comparison((n,), n_trials=0), tmp_path / n[-3:].strip("$")) for n in (name, other)]
+    for first, second in zip(*pictures, strict=True):
+        assert first.read_bytes() != second.read_bytes()
 
 
 def test_nothing_asked_and_nothing_tried(make_comparison, tmp_path):
