@@ -111,8 +111,8 @@ def quality_by_l0(comparison: Comparison, hook: str) -> go.Figure:
         l0s = [run.metrics.code.informative_l0 for run in dictionary.runs]
         _add_runs(figure, dictionary, colour, l0s, points, "L0 %{x:.1f}")
     if comparison.experiment.l0 is not None:
-        asked = {"text": "asked for", "textposition": "end", "font": {"color": GREY, "size": 11}}
-        figure.add_vline(comparison.experiment.l0, line={"color": GREY, "dash": "dot", "width": 1}, label=asked)
+        line = {"color": GREY, "dash": "dot", "width": 1}
+        figure.add_vline(comparison.experiment.l0, line=line, name="L0 asked for", showlegend=True)
     _lay_out(figure, AXES["L0"], AXES["explained variance"])
     return figure.update_xaxes(rangemode="tozero")
 
@@ -147,7 +147,7 @@ def training_curves(comparison: Comparison, quantity: str, title: str) -> go.Fig
             line={"color": colours(comparison)[dictionary.name], "width": 1.5},
             hovertemplate="step %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
         )
-    return _lay_out(figure, "training step", title).update_yaxes(type="log", dtick=1, exponentformat="power")
+    return _lay_out(figure, "training step", title).update_yaxes(type="log", exponentformat="power")
 
 
 def _add_reference(figure: go.Figure, name: str, curve: list[RatePoint], dash: str) -> None:

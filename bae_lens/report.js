@@ -110,7 +110,9 @@ function tokenBox(token) {
 
 function exampleItem({ before, token, after, activation }) {
   const strength = element("span", { className: "strength", textContent: activation.toPrecision(3) });
-  const text = element("span", {}, before, element("mark", { textContent: visible(token) }), after);
+  const space = token.startsWith(" ") && token.trim() ? " " : "";
+  const mark = element("mark", { textContent: visible(token.slice(space.length)) });
+  const text = element("span", {}, before, space, mark, after);
   return element("li", {}, strength, text);
 }
 

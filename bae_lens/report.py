@@ -48,7 +48,7 @@ EXPLANATIONS = {
     ),
     "never on": "Features that fire on no held-out token.",
     "always on": "Features that fire on all of them.",
-    "dense": f"Features that are on for over {DENSE_RATE:.0%} of the tokens and off for over {DENSE_RATE:.0%}.",
+    "dense": f"Features on for over {100 * DENSE_RATE:.0f} % of the tokens, and off for over {100 * DENSE_RATE:.0f} %.",
     "Feature Activated": f"Features among the 10 strongest of at least {INSTANCES_TO_COUNT} tokens.",
     "training": "How long it took to train once, with the settings that were chosen.",
     "memory": "Largest memory while it trained: of the whole process, or on a GPU what was allocated there.",

@@ -118,7 +118,7 @@ def test_trials_show_what_differed_and_why_one_was_chosen(comparison, page):
 @pytest.mark.parametrize(
     ("l0", "why", "rule"),
     [
-        (100.0, ["", "", "none came near L0 100; the nearest"], "within 25% of an informative L0 of 100"),
+        (100.0, ["", "", "none came near L0 100; the nearest"], "within 25 % of an informative L0 of 100"),
         (None, None, "Chosen is the trial of largest explained variance."),
     ],
 )

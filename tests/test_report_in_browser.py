@@ -148,7 +148,7 @@ def test_what_there_is_not_is_not_shown(make_comparison, open_report):
 
 def test_markup_in_tokens_and_names_does_nothing(comparison, open_report):
     first = comparison.dictionaries[0]
-    example = TokenInContext(HOSTILE, HOSTILE, HOSTILE, 1.0)
+    example = TokenInContext(HOSTILE, f" {HOSTILE}", HOSTILE, 1.0)
     portrait = replace(first.features[0], examples=[example], top_tokens=[HOSTILE])
     dictionary = replace(first, name=HOSTILE, features=[portrait])
     page = open_report(replace(comparison, dictionaries=[dictionary, *comparison.dictionaries[1:]]))
