@@ -1,6 +1,7 @@
 """Several dictionaries on the same hidden states with the same budget, tuned alike, as one result (Table 1)."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ from bae_lens.training import TrainedDictionary, check_widths, train_dictionary
 
 LOSS_CONTEXTS = 32  # held-out contexts on which the model's loss is measured
 L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
+FOLDER_NAME = r"\w[\w .+-]*"
 BASELINE_ROWS = 65_536  # training tokens on which PCA is fitted, at most
 
 
@@ -83,10 +85,7 @@ def compare(
     hooks = {hook: resolve_hook(model, hook) for hook in dict.fromkeys([experiment.hook_name, *needed])}
     recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
     reads = {name: contender.hooks(experiment) for name, contender in contenders.items()}
-    widths = dict(zip(hooks, hook_widths(model, list(hooks)), strict=True))
-    for name, contender in contenders.items():
-        for recipe in contender.trials:
-            check_widths(name, recipe.cfg, {hook: widths[hook] for hook in contender.hooks(experiment)})
+    _check_hooks(contenders, experiment, hook_widths(model, list(hooks)))
     with claimed(folder, {**asdict(experiment), "recipes": recipes, "hooks": reads}):
         stopwatch = Stopwatch(folder)
         with stopwatch.stage("choose contexts"):
@@ -98,7 +97,9 @@ def compare(
                 split: harvest(model, chosen, list(hooks), folder / "hidden_states" / split)
                 for split, chosen in contexts.items()
             }
-        return _Comparing(model, splits, contenders, experiment, folder, stopwatch, device).result()
+        comparison = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device).result()
+        comparison.save(folder)
+        return comparison
 
 
 class _Comparing:
@@ -163,12 +164,7 @@ class _Comparing:
         """The recipe to use, and what it was chosen from; its dictionary of the first seed is trained already."""
         if len(contender.trials) == 1:
             return contender.trials[0], []
-        path = self.folder / "trials" / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            trials = [self._try(name, index, recipe) for index, recipe in enumerate(contender.trials)]
-            write_text(path, json.dumps([asdict(trial) for trial in trials]))
-        trials = [Trial(**trial) for trial in read_json(path)]
+        trials = [self._try(name, index, recipe) for index, recipe in enumerate(contender.trials)]
         best = best_trial(trials, self.experiment.l0)
         home, partial = self._home(name, self.experiment.seeds[0]), self.folder / "trials" / f"{name}.partial"
         if not home.exists():
@@ -181,9 +177,13 @@ class _Comparing:
     def _try(self, name: str, index: int, recipe: Recipe) -> Trial:
         folder = self.folder / "trials" / str(index)
         trained = self._train(name, recipe, self.experiment.seeds[0], folder)
-        with self.stopwatch.stage(f"tune {name}"):
-            metrics = self._evaluate(name, trained.sae, "tune")
-        return Trial(recipe.to_dict(), metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
+        path = folder / "dictionaries" / name / "trial.json"
+        if not path.exists():
+            with self.stopwatch.stage(f"tune {name}"):
+                metrics = self._evaluate(name, trained.sae, "tune")
+            trial = Trial(recipe.to_dict(), metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
+            write_text(path, json.dumps(asdict(trial)))
+        return Trial(**read_json(path))
 
     def _train(self, name: str, recipe: Recipe, seed: int, folder: Path) -> TrainedDictionary:
         contender, train = self.contenders[name], self.splits["train"]
@@ -291,7 +291,18 @@ def _check_contenders(contenders: Mapping[str, Contender]) -> None:
         listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise ValueError(f"every dictionary must have the same number of trials, at least one, got {listed}")
     for name, contender in contenders.items():
-        if not name or Path(name).name != name:
-            raise ValueError(f"a dictionary's name must be one that a folder can have, got {name!r}")
+        if not re.fullmatch(FOLDER_NAME, name):
+            raise ValueError(f"a dictionary's name must be made of letters, digits, spaces and _.+-, got {name!r}")
         if (contender.hook_in is None) != (contender.hook_out is None):
             raise ValueError(f"{name} must name both of a transcoder's hooks or none, got {contender}")
+
+
+def _check_hooks(contenders: Mapping[str, Contender], experiment: Experiment, widths: dict[str, int]) -> None:
+    """`widths` are those of all hooks, in the order in which the model reaches them."""
+    order = list(widths)
+    for name, contender in contenders.items():
+        hooks = contender.hooks(experiment)
+        if order.index(hooks[0]) > order.index(hooks[-1]):
+            raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
+        for recipe in contender.trials:
+            check_widths(name, recipe.cfg, {hook: widths[hook] for hook in hooks})

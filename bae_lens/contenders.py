@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import TypeAdapter, ValidationError
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from bae_lens.comparison import Contender
@@ -69,7 +70,8 @@ class DictionarySpec:
             raise ValueError(f"only transcoders take hook_in and hook_out, and {self.architecture} is none")
         else:
             hooks = [hook_name]
-        widths: dict[str, int] = dict(zip(("d_in", "d_out"), hook_widths(model, hooks), strict=False))
+        at_hook = hook_widths(model, hooks)
+        widths = {side: at_hook[hook] for side, hook in zip(("d_in", "d_out"), hooks, strict=False)}
         recipes = tuple(self._recipe(trial, widths, expansion, training_steps) for trial in self.trials)
         return Contender(recipes, *(hooks if self.is_transcoder else ()))
 
@@ -146,6 +148,8 @@ def read_specs(path: Path) -> tuple[dict[str, Any], dict[str, DictionarySpec]]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of settings, got {type(content).__name__}")
     dictionaries = content.pop("dictionaries", None) or {}
+    if not isinstance(dictionaries, dict):
+        raise ValueError(f"{path}: dictionaries must be a mapping from names to descriptions, got {dictionaries!r}")
     return content, {name: _spec(path, name, spec) for name, spec in dictionaries.items()}
 
 
@@ -153,7 +157,17 @@ def _spec(path: Path, name: str, content: Any) -> DictionarySpec:
     known = {spec_field.name for spec_field in fields(DictionarySpec)}
     if not isinstance(content, dict) or not {"architecture"} <= content.keys() <= known:
         raise ValueError(f"{path}: dictionary {name!r} takes {', '.join(sorted(known))}, got {content!r}")
-    return DictionarySpec(**{**content, "trials": tuple(content.get("trials", ({},)))})
+    return validated(DictionarySpec, content, f"{path}: dictionary {name!r}")
+
+
+def validated(expected: Any, value: Any, where: str) -> Any:
+    """A value from a file as the type that a field expects. Raises ValueError, in one line, if it is none."""
+    try:
+        return TypeAdapter(expected).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        part = ".".join(["", *map(str, first["loc"])])
+        raise ValueError(f"{where}{part}: {first['msg']}, got {first['input']!r}") from None
 
 
 class _UniqueKeys(yaml.SafeLoader):

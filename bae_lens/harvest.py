@@ -136,11 +136,11 @@ class HiddenStates:
 
 
 @torch.no_grad()
-def hook_widths(model: Any, hook_names: Sequence[str]) -> list[int]:
-    """Widths of the hidden states at some hooks, from a pass over one token; heads are concatenated."""
-    hook_names = [resolve_hook(model, hook_name) for hook_name in hook_names]
-    states = _hidden_states(model, torch.zeros(1, 1, dtype=torch.long), hook_names)
-    return [states[hook_name].shape[-1] for hook_name in hook_names]
+def hook_widths(model: Any, hook_names: Sequence[str]) -> dict[str, int]:
+    """Widths of the hidden states at some hooks, in the order in which a pass reaches them; heads are concatenated."""
+    asked_for = {resolve_hook(model, hook_name): hook_name for hook_name in hook_names}
+    states = _hidden_states(model, torch.zeros(1, 1, dtype=torch.long), list(asked_for))
+    return {asked_for[hook_name]: batch.shape[-1] for hook_name, batch in states.items()}
 
 
 @torch.no_grad()
@@ -149,9 +149,9 @@ def harvest(
 ) -> dict[str, HiddenStates]:
     """Runs the model over the contexts once, up to the deepest hook's layer, and keeps the hidden states at all hooks.
 
-    They lie in `folder` in float32, and are returned under the names that were asked for; by the norms at the first hook
-    it is decided which tokens are massive. An interrupted harvest goes
-    on after its last complete batch; a complete one is opened as it is.
+    They lie in `folder` in float32, and are returned under the names that were asked for. By the norms at the first
+    hook it is decided which tokens are massive. An interrupted harvest goes on after its last complete batch; one that
+    is complete is opened as it is.
     Raises ValueError for an unknown hook, one that is not one vector a token, hidden states that are not finite
     (naming the batch), and a folder that holds hidden states of other hooks, another model or other contexts.
     """
@@ -213,6 +213,7 @@ def _harvest_missing(model: Any, contexts: Contexts, hook_names: list[str], fold
 def _hidden_states(
     model: Any, tokens: Int[Tensor, "n context_size"], hook_names: Sequence[str]
 ) -> dict[str, Float[Tensor, "n context_size _"]]:
+    """In the order in which the pass reached them."""
     _, cache = model.run_with_cache(
         tokens.to(model.cfg.device),
         names_filter=list(hook_names),
@@ -220,7 +221,7 @@ def _hidden_states(
         prepend_bos=False,
     )
     states = {}
-    for hook_name in hook_names:
+    for hook_name in sorted(hook_names, key=list(cache.keys()).index):
         states[hook_name] = cache[hook_name].float().cpu()
         if states[hook_name].ndim == 4:
             states[hook_name] = einops.rearrange(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,11 @@ def run_evals(
     Beside SAELens' groups the metrics have a group `"code"`: `CodeMetrics` except for the rates, on the tokens of
     `n_eval_sparsity_variance_batches` batches. Feature-wise metrics gain `firing_rate`, (d_sae,), and
     `firing_rate_histogram`, features by log10 of their rate between -5 and 0 in steps of 1/4, rarer ones in the first.
-    A BAE's strength is relative to its firing rates on these tokens; its prior is left as it is.
-    Raises ValueError as SAELens' does, and for a transcoder with an activation scaler in force.
+    Both are counted on the tokens of SAELens' sparsity metrics. A BAE's strength is relative to its firing rates on
+    these tokens; its prior is left as it is. Weight-based metrics, which compare encoder with decoder, are left out for
+    a transcoder.
+    Raises ValueError as SAELens' does, for a transcoder with an activation scaler in force, and for one that reads
+    after it writes.
     """
     eval_config = eval_config or EvalConfig()
     excluded: list[int] = []
@@ -51,14 +54,17 @@ def run_evals(
         every = exclude_special_tokens is True
         excluded = list(get_special_token_ids(model.tokenizer) if every else exclude_special_tokens)
     shared = {"model_kwargs": model_kwargs or {}, "exclude_special_tokens": excluded or False}
+    store: Any = _Recording(activation_store)
     with _at_output(sae, model, activation_scaler) as view:
+        config = eval_config if view is sae else replace(eval_config, compute_featurewise_weight_based_metrics=False)
         metrics, feature_metrics = sae_lens.evals.run_evals(
-            view, activation_store, model, activation_scaler, eval_config, verbose=verbose, **shared
+            view, store, model, activation_scaler, config, verbose=verbose, **shared
         )
-    activation_store.reset_input_dataset()
-    size = eval_config.batch_size_prompts or activation_store.store_batch_size_prompts
-    tokens = [activation_store.get_batch_tokens(size) for _ in range(eval_config.n_eval_sparsity_variance_batches)]
-    code = _code_metrics(sae, model, tokens, excluded, activation_scaler, model_kwargs or {})
+    n, size = eval_config.n_eval_sparsity_variance_batches, eval_config.batch_size_prompts
+    for_predictions = eval_config.compute_kl or eval_config.compute_ce_loss
+    batches = store.batches[eval_config.n_eval_reconstruction_batches if for_predictions else 0 :]
+    batches += [store.get_batch_tokens(size or store.store_batch_size_prompts) for _ in range(n - len(batches))]
+    code = _code_metrics(sae, model, batches, excluded, activation_scaler, model_kwargs or {})
     rates = code.pop("firing_rates")
     logarithms = np.log10(np.clip(rates, 10.0 ** RATE_BINS[0], 1))[np.array(rates) > 0]
     histogram = np.histogram(logarithms, RATE_BINS)[0].tolist()
@@ -132,6 +138,21 @@ def _at_output(sae: SAE[Any], model: Any, scaler: ActivationScaler) -> Iterator[
             hook_point.fwd_hooks.remove(hook)
 
 
+class _Recording:
+    """An activation store that remembers the tokens it gave."""
+
+    def __init__(self, store: ActivationsStore) -> None:
+        self._store = store
+        self.batches: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get_batch_tokens(self, batch_size: int) -> Tensor:
+        self.batches.append(self._store.get_batch_tokens(batch_size))
+        return self.batches[-1]
+
+
 class _AtOutput:
     """A transcoder that encodes the input captured in the running forward pass, whatever it is handed."""
 
@@ -140,6 +161,7 @@ class _AtOutput:
         self.cfg = copy(sae.cfg)
         self.cfg.metadata = deepcopy(sae.cfg.metadata)
         self.cfg.metadata.hook_name = hook_out
+        self._captured: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sae, name)
@@ -148,4 +170,7 @@ class _AtOutput:
         self._captured = activations.flatten(2)
 
     def encode(self, x: Tensor) -> Tensor:  # noqa: ARG002
+        if self._captured is None:
+            hook_in, hook_out = hooks_of(self._sae)
+            raise ValueError(f"the transcoder reads after it writes: the model reaches {hook_out} before {hook_in}")
         return self._sae.encode(self._captured.to(self._sae.device))

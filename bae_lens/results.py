@@ -147,7 +147,7 @@ class Comparison:
 
         The latter have the keys of SAEBench's core evaluation, as far as they are measured.
         """
-        (folder / "saebench").mkdir(exist_ok=True)
+        (folder / "saebench").mkdir(parents=True, exist_ok=True)
         for dictionary in self.dictionaries:
             for run in dictionary.runs:
                 path = folder / "saebench" / f"{dictionary.name}_seed{run.seed}.json"

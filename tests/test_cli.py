@@ -260,7 +260,6 @@ def test_file_that_cannot_be_ends_with_one_line(main, tmp_path, capsys, text, me
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="types in a file are checked where they are single values only: a traceback")
 @pytest.mark.parametrize(
     ("key", "text"),
     [
@@ -308,12 +307,12 @@ def test_interruption_says_how_to_go_on(main, monkeypatch, capsys):
 
 def test_demo_compares_five_dictionaries(tiny_model):
     contenders = Demo(l0=16).contenders(tiny_model, "blocks.1.hook_resid_post")
-    assert list(contenders) == ["BAE", "ReLU", "Top-k", "Gated", "Transcoder"]
+    assert list(contenders) == ["BAE", "ReLU", "Top-k", "Gated", "Top-k transcoder"]
     recipes = {name: contender.trials[0].to_dict() for name, contender in contenders.items()}
     assert {recipe["d_sae"] for recipe in recipes.values()} == {64}
     assert recipes["BAE"]["target_l0"] == 16
     assert recipes["Top-k"]["k"] == 16
-    transcoder = contenders["Transcoder"]
+    transcoder = contenders["Top-k transcoder"]
     assert (transcoder.hook_in, transcoder.hook_out) == ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")
 
 

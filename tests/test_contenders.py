@@ -174,7 +174,6 @@ WRONG_TYPES = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="types inside a dictionary's description are not checked: no ValueError")
 @pytest.mark.parametrize("text", WRONG_TYPES, ids=[re.sub(" ", "_", reason) for reason in WRONG_TYPES.values()])
 def test_wrong_types_in_a_description_are_refused(write, tiny_model, text):
     with pytest.raises(ValueError):  # noqa: PT011

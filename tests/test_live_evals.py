@@ -291,19 +291,11 @@ def test_default_config_measures_the_code(tiny_model, bae, make_store):
     assert metrics.keys() == {"token_stats", "code"}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="SAELens' encoder_decoder_cosine_sim, part of its everything-config, needs d_in == d_out",
-)
 def test_transcoder_between_widths_takes_the_config_of_everything(tiny_model, transcoder, make_store):
     config = get_eval_everything_config(PROMPTS, n_eval_reconstruction_batches=1)
     run_evals(transcoder, make_store(transcoder), tiny_model, ActivationScaler(), config)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="SAELens' reset_input_dataset does not rewind its tokens, so the code is counted on later ones"
-)
 def test_code_and_sparsity_are_of_the_same_tokens(tiny_model, sae, make_store):
     metrics, features = run_evals(sae, make_store(sae), tiny_model, ActivationScaler(), EVERYTHING)
     assert metrics["code"]["l0"] == pytest.approx(metrics["sparsity"]["l0"], rel=1e-5)

@@ -146,6 +146,5 @@ def test_massive_tokens_are_described(states, tiny_tokenizer):
     assert corpus.special_tokens == corpus.contexts == 50  # one BOS each
 
 
-@pytest.mark.xfail(strict=True, raises=FileNotFoundError, reason="save() makes saebench/ but not the folder itself")
 def test_comparison_can_be_saved_into_a_new_folder(comparison, tmp_path):
     comparison.save(tmp_path / "new")

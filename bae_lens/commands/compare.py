@@ -9,7 +9,7 @@ import tyro
 
 from bae_lens.commands.experiment import DEFAULT_DEVICE, run_experiment, summary
 from bae_lens.comparison import Contender
-from bae_lens.contenders import DictionarySpec, default_spec, read_specs
+from bae_lens.contenders import DictionarySpec, default_spec, read_specs, validated
 from bae_lens.contexts import ContextSettings
 from bae_lens.harvest import hook_widths
 from bae_lens.recipe import TrainingSettings
@@ -79,7 +79,7 @@ class Compare:
         return summary(run_experiment(experiment, self.contenders, self.output, self.device), self.output)
 
     def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
-        d_sae = self.expansion * hook_widths(model, [hook_name])[0]
+        d_sae = self.expansion * hook_widths(model, [hook_name])[hook_name]
         specs = self.dictionaries or dict(
             default_spec(architecture, self.l0, d_sae, self.trials) for architecture in self.architectures
         )
@@ -97,21 +97,17 @@ class Compare:
         return _filled(cls(dictionaries=dictionaries), content, path)
 
 
-def _filled(default: Any, content: dict[str, Any], path: Path) -> Any:
+def _filled(default: Any, content: Any, path: Path) -> Any:
     """A dataclass with the values of a mapping, for nested ones likewise."""
-    known = {known_field.name for known_field in fields(default)} - {"output", "config", "dictionaries"}
-    values = {}
-    for key, value in content.items():
-        if key not in known:
-            raise ValueError(f"{path} takes {', '.join(sorted(known))} and dictionaries, but no {key!r}")
-        before = getattr(default, key)
-        if is_dataclass(before):
-            value = _filled(before, value, path)
-        elif isinstance(before, tuple):
-            value = tuple(value)
-        elif isinstance(before, float):
-            value = float(value)
-        if type(value) is not type(before):
-            raise ValueError(f"{path}: {key} must be of type {type(before).__name__}, got {value!r}")
-        values[key] = value
+    known = {known_field.name: known_field.type for known_field in fields(default)}
+    for name in ("output", "config", "dictionaries"):
+        known.pop(name, None)
+    if not isinstance(content, dict) or not content.keys() <= known.keys():
+        raise ValueError(f"{path} takes {', '.join(sorted(known))} here, and dictionaries at the top, got {content!r}")
+    values = {
+        key: _filled(before, value, path)
+        if is_dataclass(before := getattr(default, key))
+        else validated(known[key], value, f"{path}: {key}")
+        for key, value in content.items()
+    }
     return replace(default, **values)

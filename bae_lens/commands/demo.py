@@ -52,6 +52,6 @@ class Demo:
         return summary(run_experiment(experiment, self.contenders, self.output, self.device), self.output)
 
     def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
-        d_sae = self.expansion * hook_widths(model, [hook_name])[0]
+        d_sae = self.expansion * hook_widths(model, [hook_name])[hook_name]
         specs = [default_spec(architecture, self.l0, d_sae) for architecture in ARCHITECTURES]
         return {name: spec.contender(model, hook_name, self.expansion, self.training.steps) for name, spec in specs}
