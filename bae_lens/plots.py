@@ -2,6 +2,7 @@
 
 from html import escape
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -185,7 +186,8 @@ def _symbol(dictionary: DictionaryResult) -> str:
 
 
 def _lay_out(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
-    entries = sum(trace.showlegend is not False for trace in figure.data)
+    traces: Any = figure.data
+    entries = sum(trace.showlegend is not False for trace in traces)
     return figure.update_layout(
         template="plotly_white",
         margin={"l": 60, "r": 15, "t": 20, "b": 50},

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from bae_lens.rate_distortion import RatePoint
 HOOK, MLP_OUT = "blocks.0.hook_resid_post", "blocks.0.hook_mlp_out"
 
 
-def traces(figure, name):
+def traces(figure: Any, name: str) -> list[Any]:
     return [trace for trace in figure.data if trace.name == name]
 
 
@@ -24,7 +25,7 @@ def test_panels_begin_with_the_hook_of_the_comparison(make_comparison):
 
 
 def test_real_values_are_a_curve_with_a_mark_where_the_table_counts_their_bits(comparison):
-    figure = plots.quality_by_bits(comparison, HOOK)
+    figure: Any = plots.quality_by_bits(comparison, HOOK)
     curves, marks = traces(figure, "Top-k")
     (bits,) = traces(figure, "BAE")
     metrics = [[run.metrics for run in dictionary.runs] for dictionary in comparison.dictionaries[:2]]
@@ -46,6 +47,8 @@ def test_one_entry_of_the_legend_hides_a_dictionary(comparison):
 
 
 def test_references_are_at_the_hook_where_they_were_measured(comparison):
+    here: Any
+    elsewhere: Any
     here, elsewhere = (plots.quality_by_bits(comparison, hook) for hook in (HOOK, MLP_OUT))
     assert [trace.name for trace in here.data[:2]] == ["PCA, quantised", "Gaussian bound"]
     assert list(here.data[0].y) == [point.explained_variance for point in comparison.pca]
@@ -65,7 +68,7 @@ def test_window_shows_every_mark(comparison):
 
 
 def test_trials_are_small_and_open(comparison):
-    figure = plots.quality_by_l0(comparison, HOOK)
+    figure: Any = plots.quality_by_l0(comparison, HOOK)
     tried, chosen = traces(figure, "BAE")
     assert tried.marker.symbol == "diamond-open"
     assert list(tried.x) == [4.0, 8.0, 12.0]
@@ -79,7 +82,7 @@ def test_trials_are_small_and_open(comparison):
 def test_nothing_asked_and_nothing_tried(make_comparison):
     comparison = make_comparison(n_trials=0)
     comparison = replace(comparison, experiment=replace(comparison.experiment, l0=None))
-    figure = plots.quality_by_l0(comparison, HOOK)
+    figure: Any = plots.quality_by_l0(comparison, HOOK)
     assert len(figure.data) == 2
     assert not figure.layout.shapes
 
@@ -91,7 +94,7 @@ def test_firing_rates_are_counted_once_in_bins_of_a_quarter_of_a_power_of_ten(co
     run = replace(bae.runs[0], metrics=replace(bae.runs[0].metrics, code=code))
     middles, counts = plots.rate_histogram(replace(bae, runs=[run]))
     assert {m: c for m, c in zip(middles, counts, strict=True) if c} == {-4.875: 1, -2.875: 2, -0.125: 1}
-    figure = plots.firing_frequencies(replace(comparison, dictionaries=[replace(bae, runs=[run])]))
+    figure: Any = plots.firing_frequencies(replace(comparison, dictionaries=[replace(bae, runs=[run])]))
     assert figure.data[0].name == "BAE (2 never fire)"
     assert titles(figure) == ("log10 of the firing rate (share of tokens)", "features")
 
@@ -99,7 +102,7 @@ def test_firing_rates_are_counted_once_in_bins_of_a_quarter_of_a_power_of_ten(co
 def test_training_curves_show_who_has_the_quantity(comparison):
     bae = comparison.dictionaries[1]
     other = replace(bae, name="other", runs=[replace(bae.runs[0], curve=[{"step": 0, "l0": 3.0}])])
-    figure = plots.training_curves(replace(comparison, dictionaries=[bae, other]), "mse_loss", "squared error")
+    figure: Any = plots.training_curves(replace(comparison, dictionaries=[bae, other]), "mse_loss", "squared error")
     assert list(figure.data[0].y[:2]) == [100, 50]
     assert len(figure.data[1].y) == 0
     assert titles(figure) == ("training step", "squared error")
@@ -119,9 +122,10 @@ def test_a_dictionary_has_one_colour_everywhere(make_comparison):
         for name, colour in chosen.items():
             for trace in traces(figure, name):
                 assert colour in (trace.line.color, trace.marker.color)
-    assert [trace.line.color for trace in plots.firing_frequencies(comparison).data] == list(chosen.values())
+    figure: Any = plots.firing_frequencies(comparison)
+    assert [trace.line.color for trace in figure.data] == list(chosen.values())
 
 
 def test_names_are_no_markup(make_comparison):
-    figure = plots.quality_by_bits(make_comparison(("<b>Top-k</b>",)), HOOK)
+    figure: Any = plots.quality_by_bits(make_comparison(("<b>Top-k</b>",)), HOOK)
     assert figure.data[-1].name == "&lt;b&gt;Top-k&lt;/b&gt;"
