@@ -1,5 +1,6 @@
 """Dictionaries by name: from a few words to recipes that fit a model's hooks, with small grids to tune over."""
 
+import json
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -163,7 +164,7 @@ def _spec(path: Path, name: str, content: Any) -> DictionarySpec:
 def validated(expected: Any, value: Any, where: str) -> Any:
     """A value from a file as the type that a field expects. Raises ValueError, in one line, if it is none."""
     try:
-        return TypeAdapter(expected).validate_python(value)
+        return TypeAdapter(expected).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         part = ".".join(["", *map(str, first["loc"])])

@@ -51,7 +51,7 @@ def test_default_of_every_architecture_trains(architecture, tiny_model, tiny_con
     asked = middle.cfg.to_dict()
     if "l1_coefficient" in asked:
         penalties = [recipe.cfg.to_dict()["l1_coefficient"] for recipe in contender.trials]
-        assert penalties[1] == pytest.approx(4.4 if architecture == "gated" else 2.8)
+        assert penalties[1] == pytest.approx({"standard": 2.8, "gated": 4.4, "transcoder": 8.3}[architecture])
         assert [p / penalties[1] for p in penalties] == pytest.approx([1 / 1.6, 1, 1.6])
         assert {recipe.lr for recipe in contender.trials} == {1e-3}
         assert asked["l1_warm_up_steps"] == 2

@@ -109,7 +109,7 @@ def test_sae_has_the_metrics_of_sae_lens_with_an_activation_scaler(tiny_model, s
     metrics, _ = run_evals(sae, make_store(sae), tiny_model, scaler, EVERYTHING)
     expected, _ = sae_lens.evals.run_evals(sae, make_store(sae), tiny_model, scaler, EVERYTHING)
     assert {group: metrics[group] for group in expected} == expected
-    *_, tokens = read(make_store(sae), 2, BATCHES, BATCHES)
+    _, tokens = read(make_store(sae), 2, BATCHES)
     _, cache = tiny_model.run_with_cache(tokens, prepend_bos=False)
     fired = sae.encode(2.5 * cache[HOOK][tokens >= 4]) > 0
     assert metrics["code"]["l0"] == pytest.approx(fired.float().sum(-1).mean().item(), rel=1e-5)
@@ -184,15 +184,14 @@ def test_every_transcoder_can_be_evaluated(tiny_model, make_store, kind):
         else BinaryTranscoder(BinaryTranscoderConfig(**sizes))
     )
     metrics, _ = run_evals(sae, make_store(sae), tiny_model, ActivationScaler(), EVERYTHING)
-    _, tokens, of_code = read(make_store(sae), 2, BATCHES, BATCHES)
-    _, cache = tiny_model.run_with_cache(of_code, prepend_bos=False)
-    l0 = (sae.encode(cache[HOOK_IN][of_code >= 4]) != 0).float().sum(-1).mean()
-    assert metrics["code"]["l0"] == pytest.approx(l0.item(), rel=1e-5)
+    _, tokens = read(make_store(sae), 2, BATCHES)
     _, cache = tiny_model.run_with_cache(tokens, prepend_bos=False)
     x, y = (cache[hook][tokens >= 4] for hook in (HOOK_IN, HOOK_OUT))
     explained = 1 - (sae(x) - y).square().sum() / (y - y.mean(0)).square().sum()
     assert metrics["reconstruction_quality"]["explained_variance"] == pytest.approx(explained.item(), abs=1e-3)
-    assert metrics["sparsity"]["l0"] == pytest.approx((sae.encode(x) != 0).float().sum(-1).mean().item(), rel=1e-5)
+    l0 = (sae.encode(x) != 0).float().sum(-1).mean().item()
+    assert metrics["sparsity"]["l0"] == pytest.approx(l0, rel=1e-5)
+    assert metrics["code"]["l0"] == pytest.approx(l0, rel=1e-5)
 
 
 def test_code_is_counted_on_the_tokens_of_the_variance_batches(tiny_model, bae, make_store):
@@ -200,7 +199,7 @@ def test_code_is_counted_on_the_tokens_of_the_variance_batches(tiny_model, bae, 
     bae.prior.copy_(prior)
     metrics, features = run_evals(bae, make_store(bae), tiny_model, ActivationScaler(), EVERYTHING)
 
-    *_, tokens = read(make_store(bae), 2, BATCHES, BATCHES)
+    _, tokens = read(make_store(bae), 2, BATCHES)
     _, cache = tiny_model.run_with_cache(tokens, prepend_bos=False)
     x = cache[HOOK][tokens >= 4]
     rate = bae.encode(x).double().mean(0)
@@ -280,7 +279,7 @@ def test_heads_are_concatenated_and_the_reshaping_left_as_it_was(tiny_model, mak
     expected, _ = sae_lens.evals.run_evals(sae, make_store(sae), tiny_model, ActivationScaler(), EVERYTHING)
     assert sae.hook_z_reshaping_mode
     assert metrics["reconstruction_quality"] == expected["reconstruction_quality"]
-    *_, tokens = read(make_store(sae), 2, BATCHES, BATCHES)
+    _, tokens = read(make_store(sae), 2, BATCHES)
     _, cache = tiny_model.run_with_cache(tokens, prepend_bos=False)
     fired = sae.encode(cache[HOOK_Z])[tokens >= 4] != 0
     assert metrics["code"]["l0"] == pytest.approx(fired.float().sum(-1).mean().item(), rel=1e-5)

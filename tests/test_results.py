@@ -135,8 +135,7 @@ def test_seeds_must_be_different(seeds):
 
 def test_massive_tokens_are_described(states, tiny_tokenizer):
     train: HiddenStates = states[0]
-    (norms,) = train.norms.values()
-    at = 2 * 16 + 5
+    norms, at = train.norms, 2 * 16 + 5
     norms[at] = 100 * norms[~train.special].median()
     corpus = describe(train, tiny_tokenizer)
     assert corpus.massive_tokens == 1
