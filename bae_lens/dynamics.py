@@ -1,0 +1,249 @@
+"""How information builds up in a language model: entropy of hidden states by layer and position (section 3.2)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import OptimizeWarning, curve_fit
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bae_lens.entropy import EntropyEstimate, estimate_entropy
+from bae_lens.fit import FitSettings, fit_baes
+from bae_lens.harvest import read_json, write_text
+from bae_lens.position_states import Windows, collect
+from bae_lens.rate_distortion import RatePoint, bits_at
+
+BYTES_AT_A_TIME = 2**30  # of weights, gradients and the optimiser's two moments
+HELD_OUT = 5  # one window in so many, from the end, is not trained on
+RISEN = 0.95  # share of the rise at which a curve counts as saturated
+REFITS = 200
+MOST_POSITIONS = 1e6  # where a curve that does not saturate is cut off
+
+
+@dataclass(frozen=True)
+class DynamicsSettings:
+    """How the BAEs of `entropy_dynamics` are trained."""
+
+    d_sae: int
+    """Features of each BAE."""
+    entropy_coefficients: tuple[float, ...] = (0.3,)
+    """Prices of a bit; several make a curve of bits against explained variance for every layer and position."""
+    fit: FitSettings = field(default_factory=lambda: FitSettings(steps=512, batch_size=256))
+    """Training; steps count for all BAEs alike."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the vectors and the resampling."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One BAE of the grid."""
+
+    hook_name: str
+    position: int
+    entropy_coefficient: float
+    estimate: EntropyEstimate
+    """Over the held-out windows."""
+    train_explained_variance: float
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """`level - rise * exp(-(position - first) / scale)` fitted to one curve, with 95 % intervals."""
+
+    hook_name: str
+    level: float
+    """Bits that the curve tends to."""
+    level_interval: tuple[float, float]
+    position: float
+    """Where 95 % of the rise from the first position is done."""
+    position_interval: tuple[float, float]
+    """Its upper end is 1e6 where the curve need not saturate at all."""
+    reached: bool
+    """Whether the positions looked at go as far as `position`."""
+
+
+@dataclass(frozen=True)
+class EntropyDynamics:
+    """Entropies by hook, position and price of a bit."""
+
+    model: str
+    hook_names: list[str]
+    positions: list[int]
+    n_windows: int
+    too_short: int
+    """Documents dropped because they were shorter than a window."""
+    distinct_tokens: list[int]
+    """Different input tokens at each position; a curve cannot have more bits of its own than the tokens leave it."""
+    d_sae: int
+    cells: list[Cell]
+
+    def bits(self, hook_name: str, explained_variance: float | None = None) -> list[float | None]:
+        """Corrected entropy by position, of the first price, or of all of them at one explained variance.
+
+        None where the prices tried do not reach it.
+        """
+        return [self._bits(hook_name, position, explained_variance) for position in self.positions]
+
+    def _bits(self, hook_name: str, position: int, explained_variance: float | None) -> float | None:
+        estimates = [cell.estimate for cell in self.at(hook_name, position)]
+        if explained_variance is None:
+            return estimates[0].corrected_bits
+        try:
+            return bits_at([RatePoint(e.corrected_bits, e.explained_variance) for e in estimates], explained_variance)
+        except ValueError:
+            return None
+
+    def at(self, hook_name: str, position: int) -> list[Cell]:
+        """The cells of one hook and position, a price each."""
+        return [cell for cell in self.cells if (cell.hook_name, cell.position) == (hook_name, position)]
+
+    def saturations(self, explained_variance: float | None = None, seed: int = 0) -> list[Saturation]:
+        """Of every hook whose curve has at least 4 positions and rises; see `fit_saturation`."""
+        found = []
+        for hook_name in self.hook_names:
+            curve = [(p, b) for p, b in zip(self.positions, self.bits(hook_name, explained_variance), strict=True)]
+            known = [(p, b, self._error(hook_name, p)) for p, b in curve if b is not None]
+            saturation = fit_saturation(hook_name, *(np.array(c, dtype=float) for c in zip(*known, strict=True)), seed)
+            found += [saturation] if saturation else []
+        return found
+
+    def _error(self, hook_name: str, position: int) -> float:
+        low, high = self.at(hook_name, position)[0].estimate.interval
+        return max((high - low) / 4, 1e-3)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EntropyDynamics":
+        return cls(**{**values, "cells": [_cell(cell) for cell in values["cells"]]})
+
+
+def entropy_dynamics(
+    model: Any,
+    windows: Windows,
+    hook_names: Sequence[str],
+    positions: Sequence[int],
+    settings: DynamicsSettings,
+    folder: Path,
+) -> EntropyDynamics:
+    """Trains a BAE for every hook, position and price on the windows' hidden states and measures its entropy.
+
+    `windows` are `random_windows` of a text, or sequences of your own whose positions mean something, such as prompts
+    in which a demonstration ends at each of `positions` (benchmarks/in_context.py). The last fifth of them is held out.
+
+    One pass of the model collects everything in `folder`, where finished entropies are kept too: an interrupted run
+    goes on. BAEs are trained together, as many as fit in a gibibyte.
+
+    Raises ValueError as `collect` and `fit_baes` do, and if the folder holds entropies of other settings.
+    """
+    states = collect(model, windows, hook_names, positions, folder / "hidden_states")
+    source = json.loads(json.dumps({**read_json(folder / "hidden_states" / "complete.json"), **asdict(settings)}))
+    cells = _known_cells(folder, source)
+    grid = list(product(range(len(states.hook_names)), range(len(positions)), settings.entropy_coefficients))
+    d_in = states.states.shape[-1]
+    at_a_time = max(1, BYTES_AT_A_TIME // (4 * 4 * 2 * d_in * settings.d_sae))
+    with tqdm(total=len(grid), initial=len(cells), desc="entropies", unit="BAE") as progress:
+        while len(cells) < len(grid):
+            part = grid[len(cells) : len(cells) + at_a_time]
+            vectors = states.vectors([(hook, position) for hook, position, _ in part])
+            results = _measure(vectors, [price for *_, price in part], settings)
+            for (hook, position, price), (estimate, train_share) in zip(part, results, strict=True):
+                cells.append(Cell(states.hook_names[hook], states.positions[position], price, estimate, train_share))
+            write_text(folder / "cells.json", json.dumps({"source": source, "cells": [asdict(c) for c in cells]}))
+            progress.update(len(part))
+    return EntropyDynamics(
+        model=model.cfg.model_name,
+        hook_names=states.hook_names,
+        positions=states.positions,
+        n_windows=len(windows.tokens),
+        too_short=windows.too_short,
+        distinct_tokens=[len(windows.tokens[:, windows.column(p)].unique()) for p in positions],
+        d_sae=settings.d_sae,
+        cells=cells,
+    )
+
+
+def fit_saturation(
+    hook_name: str,
+    positions: Float[np.ndarray, " n"],
+    bits: Float[np.ndarray, " n"],
+    errors: Float[np.ndarray, " n"],
+    seed: int = 0,
+) -> Saturation | None:
+    """The saturating exponential through a curve, intervals by refitting it to the bits with their errors added anew.
+
+    `errors` are standard errors of the bits. None for fewer than 4 positions or a curve that does not rise.
+    """
+    if len(positions) < 4:
+        return None
+    best = _fit_curve(positions, bits, errors)
+    if best is None:
+        return None
+    rng = np.random.default_rng(seed)
+    refits = [_fit_curve(positions, bits + errors * rng.standard_normal(len(bits)), errors) for _ in range(REFITS)]
+    # A refit that does not rise says nothing of where it saturates; it counts as never.
+    spread = np.array([refit or (np.nan, MOST_POSITIONS) for refit in refits])
+    level, position = (np.nanquantile(column, [0.025, 0.975]) for column in spread.T)
+    return Saturation(
+        hook_name=hook_name,
+        level=best[0],
+        level_interval=(float(min(level[0], best[0])), float(max(level[1], best[0]))),
+        position=best[1],
+        position_interval=(float(min(position[0], best[1])), float(max(position[1], best[1]))),
+        reached=bool(best[1] <= positions.max()),
+    )
+
+
+def _fit_curve(
+    positions: Float[np.ndarray, " n"], bits: Float[np.ndarray, " n"], errors: Float[np.ndarray, " n"]
+) -> tuple[float, float] | None:
+    """Level, and the position at which 95 % of the rise is done."""
+    first = positions.min()
+    span = max(float(bits.max() - bits[0]), 1e-6)
+
+    def curve(position: Tensor, level: float, rise: float, log_scale: float) -> Any:
+        return level - rise * np.exp(-(position - first) / np.exp(log_scale))
+
+    guess = (float(bits.max()), span, float(np.log(np.median(positions - first) + 1)))
+    bounds = ([-np.inf, 0, np.log(0.1)], [np.inf, np.inf, np.log(MOST_POSITIONS)])
+    try:
+        (level, rise, log_scale), _ = curve_fit(curve, positions, bits, guess, errors, bounds=bounds, max_nfev=4000)
+    except (RuntimeError, OptimizeWarning):
+        return None
+    if not rise > 0:
+        return None
+    return float(level), float(min(first - np.log(1 - RISEN) * np.exp(log_scale), MOST_POSITIONS))
+
+
+def _measure(
+    vectors: Float[Tensor, "models n d_in"], prices: list[float], settings: DynamicsSettings
+) -> list[tuple[EntropyEstimate, float]]:
+    held_out = vectors.shape[1] // HELD_OUT
+    train, test = vectors[:, :-held_out], vectors[:, -held_out:]
+    baes = fit_baes(train, settings.d_sae, settings.seed, prices, settings.fit)
+    return [
+        (estimate_entropy(bae, x, settings.seed), estimate_entropy(bae, seen, settings.seed).explained_variance)
+        for bae, x, seen in zip(baes, test, train, strict=True)
+    ]
+
+
+def _known_cells(folder: Path, source: dict[str, Any]) -> list[Cell]:
+    path = folder / "cells.json"
+    if not path.exists():
+        return []
+    earlier = read_json(path)
+    if earlier["source"] != source:
+        raise ValueError(f"{folder} holds entropies of other settings; choose another folder")
+    return [_cell(cell) for cell in earlier["cells"]]
+
+
+def _cell(values: dict[str, Any]) -> Cell:
+    return Cell(**{**values, "estimate": EntropyEstimate.from_dict(values["estimate"])})
