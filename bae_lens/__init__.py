@@ -5,8 +5,13 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.bae import BAE, BAEConfig
 from bae_lens.binarize import step
 from bae_lens.covariance import covariance_penalty
+from bae_lens.dynamics import DynamicsSettings, EntropyDynamics, entropy_dynamics
+from bae_lens.entropy import EntropyEstimate, estimate_entropy
+from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.losses import marginal_entropy
+from bae_lens.position_states import Windows, random_windows
 from bae_lens.reference import load_reference_checkpoint
+from bae_lens.synthetic import random_directions
 from bae_lens.training_bae import TrainingBAE, TrainingBAEConfig
 
 __version__ = "0.1.0"
@@ -14,11 +19,21 @@ __version__ = "0.1.0"
 __all__ = [
     "BAE",
     "BAEConfig",
+    "DynamicsSettings",
+    "EntropyDynamics",
+    "EntropyEstimate",
+    "FitSettings",
     "TrainingBAE",
     "TrainingBAEConfig",
+    "Windows",
     "covariance_penalty",
+    "entropy_dynamics",
+    "estimate_entropy",
+    "fit_bae",
     "load_reference_checkpoint",
     "marginal_entropy",
+    "random_directions",
+    "random_windows",
     "step",
 ]
 

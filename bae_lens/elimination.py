@@ -1,7 +1,7 @@
 """Which features of a binary code are worth their bits, found in closed form.
 
-Gradients cannot answer this. A feature that fires half the time sits where the entropy has no slope, and of two features
-that say the same neither can go without the other taking over its part of the decoder. Given the code, though, the best
+Gradients cannot answer this. A feature that fires half the time sits where the entropy has no slope, and of two that
+say the same neither can go without the other taking over its part of the decoder. Given the code, though, the best
 decoder is a least-squares problem, and so is the best decoder without a feature.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bae_lens.losses import marginal_entropy
 
-RIDGE = 1e-6  # added to the variances of the code, at most 1/4, so that features that say the same have an inverse
+RIDGE = 2.0  # over the number of rows, added to the variances of the code: what few vectors say of a feature is shrunk
 ROWS = 8192  # of a float32 product that is then added in float64; counts up to 2^24 stay exact
 
 
@@ -37,7 +37,7 @@ def eliminate(
     feature with the largest fall goes first, until none would fall. Copies, negations and sums of other features go for
     their bits alone, constant features for nothing.
 
-    Time is cubic and memory quadratic in the features that vary. Computed in float64, returned in the dtype of `target`.
+    Time is cubic and memory quadratic in the features that vary. Computed in float64, given in the dtype of `target`.
     Raises ValueError for fewer than 2 rows.
     """
     n = len(target)
@@ -48,7 +48,7 @@ def eliminate(
     code = feature_acts[:, varies]
     bits = marginal_entropy(rate[varies, None])
     second = _product(code, code) / n - torch.outer(rate[varies], rate[varies])
-    second.diagonal().add_(RIDGE)
+    second.diagonal().add_(RIDGE / n)
     cross = _product(code, target) / n - torch.outer(rate[varies], center)
     left = _worth_keeping(second, cross, entropy_coefficient * bits)
     rows = torch.linalg.solve(second[left][:, left], cross[left])
@@ -84,5 +84,5 @@ def _product(a: Float[Tensor, "n k"], b: Float[Tensor, "n m"]) -> Float[Tensor, 
     """`a^T b` in float64 from products of blocks of rows."""
     total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64, device=a.device)
     for rows_a, rows_b in zip(a.split(ROWS), b.split(ROWS), strict=True):
-        total += (rows_a.T @ rows_b).double()
+        total += (rows_a.to(rows_b.dtype).T @ rows_b).double()
     return total

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ SAMPLED_FEATURES = 256  # whose pairs are looked at
 RESAMPLINGS = 200
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """A `BAE`, or anything that encodes vectors in bits and decodes them."""
 
@@ -98,7 +99,7 @@ def estimate_entropy(
 
 
 def jackknife_entropy(fired: Float[Tensor, "*batch d_sae"], n: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch"]:
-    """Sum over features of the jackknife estimate of the entropy of a bit that was 1 in `fired` of `n` vectors, in bits.
+    """Sum over features of the jackknife estimate of a bit's entropy, in bits, if it was 1 in `fired` of `n` vectors.
 
     `n h(c/n) - (n-1)/n [c h((c-1)/(n-1)) + (n-c) h(c/(n-1))]` for count c. Unbiased to order 1/n, like the Miller-Madow
     correction, but with a third to a sixth of what that leaves for features that fired a few times, as most do in the

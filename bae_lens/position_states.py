@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 from bae_lens.harvest import read_json, write_text
 from bae_lens.sources import TEXT_COLUMN, resolve_hook
 
+MASSIVE_NORM = 10.0  # times the median norm of a hook and position: such states would be all that a BAE sees
 WINDOWS_PER_DOCUMENT = 64  # at most, so that a few long documents do not make the sample
 
 
@@ -72,7 +74,11 @@ def random_windows(tokenizer: Any, documents: Iterable[Any], length: int, n_wind
 
 
 class PositionStates:
-    """What `collect` wrote: `states` (hooks, positions, windows, d_in) in float32, memory-mapped."""
+    """What `collect` wrote: `states` (hooks, positions, windows, d_in) in float32, memory-mapped.
+
+    Windows with a state of massive norm, over 10 times the median, at any hook and position are left out everywhere, so
+    that all entropies are of the same windows.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Opens the folder. Raises FileNotFoundError if it is missing or not complete."""
@@ -83,9 +89,19 @@ class PositionStates:
         self.positions: list[int] = source["positions"]
         self.states = np.load(folder / "states.npy", mmap_mode="r")
 
-    def vectors(self, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "pairs n_windows d_in"]:
+    @cached_property
+    def kept(self) -> Int[Tensor, " n_kept"]:
+        """Indices of the windows without a massive state."""
+        massive = np.zeros(self.states.shape[2], dtype=bool)
+        for hook, position in np.ndindex(*self.states.shape[:2]):
+            norms = np.linalg.norm(self.states[hook, position], axis=-1)
+            massive |= norms > MASSIVE_NORM * np.median(norms)
+        return torch.from_numpy((~massive).nonzero()[0])
+
+    def vectors(self, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "pairs n_kept d_in"]:
         """Hidden states of (hook, position) pairs, by their indices."""
-        return torch.from_numpy(np.stack([self.states[hook, position] for hook, position in pairs]))
+        kept = self.kept.numpy()
+        return torch.from_numpy(np.stack([self.states[hook, position][kept] for hook, position in pairs]))
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ def recover(
     settings: FitSettings | None = None,
     n_vectors: int = N_VECTORS,
 ) -> list[Recovery]:
-    """Fair coins on random orthonormal directions in 64 dimensions, a set for each rank; four fifths are for training."""
+    """Fair coins on random orthonormal directions in 64 dimensions, a set for each rank; four fifths for training."""
     start = time.perf_counter()
     n_train = n_vectors * 4 // 5
     data = [random_directions(n_vectors, rank, D, torch.Generator().manual_seed(seed)) for rank in ranks]

@@ -1,4 +1,4 @@
-"""Vectors whose entropy is known (section 3.1, appendix A): sums of directions, each there or not by the toss of a coin.
+"""Vectors whose entropy is known (section 3.1, appendix A): sums of directions, each there by the toss of a coin.
 
 Vectors made of real numbers have no entropy of their own; that of the coins is what a binary code of them has to find.
 """
@@ -88,7 +88,7 @@ def oblique_directions(
 
 
 def with_noise(data: KnownEntropy, snr: float, generator: torch.Generator) -> KnownEntropy:
-    """The same with Gaussian noise; `snr` is the variance of the vectors over that of the noise, summed over dimensions.
+    """The same with Gaussian noise; `snr` is the variance of the vectors over that of the noise, all dimensions summed.
 
     The entropies stay those of the coins: noise is what a code should leave out. Raises ValueError unless snr > 0.
     """
