@@ -25,7 +25,7 @@ RISEN = 0.95  # share of the rise at which a curve counts as saturated
 REFITS = 200
 # For few vectors in many dimensions, where features that look worth their bits may not be for others, and the exact
 # decoder of a thousand vectors is not that of the next thousand (measured in benchmarks/README.md).
-FEW_VECTORS = FitSettings(steps=512, batch_size=256, lr=3e-3, entropy_from=0.05, encoder_bias=-2.0, elimination=False)
+FEW_VECTORS = FitSettings(steps=256, batch_size=256, lr=3e-3, entropy_from=0.05, encoder_bias=-2.0, elimination=False)
 MOST_POSITIONS = 1e6  # where a curve that does not saturate is cut off
 
 

@@ -42,7 +42,7 @@ class Dynamics:
     """Prices of a bit; several allow --explained-variance."""
     explained_variance: float | None = None
     """Compare bits at this explained variance, so that positions are seen at equal distortion."""
-    steps: int = 512
+    steps: int = 256
     """Training steps of each BAE."""
     seed: int = 0
     """Seed of the windows, the initial weights and the resampling."""
