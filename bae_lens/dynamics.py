@@ -216,7 +216,7 @@ def _fit_curve(
     first = positions.min()
     span = max(float(bits.max() - bits[0]), 1e-6)
 
-    def curve(position: Tensor, level: float, rise: float, log_scale: float) -> Any:
+    def curve(position: Any, level: float, rise: float, log_scale: float) -> Any:
         return level - rise * np.exp(-(position - first) / np.exp(log_scale))
 
     guess = (float(bits.max()), span, float(np.log(np.median(positions - first) + 1)))

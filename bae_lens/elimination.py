@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bae_lens.losses import marginal_entropy
 
-RIDGE = 2.0  # over the number of rows, added to the variances of the code: what few vectors say of a feature is shrunk
+RIDGE = 1e-6  # added to the variances of the code, at most 1/4, so that features that say the same have an inverse
 ROWS = 8192  # of a float32 product that is then added in float64; counts up to 2^24 stay exact
 
 
@@ -48,7 +48,7 @@ def eliminate(
     code = feature_acts[:, varies]
     bits = marginal_entropy(rate[varies, None])
     second = _product(code, code) / n - torch.outer(rate[varies], rate[varies])
-    second.diagonal().add_(RIDGE / n)
+    second.diagonal().add_(RIDGE)
     cross = _product(code, target) / n - torch.outer(rate[varies], center)
     left = _worth_keeping(second, cross, entropy_coefficient * bits)
     rows = torch.linalg.solve(second[left][:, left], cross[left])

@@ -1,8 +1,8 @@
 """Entropy against the number of demonstrations in the prompt: dynamics whose positions are ends of demonstrations.
 
-Each prompt shows the first numbers of one arithmetic progression after another ("13 15 17 19", the step kept secret): as
-many tokens in every demonstration, so that demonstration k ends at one position in all prompts. In half of
-the prompts the step is the same throughout, and can be learnt from the demonstrations; in the other half it changes.
+Each prompt shows the first numbers of one arithmetic progression after another ("13 15 17 19", the step kept secret),
+each in as many tokens, so that demonstration k ends at one position in all prompts. In half of the prompts the step is
+the same throughout, and can be learnt from the demonstrations; in the other half it changes.
 
     python benchmarks/in_context.py --output runs/in_context
 """

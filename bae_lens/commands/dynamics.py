@@ -18,7 +18,7 @@ LAYERS = 6  # looked at by default, evenly spaced
 
 @dataclass(frozen=True)
 class Dynamics:
-    """Entropy of a language model's hidden states by layer and by position (section 3.2): a table, JSON and a figure."""
+    """Entropy of a language model's hidden states by layer and position (section 3.2), as table and figure."""
 
     output: Path
     """Folder for hidden states, results and figure; the same command goes on after an interruption."""
