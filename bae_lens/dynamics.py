@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from scipy.optimize import OptimizeWarning, curve_fit
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -26,7 +25,8 @@ REFITS = 200
 # For few vectors in many dimensions, where features that look worth their bits may not be for others, and the exact
 # decoder of a thousand vectors is not that of the next thousand (measured in benchmarks/README.md).
 FEW_VECTORS = FitSettings(steps=256, batch_size=256, lr=3e-3, entropy_from=0.05, encoder_bias=-2.0, elimination=False)
-MOST_POSITIONS = 1e6  # where a curve that does not saturate is cut off
+LONGEST = 100  # scale of a saturating curve, in units of the last position: it looks like a line long before
+SCALES = 300  # tried
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Saturation:
     position: float
     """Where 95 % of the rise from the first position is done."""
     position_interval: tuple[float, float]
-    """Its upper end is 1e6 where the curve need not saturate at all."""
+    """Its upper end is some 300 times the last position where the curve need not saturate at all."""
     reached: bool
     """Whether the positions looked at go as far as `position`."""
 
@@ -185,49 +185,43 @@ def fit_saturation(
     errors: Float[np.ndarray, " n"],
     seed: int = 0,
 ) -> Saturation | None:
-    """The saturating exponential through a curve, intervals by refitting it to the bits with their errors added anew.
+    """The saturating exponential through a curve; intervals by refitting it to the bits with their errors added anew.
 
     `errors` are standard errors of the bits. None for fewer than 4 positions or a curve that does not rise.
     """
     if len(positions) < 4:
         return None
-    best = _fit_curve(positions, bits, errors)
-    if best is None:
+    noise = np.random.default_rng(seed).standard_normal((REFITS, len(bits)))
+    levels, scales, rises = _fit_curves(positions, np.vstack([bits, bits + errors * noise]), errors)
+    if not rises[0]:
         return None
-    rng = np.random.default_rng(seed)
-    refits = [_fit_curve(positions, bits + errors * rng.standard_normal(len(bits)), errors) for _ in range(REFITS)]
-    # A refit that does not rise says nothing of where it saturates; it counts as never.
-    spread = np.array([refit or (np.nan, MOST_POSITIONS) for refit in refits])
-    level, position = (np.nanquantile(column, [0.025, 0.975]) for column in spread.T)
+    # A refit that does not rise does not say where it saturates.
+    saturated = positions.min() - np.log(1 - RISEN) * scales[rises]
+    levels = levels[rises]
+    low, high = np.quantile([levels, saturated], [0.025, 0.975], axis=1)
     return Saturation(
         hook_name=hook_name,
-        level=best[0],
-        level_interval=(float(min(level[0], best[0])), float(max(level[1], best[0]))),
-        position=best[1],
-        position_interval=(float(min(position[0], best[1])), float(max(position[1], best[1]))),
-        reached=bool(best[1] <= positions.max()),
+        level=float(levels[0]),
+        level_interval=(float(min(low[0], levels[0])), float(max(high[0], levels[0]))),
+        position=float(saturated[0]),
+        position_interval=(float(min(low[1], saturated[0])), float(max(high[1], saturated[0]))),
+        reached=bool(saturated[0] <= positions.max()),
     )
 
 
-def _fit_curve(
-    positions: Float[np.ndarray, " n"], bits: Float[np.ndarray, " n"], errors: Float[np.ndarray, " n"]
-) -> tuple[float, float] | None:
-    """Level, and the position at which 95 % of the rise is done."""
-    first = positions.min()
-    span = max(float(bits.max() - bits[0]), 1e-6)
-
-    def curve(position: Any, level: float, rise: float, log_scale: float) -> Any:
-        return level - rise * np.exp(-(position - first) / np.exp(log_scale))
-
-    guess = (float(bits.max()), span, float(np.log(np.median(positions - first) + 1)))
-    bounds = ([-np.inf, 0, np.log(0.1)], [np.inf, np.inf, np.log(MOST_POSITIONS)])
-    try:
-        (level, rise, log_scale), _ = curve_fit(curve, positions, bits, guess, errors, bounds=bounds, max_nfev=4000)
-    except (RuntimeError, OptimizeWarning):
-        return None
-    if not rise > 0:
-        return None
-    return float(level), float(min(first - np.log(1 - RISEN) * np.exp(log_scale), MOST_POSITIONS))
+def _fit_curves(
+    positions: Float[np.ndarray, " n"], curves: Float[np.ndarray, "curves n"], errors: Float[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " curves"], Float[np.ndarray, " curves"], Bool[np.ndarray, " curves"]]:
+    """Level and scale of each curve, and whether it rises. For a given scale the rest is a linear regression."""
+    scales = np.geomspace(0.1, LONGEST * positions.max(), SCALES)
+    decay = np.exp(-(positions - positions.min()) / scales[:, None])
+    weight = errors**-2 / (errors**-2).sum()
+    x, y = decay - decay @ weight[:, None], curves - curves @ weight[:, None]
+    slope = (y * weight) @ x.T / (weight * x**2).sum(1)
+    error = (weight * (y[:, None] - slope[..., None] * x) ** 2).sum(2)
+    best = np.where(slope < 0, error, np.inf).argmin(1)
+    at_best = slope[np.arange(len(curves)), best]
+    return curves @ weight - at_best * (decay @ weight)[best], scales[best], at_best < 0
 
 
 def _measure(

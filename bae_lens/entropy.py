@@ -145,7 +145,7 @@ class _Counts:
 
     def estimate(self) -> EntropyEstimate:
         variance = self.squares - self.total.square().sum().item() / self.n
-        if not variance > 1e-12 * (self.n * self.origin.square().sum().item()):
+        if not variance > 1e-24 * (self.n * self.origin.square().sum().item()):
             raise ValueError("the vectors are all the same, so they have no entropy to estimate")
         n = torch.tensor([float(self.n)], dtype=torch.float64)
         bits = marginal_entropy(self.fired / n).item()
