@@ -9,11 +9,16 @@ from bae_lens.bae import BAE, BAEConfig
 from bae_lens.binarize import step
 from bae_lens.comparison import Contender, compare
 from bae_lens.covariance import covariance_penalty
+from bae_lens.dynamics import DynamicsSettings, EntropyDynamics, entropy_dynamics
+from bae_lens.entropy import EntropyEstimate, estimate_entropy
+from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.live_evals import run_evals
 from bae_lens.losses import marginal_entropy
+from bae_lens.position_states import Windows, random_windows
 from bae_lens.recipe import Recipe, TrainingSettings
 from bae_lens.reference import load_reference_checkpoint
 from bae_lens.results import Comparison, Experiment
+from bae_lens.synthetic import random_directions
 from bae_lens.training_bae import TrainingBAE, TrainingBAEConfig
 from bae_lens.training_transcoder import (
     TrainingBinaryTranscoder,
@@ -35,7 +40,11 @@ __all__ = [
     "BinaryTranscoderConfig",
     "Comparison",
     "Contender",
+    "DynamicsSettings",
+    "EntropyDynamics",
+    "EntropyEstimate",
     "Experiment",
+    "FitSettings",
     "Recipe",
     "TopKTranscoder",
     "TopKTranscoderConfig",
@@ -49,10 +58,16 @@ __all__ = [
     "TrainingTranscoder",
     "TrainingTranscoderConfig",
     "TranscoderTrainingRunner",
+    "Windows",
     "compare",
     "covariance_penalty",
+    "entropy_dynamics",
+    "estimate_entropy",
+    "fit_bae",
     "load_reference_checkpoint",
     "marginal_entropy",
+    "random_directions",
+    "random_windows",
     "run_evals",
     "step",
 ]

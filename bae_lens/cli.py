@@ -1,4 +1,4 @@
-"""The command line: `bae-lens demo`, `train` and `compare`."""
+"""The command line: `bae-lens` and its subcommands."""
 
 import sys
 import warnings
@@ -8,6 +8,8 @@ import tyro
 
 from bae_lens.commands.compare import Compare
 from bae_lens.commands.demo import Demo
+from bae_lens.commands.dynamics import Dynamics
+from bae_lens.commands.entropy import Entropy
 from bae_lens.commands.train import Train
 
 
@@ -20,7 +22,9 @@ def main() -> None:
         command = tyro.cli(
             Annotated[Demo, tyro.conf.subcommand("demo")]
             | Annotated[Train, tyro.conf.subcommand("train")]
-            | Annotated[Compare, tyro.conf.subcommand("compare", default=compare)],
+            | Annotated[Compare, tyro.conf.subcommand("compare", default=compare)]
+            | Annotated[Entropy, tyro.conf.subcommand("entropy")]
+            | Annotated[Dynamics, tyro.conf.subcommand("dynamics")],
             prog="bae-lens",
             description="Binary autoencoders for language models",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),

@@ -1,0 +1,73 @@
+"""Figures of entropies: recovered against true, and by position and layer."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import plotly.graph_objects as go
+
+from bae_lens.dynamics import EntropyDynamics
+from bae_lens.entropy import EntropyEstimate
+from bae_lens.plots import COLOURS, LAYOUT
+from bae_lens.recovery import Recovery
+
+FAINTEST = 0.15  # opacity of a point that reconstructs nothing
+
+
+def recovered_entropy(recipes: Mapping[str, Sequence[Recovery]]) -> go.Figure:
+    """Estimated against true bits, fainter the worse the reconstruction; the line is where they agree (Fig. 2)."""
+    figure = go.Figure()
+    most = max(max(row.bits, row.true_bits) for rows in recipes.values() for row in rows)
+    figure.add_scatter(x=[1, most], y=[1, most], mode="lines", line={"color": "grey", "dash": "dot"}, name="exact")
+    for (name, rows), colour in zip(recipes.items(), cycle(COLOURS), strict=False):
+        figure.add_scatter(
+            x=[row.true_bits for row in rows],
+            y=[row.bits for row in rows],
+            name=name,
+            mode="markers",
+            marker={"color": colour, "size": 11, "opacity": [opacity(1 - row.fvu) for row in rows]},
+            text=[f"{row.d_sae} features, FVU {row.fvu:.2g}" for row in rows],
+        )
+    figure.update_layout(**LAYOUT, xaxis_title="true entropy (bits)", yaxis_title="estimated entropy (bits)")
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(type="log")
+    return figure
+
+
+def entropy_by_position(dynamics: EntropyDynamics, explained_variance: float | None = None) -> go.Figure:
+    """Corrected bits by position, a curve a hook, fainter the worse the reconstruction; saturations dashed (Fig. 3).
+
+    With an explained variance, bits are what that would take; positions where the prices tried do not reach it are
+    left out.
+    """
+    figure = go.Figure()
+    saturations = {s.hook_name: s for s in dynamics.saturations(explained_variance)}
+    for hook_name, colour in zip(dynamics.hook_names, cycle(COLOURS), strict=False):
+        estimates = [dynamics.at(hook_name, position)[0].estimate for position in dynamics.positions]
+        figure.add_scatter(
+            x=dynamics.positions,
+            y=dynamics.bits(hook_name, explained_variance),
+            name=hook_name,
+            mode="lines+markers",
+            line={"color": colour},
+            marker={"size": 10, "opacity": [opacity(e.explained_variance) for e in estimates]},
+            text=[f"explained variance {e.explained_variance:.2f}" for e in estimates],
+            error_y=None if explained_variance is not None else _error_bars(estimates),
+        )
+        if hook_name in saturations:
+            figure.add_hline(y=saturations[hook_name].level, line={"color": colour, "dash": "dash", "width": 1})
+    at = "" if explained_variance is None else f" at explained variance {explained_variance}"
+    figure.update_layout(**LAYOUT, xaxis_title="position", yaxis_title=f"entropy (bits){at}")
+    figure.update_xaxes(type="log", tickvals=dynamics.positions)
+    return figure
+
+
+def _error_bars(estimates: Sequence[EntropyEstimate]) -> dict[str, Any]:
+    above = [e.interval[1] - e.corrected_bits for e in estimates]
+    below = [e.corrected_bits - e.interval[0] for e in estimates]
+    return {"type": "data", "array": above, "arrayminus": below, "width": 2}
+
+
+def opacity(explained_variance: float) -> float:
+    """1 for a perfect reconstruction, `FAINTEST` for none."""
+    return max(FAINTEST, min(1.0, explained_variance))

@@ -1,0 +1,215 @@
+"""Does a BAE find the entropy of vectors whose entropy is known (section 3.1, Fig. 2)?
+
+Sweeps the number of coins and of features with the recipe of `fit_bae`, with parts of it switched off, and with the
+settings of the paper's authors, then harder data. Run from the repository with
+
+    python benchmarks/entropy_recovery.py [--parts ours] [--seeds 1] ...
+
+Everything is written to benchmarks/results/entropy_recovery.json after every part, the figure beside it.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from sae_lens.saes.sae import TrainStepInput
+from torch import Tensor
+from tqdm import tqdm
+
+from bae_lens import TrainingBAE, TrainingBAEConfig
+from bae_lens.entropy import estimate_entropy
+from bae_lens.fit import FitSettings, fit_baes
+from bae_lens.harvest import write_text
+from bae_lens.plots_entropy import recovered_entropy
+from bae_lens.recovery import N_TRAIN, N_VECTORS, RANKS, WIDTHS, D, Recovery, recover, score
+from bae_lens.synthetic import (
+    biased_coins,
+    correlated_coins,
+    oblique_directions,
+    random_directions,
+    with_noise,
+)
+
+RESULTS = Path(__file__).parent / "results"
+AUTHORS_LR = 5e-4
+
+
+@dataclass(frozen=True)
+class EntropyRecovery:
+    """Recovery of known entropies."""
+
+    parts: tuple[str, ...] = ("ours", "harder", "no_price", "authors", "no_elimination", "covariance")
+    """Which parts to run, in this order."""
+    seeds: int = 1
+    """Seeds of data and weights, for our recipe."""
+    authors_epochs: int = 100
+    """The authors train for 2000."""
+    ranks: tuple[int, ...] = (2, 8, 32, 48)
+    """Coins in all parts but the first two."""
+    widths: tuple[int, ...] = (64, 256)
+    """Features in all parts but the first two."""
+    output: Path = field(default=RESULTS / "entropy_recovery.json")
+    """The results; an earlier file keeps the parts that are not run again."""
+
+    def run(self) -> None:
+        results = json.loads(self.output.read_text()) if self.output.exists() else {}
+        for part in self.parts:
+            start = time.perf_counter()
+            rows = getattr(self, part)()
+            results[part] = {**machine(), "seconds": time.perf_counter() - start, "rows": rows}
+            write_text(self.output, json.dumps(results, indent=1))
+            print(f"\n{part}: {results[part]['command']}, {results[part]['seconds']:.0f} s\n{table(rows)}", flush=True)
+        if "ours" in results:
+            parts = {"with elimination": "ours", "penalties off": "no_price", "authors' settings": "authors"}
+            rows = {
+                name: [Recovery(**row) for row in results[part]["rows"]]
+                for name, part in parts.items()
+                if part in results
+            }
+            recovered_entropy(rows).write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
+
+    def ours(self) -> list[dict[str, Any]]:
+        return [row for seed in range(self.seeds) for row in sweep(RANKS, WIDTHS, FitSettings(), 0.3, seed)]
+
+    def no_elimination(self) -> list[dict[str, Any]]:
+        return sweep(self.ranks, self.widths, FitSettings(elimination=False), 0.3, 0)
+
+    def no_price(self) -> list[dict[str, Any]]:
+        return sweep(self.ranks, self.widths, FitSettings(elimination=False), 0.0, 0)
+
+    def harder(self) -> list[dict[str, Any]]:
+        g = torch.Generator().manual_seed(0)
+        n = N_VECTORS
+        coins = random_directions(n, 16, D, g)
+        data = {
+            "biased, rates .02 to .5": biased_coins(n, [0.5 * (i + 1) / 24 for i in range(24)], D, g),
+            "correlated, flip .1": correlated_coins(n, 16, D, g),
+            "correlated, flip .02": correlated_coins(n, 16, D, g, flip=0.02),
+            "cosine .3": oblique_directions(n, 16, D, g, cosine=0.3),
+            "cosine .6": oblique_directions(n, 16, D, g, cosine=0.6),
+            "random, 32 in 64": oblique_directions(n, 32, D, g),
+            "random, 64 in 64": oblique_directions(n, 64, D, g),
+            "random, 96 in 64": oblique_directions(n, 96, D, g),
+            "noise, SNR 100": with_noise(coins, 100.0, g),
+            "noise, SNR 10": with_noise(coins, 10.0, g),
+            "noise, SNR 2": with_noise(coins, 2.0, g),
+        }
+        start = time.perf_counter()
+        vectors = torch.stack([known.vectors for known in data.values()])
+        baes = fit_baes(vectors[:, :N_TRAIN], 256)
+        seconds = (time.perf_counter() - start) / len(data)
+        rows = []
+        for (name, known), bae in zip(data.items(), baes, strict=True):
+            estimate = estimate_entropy(bae, known.vectors[N_TRAIN:])
+            recovery = score(known, estimate, 256, 0, seconds)
+            rows.append({"data": name, **recovery.to_dict(), "true_marginal_bits": known.marginal_bits})
+        return rows
+
+    def authors(self) -> list[dict[str, Any]]:
+        """Their formulas, learning rate, batch and initial weights, on the vectors as they are, for fewer epochs."""
+        steps = self.authors_epochs * (N_TRAIN // 512)
+        return self._trained(
+            lambda d_sae: TrainingBAEConfig.preset("authors", d_in=D, d_sae=d_sae, training_steps=steps),
+            steps,
+            AUTHORS_LR,
+            False,
+        )
+
+    def covariance(self) -> list[dict[str, Any]]:
+        """Our steps and learning rate, with the covariance penalty instead of elimination."""
+        settings = FitSettings()
+
+        def config(d_sae: int) -> TrainingBAEConfig:
+            return TrainingBAEConfig(
+                d_in=D,
+                d_sae=d_sae,
+                covariance_coefficient=1e-2,
+                encoder_bias_init=0.0,
+                entropy_start_step=round(settings.entropy_from * settings.steps),
+            )
+
+        return self._trained(config, settings.steps, settings.lr, True)
+
+    def _trained(self, config: Any, steps: int, lr: float, standardise: bool) -> list[dict[str, Any]]:
+        rows = []
+        for rank, d_sae in product(self.ranks, self.widths):
+            known = random_directions(N_VECTORS, rank, D, torch.Generator().manual_seed(0))
+            torch.manual_seed(0)
+            start = time.perf_counter()
+            x = known.vectors
+            if standardise:
+                x = x - x[:N_TRAIN].mean(0)
+                x = x * (D / x[:N_TRAIN].square().sum(1).mean()).sqrt()
+            bae = train_plainly(config(d_sae), x[:N_TRAIN], steps, lr)
+            estimate = estimate_entropy(bae.to_inference(), x[N_TRAIN:])
+            rows.append(score(known, estimate, d_sae, 0, time.perf_counter() - start).to_dict())
+        return rows
+
+
+def sweep(
+    ranks: tuple[int, ...], widths: tuple[int, ...], settings: FitSettings, price: float, seed: int
+) -> list[dict[str, Any]]:
+    """All ranks of a width are trained together."""
+    return [row.to_dict() for d_sae in widths for row in recover(ranks, d_sae, seed, price, settings)]
+
+
+def train_plainly(cfg: TrainingBAEConfig, x: Tensor, steps: int, lr: float) -> TrainingBAE:
+    """Adam alone, as in the authors' code: SAELens' trainer would clip the gradients."""
+    bae = TrainingBAE(cfg)
+    optimiser = torch.optim.Adam(bae.parameters(), lr=lr)
+    order = torch.randperm(len(x))
+    for i in tqdm(range(steps), f"{cfg.d_sae} features", leave=False):
+        start = i * 512 % (len(x) - 511)
+        if start < 512:
+            order = torch.randperm(len(x))
+        step = TrainStepInput(
+            sae_in=x[order[start : start + 512]],
+            coefficients=bae.get_coefficients(),
+            dead_neuron_mask=None,
+            n_training_steps=i,
+            is_logging_step=False,
+        )
+        optimiser.zero_grad()
+        bae.training_forward_pass(step).loss.backward()
+        optimiser.step()
+    return bae
+
+
+def machine() -> dict[str, Any]:
+    """Where and how this was measured."""
+    return {
+        "command": " ".join(["python", "benchmarks/entropy_recovery.py", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown."""
+    names = [name for name in rows[0] if name not in ("interval",)]
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    for row in rows:
+        cells = (
+            f"{row[name]:.3g}"
+            if name in ("fvu", "seconds")
+            else f"{row[name]:.2f}"
+            if isinstance(row[name], float)
+            else row[name]
+            for name in names
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    tyro.cli(EntropyRecovery).run()
