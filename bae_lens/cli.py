@@ -1,4 +1,4 @@
-"""The command line: `bae-lens demo` and `bae-lens train`."""
+"""The command line: `bae-lens demo`, `bae-lens train` and `bae-lens comsem`."""
 
 import ast
 import sys
@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from sae_lens import GatedTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
+from bae_lens.commands.comsem import Comsem
 from bae_lens.comparison import LOCK_FILE, Comparison, Experiment, Stopwatch, check_folder, claim_folder, compare
 from bae_lens.contexts import ContextSettings, choose_contexts
 from bae_lens.harvest import harvest, hook_width
@@ -31,21 +32,26 @@ def main() -> None:
     """Runs a command; errors of the user's making end with one line and exit status 2."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     command = tyro.cli(
-        Annotated[Demo, tyro.conf.subcommand("demo")] | Annotated[Train, tyro.conf.subcommand("train")],
+        Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Comsem, tyro.conf.subcommand("comsem")],
         prog="bae-lens",
         description="Binary autoencoders for language models",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     try:
-        comparison = command.run()
+        result = command.run()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(comparison.table())
-    print(f"\nreport, results and dictionaries are in {command.output}")
+    if isinstance(result, str):
+        print(result)
+    else:
+        print(result.table())
+        print(f"\nreport, results and dictionaries are in {command.output}")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """ComSem: describe what activates a feature, then ask whether the description fits others (4.2, appendix B)."""
 
 import asyncio
+import sys
 from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
+
+from tqdm.auto import tqdm
 
 from bae_lens.comsem.collect import collect
 from bae_lens.comsem.corpus import CorpusSettings
@@ -14,7 +17,7 @@ from bae_lens.comsem.interview import Interview
 from bae_lens.comsem.judge import LanguageModelJudge
 from bae_lens.comsem.results import ComSemReport, DictionaryScores, FeatureScore
 from bae_lens.comsem.sampling import CollectedDictionary, Collection, SamplingSettings
-from bae_lens.comsem.self_test import SelfTest, run_self_test
+from bae_lens.comsem.self_test import SelfTest, ask_cases, run_self_test
 from bae_lens.comsem.spending import Tally
 from bae_lens.sources import load_model, load_text
 
@@ -75,6 +78,7 @@ class ComSem:
         model, and what the judge raises.
         """
         self_test = self.test_judge()
+        tqdm.write(self_test.summary, file=sys.stderr)
         if self_test.near_chance and not self.accept_failing_judge:
             raise ValueError(
                 f"{self_test.summary}, which is near chance: use a better judge, or accept_failing_judge to go on"
@@ -131,6 +135,7 @@ class ComSem:
             await self._describer.close()
 
     async def _estimate(self, saes: dict[str, Any], collection: Collection) -> None:
+        await ask_cases(self.judge, self._question)
         await self._closing(self._ask_everything(saes, collection, None))
 
     async def _score(

@@ -82,23 +82,26 @@ class SelfTest:
         return cls(content["judge"], overall, kinds, content["unparsable"], calibration)
 
 
+async def ask_cases(judge: Judge, question: Question) -> list[list[Verdict]]:
+    """A judge's verdicts on each group of built-in cases, those that the description fits first."""
+    fits = [[Instance.from_marked(text) for text in group.fits] for group in CASES]
+    others = [[Instance.from_marked(text) for text in group.does_not] for group in CASES]
+    judge.prepare([instance for instances in fits + others for instance in instances])
+    questions = zip(CASES, fits, others, strict=True)
+    return list(
+        await asyncio.gather(*[judge.judge(group.description, [*yes, *no], question) for group, yes, no in questions])
+    )
+
+
 async def run_self_test(judge: Judge, question: Question) -> SelfTest:
     """Asks a judge about all built-in cases, fitting and not fitting ones together, with its own `question`.
 
     Raises OSError if it does not answer.
     """
-    fits = [[Instance.from_marked(text) for text in group.fits] for group in CASES]
-    others = [[Instance.from_marked(text) for text in group.does_not] for group in CASES]
-    judge.prepare([instance for instances in fits + others for instance in instances])
-    answers = await asyncio.gather(
-        *[
-            judge.judge(group.description, [*yes, *no], question)
-            for group, yes, no in zip(CASES, fits, others, strict=True)
-        ]
-    )
+    answers = await ask_cases(judge, question)
     verdicts = [
-        (group.kind, answer[: len(yes)], answer[len(yes) :])
-        for group, yes, answer in zip(CASES, fits, answers, strict=True)
+        (group.kind, answer[: len(group.fits)], answer[len(group.fits) :])
+        for group, answer in zip(CASES, answers, strict=True)
     ]
     kinds = {
         kind: _accuracy([(yes, no) for other, yes, no in verdicts if other == kind])

@@ -8,7 +8,7 @@ BYTES_PER_TOKEN = 4  # of English in the byte-pair vocabularies of current model
 TOKENS_PER_MESSAGE = 4
 
 
-class BudgetSpentError(Exception):
+class BudgetSpentError(ValueError):
     """The next call might exceed the limit that was set."""
 
 

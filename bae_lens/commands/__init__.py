@@ -1,0 +1,1 @@
+"""The subcommands of `bae-lens`, one a module."""
