@@ -119,9 +119,7 @@ class Comsem:
     def _read_run(self) -> dict[str, Any]:
         path = self.run_folder / RUN_FILE
         if not path.exists():
-            raise ValueError(
-                f"{self.run_folder} holds no {RUN_FILE}; choose what bae-lens demo or train wrote"
-            )
+            raise ValueError(f"{self.run_folder} holds no {RUN_FILE}; choose what bae-lens demo or train wrote")
         if self.local_judge and self.embedding_judge:
             raise ValueError("choose one of local_judge and embedding_judge")
         return read_json(path)

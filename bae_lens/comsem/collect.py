@@ -120,7 +120,7 @@ class _Counts:
 
 
 def _run(
-    model: Any, batch: list[TextContext], hooks: list[str], special: Int[Tensor, " n"]
+    model: Any, batch: list[TextContext], hooks: list[str], special: Int[Tensor, " n_special"]
 ) -> tuple[dict[str, Float[Tensor, "n position d_in"]], Bool[Tensor, "n position"]]:
     """Hidden states at the hooks, heads concatenated, and which of them are content at all of the hooks."""
     size = max(len(context.tokens) for context in batch)

@@ -15,7 +15,7 @@ from bae_lens.comsem.sentences import sentence_spans
 from bae_lens.contexts import HELD_OUT_EVERY
 from bae_lens.sources import TEXT_COLUMN
 
-MARGIN = 300  # characters of a sentence kept on either side of a token or context, for text without full stops
+MARGIN = 300  # characters of a sentence shown on either side of a token, for text without full stops
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class CorpusSettings:
 
 @dataclass(frozen=True)
 class TextContext:
-    """A run of tokens as the model sees it, with the whole sentences that it touches."""
+    """A run of tokens as the model sees it, with its sentences."""
 
     document: int
     tokens: list[int]
     """Token ids, beginning with BOS where the tokenizer has one."""
     text: str
-    """The sentences that the tokens belong to, `MARGIN` characters beyond the tokens at most."""
+    """From the first token to the last."""
     spans: list[Span]
     """Start and end of each token in `text`, without white space around it; BOS is empty."""
     sentences: list[Span]
-    """Start and end of each sentence in `text`."""
+    """Start and end of each sentence in `text`, cut off where the context begins and ends: what the model sees."""
 
     @cached_property
     def sentence_of(self) -> list[int]:
@@ -111,8 +111,7 @@ def _cut(
     starts = [start for start, _ in sentences]
     first = max(0, bisect.bisect_right(starts, spans[0][0]) - 1)
     last = max(0, bisect.bisect_right(starts, spans[-1][0]) - 1)
-    start = min(spans[0][0], max(sentences[first][0], spans[0][0] - MARGIN))
-    end = max(spans[-1][1], min(sentences[last][1], spans[-1][1] + MARGIN))
+    start, end = spans[0][0], spans[-1][1]
     return TextContext(
         document,
         bos + ids,

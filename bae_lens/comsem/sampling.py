@@ -110,6 +110,7 @@ class FeatureSampler:
         self._add_to_pool(rows, fires)
 
     def _add_instances(self, rows: TokenRows, activated: Int[Tensor, "n k"], fires: Bool[Tensor, "n d_sae"]) -> None:
+        activated = activated.sort(1).values  # so that equal codes draw equal keys, whatever the order of strength
         row, column = (activated >= 0).nonzero().unbind(1)
         feature = activated[row, column]
         if self.settings.in_corpus_order:

@@ -6,7 +6,7 @@ CLOSING = r"""["'\u201d\u2019)\]]*"""
 FULL_WIDTH = r"[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\u2019\uff09]*"
 END = re.compile(rf"[.!?\u2026]+{CLOSING}(?=\s)|{FULL_WIDTH}|\n\s*\n")
 ABBREVIATION = re.compile(
-    r"\b(?:\w|mrs?|ms|dr|prof|sr|jr|st|messrs|hon|gen|col|capt|lt|sgt|rev|gov|sen|rep|pres|fig|vol|art|sec|dept|inc|co|"
+    r"\b(?:[^\W\d_]|mrs?|ms|dr|prof|sr|jr|st|messrs|hon|gen|col|capt|lt|sgt|rev|gov|sen|rep|pres|fig|vol|art|sec|dept|inc|co|"
     r"corp|ltd|vs|etc|al|cf|e\.g|i\.e|u\.s|u\.k|u\.n|a\.m|p\.m|jan|feb|mar|apr|jun|jul|aug|sept|oct|nov|dec)\.$",
     re.IGNORECASE,
 )
