@@ -22,6 +22,7 @@ def write_comsem_report(report: ComSemReport, folder: Path) -> Path:
     html = templates.get_template("report_comsem.html.jinja").render(
         report=report,
         rows=report.rows(),
+        kinds=[*report.self_test.kinds.items(), ("all", report.self_test.overall)],
         plotly=Markup(get_plotlyjs()),
         distribution=_embed(plots_comsem.score_distribution(report)),
         by_frequency=_embed(plots_comsem.score_by_frequency(report, "score", "mean score")),

@@ -21,8 +21,9 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 def test_map_of_the_house_names_every_module():
-    modules = {path.stem for path in (ROOT / "bae_lens").glob("*.py")} - {"__init__", "__main__"}
-    assert modules == set(re.findall(r"^\| `(\w+)\.py`", README, re.MULTILINE))
+    package = ROOT / "bae_lens"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py") if not path.stem.startswith("__")}
+    assert modules == set(re.findall(r"^\| `([\w/]+\.py)`", README, re.MULTILINE))
 
 
 @pytest.mark.slow

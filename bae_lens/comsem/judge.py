@@ -70,7 +70,7 @@ class ChatClient:
             raise ValueError("a budget of money needs the price of the model's tokens")
         self._url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         self.base_url = _without_secrets(self._url)
-        self.cache = cache or AnswerCache()
+        self.cache = AnswerCache() if cache is None else cache  # an empty one is false
         self.concurrency, self.budget, self.price = concurrency, budget or Budget(), price
         self.tally = Tally()
         self._max_retries, self._timeout = max_retries, timeout

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens import HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
-from bae_lens import BAE, BAEConfig
+from bae_lens import BAE, BAEConfig, ComSem, ComSemReport
+from bae_lens.comsem.corpus import CorpusSettings
 from bae_lens.comsem.instances import Instance, Question, Verdict
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
@@ -175,6 +176,14 @@ def rule_judge() -> RuleJudge:
     return RuleJudge()
 
 
+@pytest.fixture
+def report(
+    rule_judge: RuleJudge, word_model: HookedSAETransformer, known_sae: StandardSAE, word_texts: list[str]
+) -> ComSemReport:
+    comsem = ComSem(rule_judge, corpus=CorpusSettings(tokens=2000, context_size=16), accept_failing_judge=True)
+    return comsem.score(word_model, {"known": known_sae}, word_texts)
+
+
 class ChatServer:
     """A server that speaks the OpenAI protocol on loopback and fails as it is told to."""
 
@@ -186,7 +195,7 @@ class ChatServer:
         self.fault: Callable[[int], str | None] = lambda _: None
         self.answer: Callable[[dict[str, Any]], str] = lambda _: "Yes"
         self.latency = 0.0
-        self._lock = threading.Lock()
+        self._lock, self._released = threading.Lock(), threading.Event()
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -216,6 +225,10 @@ class ChatServer:
         if fault == "drop":
             request.close_connection = True
             request.connection.close()
+            return
+        if fault == "hang":
+            self._released.wait()
+            request.close_connection = True
             return
         if fault == "cut":
             request.send_response(200)
@@ -264,6 +277,7 @@ class ChatServer:
         }
 
     def close(self) -> None:
+        self._released.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

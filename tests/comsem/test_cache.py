@@ -1,16 +1,17 @@
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import bae_lens.comsem.cache
 from bae_lens.comsem.cache import AnswerCache
 
 WRITER = """
-import os, signal, sys
+import os, runpy, signal, sys
 from pathlib import Path
-from bae_lens.comsem.cache import AnswerCache
-cache = AnswerCache(Path(sys.argv[1]))
+cache = runpy.run_path(sys.argv[2])["AnswerCache"](Path(sys.argv[1]))
 for number in range(100):
     cache.put({"number": number}, {"text": str(number)})
 os.kill(os.getpid(), signal.SIGKILL)
@@ -28,7 +29,8 @@ def test_an_answer_belongs_to_the_whole_request(cache_file):
 
 
 def test_every_answer_survives_a_kill(cache_file):
-    assert subprocess.run([sys.executable, "-c", WRITER, str(cache_file)], check=False).returncode == -9
+    command = [sys.executable, "-c", WRITER, str(cache_file), str(Path(bae_lens.comsem.cache.__file__))]
+    assert subprocess.run(command, check=False).returncode == -9
     cache = AnswerCache(cache_file)
     assert [cache.get({"number": number}) for number in range(100)] == [{"text": str(n)} for n in range(100)]
     cache.close()
