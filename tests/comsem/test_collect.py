@@ -118,7 +118,8 @@ def test_papers_instances_are_the_first_of_the_corpus(word_model, known_sae, wor
 
 def test_seed_decides_and_repeats(word_model, known_sae, word_texts):
     def run(seed):
-        return collect(word_model, {"sae": known_sae}, word_texts, CORPUS, replace(SAMPLING, seed=seed))
+        corpus = replace(CORPUS, tokens=600)
+        return collect(word_model, {"sae": known_sae}, word_texts, corpus, replace(SAMPLING, seed=seed))
 
     assert run(0) == run(0)
     assert run(0) != run(1)

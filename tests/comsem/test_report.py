@@ -32,12 +32,12 @@ def test_features_with_most_wrong_verdicts_come_first(report):
 
 
 def test_distribution_is_the_share_with_at_least_a_score(report):
-    known, random_tokens = plots_comsem.score_distribution(report).data
-    assert (list(known.x), list(known.y)) == ([0, 1], [1, 0.75])
-    assert random_tokens.name == "random tokens†"
+    known, random_tokens = plots_comsem.score_distribution(report).to_dict()["data"]
+    assert (known["x"], known["y"]) == ([0, 1], [1, 0.75])
+    assert random_tokens["name"] == "random tokens†"
 
 
 def test_scores_by_frequency_are_means_of_their_bins(report):
-    (line,) = plots_comsem.score_by_frequency(report, "score", "score").data
-    assert sum(int(text.split()[0]) for text in line.text) == 4
-    assert all(0 < rate < 1 for rate in line.x)
+    (line,) = plots_comsem.score_by_frequency(report, "score", "score").to_dict()["data"]
+    assert sum(int(text.split()[0]) for text in line["text"]) == 4
+    assert all(0 < rate < 1 for rate in line["x"])

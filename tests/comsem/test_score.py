@@ -10,7 +10,7 @@ from bae_lens.comsem.instances import Verdict
 from bae_lens.comsem.judge import ChatClient, LanguageModelJudge
 from bae_lens.comsem.spending import Budget
 
-CORPUS = CorpusSettings(tokens=2000, context_size=16)
+CORPUS = CorpusSettings(tokens=1200, context_size=16)
 
 
 @pytest.fixture
