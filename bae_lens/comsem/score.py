@@ -21,6 +21,7 @@ from bae_lens.comsem.self_test import SelfTest, ask_cases, run_self_test
 from bae_lens.comsem.spending import Tally
 from bae_lens.sources import load_model, load_text
 
+SETTINGS = ("max_features", "examples", "held_out", "controls", "passage_scores", "baseline_features", "seed")
 T = TypeVar("T")
 
 
@@ -115,9 +116,12 @@ class ComSem:
         saes = load_dictionaries(sae, str(model.cfg.device))
         documents = load_text(dataset) if isinstance(dataset, str) else dataset
         paper = self.setting == "paper"
-        corpus = replace(self.corpus, contexts_per_document=None) if paper else self.corpus
         sampling = SamplingSettings(self.examples, self.held_out, paper, self.max_features, self.seed)
-        return model, saes, collect(model, saes, documents, corpus, sampling)
+        return model, saes, collect(model, saes, documents, self._corpus, sampling)
+
+    @property
+    def _corpus(self) -> CorpusSettings:
+        return replace(self.corpus, contexts_per_document=None) if self.setting == "paper" else self.corpus
 
     @property
     def _question(self) -> Question:
@@ -150,18 +154,13 @@ class ComSem:
         }.values()
         tallies = [asdict(client.tally) for client in clients]
         costs = [client.cost for client in clients if client.cost is not None]
-        chosen = {"judge", "describer", "setting"}
         return ComSemReport(
             setting=self.setting,
             model=model_name,
             judge=self.judge.name,
             describer=self._describer.name,
             base_url=self.judge.client.base_url if isinstance(self.judge, LanguageModelJudge) else None,
-            settings={
-                name: asdict(value) if isinstance(value, CorpusSettings) else value
-                for name, value in vars(self).items()
-                if name not in chosen
-            },
+            settings={name: getattr(self, name) for name in SETTINGS} | {"corpus": asdict(self._corpus)},
             self_test=self_test,
             n_tokens=collection.n_tokens,
             n_sentences=collection.n_sentences,

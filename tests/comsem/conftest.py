@@ -195,6 +195,7 @@ class ChatServer:
         self.fault: Callable[[int], str | None] = lambda _: None
         self.answer: Callable[[dict[str, Any]], str] = lambda _: "Yes"
         self.latency = 0.0
+        self.retry_after = "0.02"
         self._lock, self._released = threading.Lock(), threading.Event()
         owner = self
 
@@ -254,7 +255,7 @@ class ChatServer:
         request.send_header("Content-Type", "application/json")
         request.send_header("Content-Length", str(len(data)))
         if status == 429:
-            request.send_header("Retry-After-Ms", "20")
+            request.send_header("Retry-After", self.retry_after)
         request.end_headers()
         request.wfile.write(data)
 

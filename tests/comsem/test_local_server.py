@@ -32,7 +32,7 @@ def test_one_feature_end_to_end_on_the_real_wire(word_model, known_sae, word_tex
     monkeypatch.setattr(self_test, "CASES", CASES[:1])
     with local_server() as url:
         assert urlsplit(url).hostname == "127.0.0.1"
-        client = ChatClient(url, concurrency=1, timeout=600)
+        client = ChatClient(url, concurrency=1, timeout=600.0)
         comsem = ComSem(
             LanguageModelJudge(LOCAL_MODEL, client),
             corpus=CorpusSettings(tokens=800, context_size=16),

@@ -126,6 +126,13 @@ def test_calls_per_feature_and_the_estimate_of_them(chat_server, word_model, kno
     assert report.tally.asked + report.tally.cached >= estimate.asked - 2
 
 
+def test_a_refused_key_ends_everything_at_once(chat_server, word_model, known_sae, word_texts):
+    chat_server.fault = lambda _: "401"
+    with pytest.raises(ValueError, match="refused the key"):
+        ComSem(llm(chat_server, concurrency=4)).score(word_model, known_sae, word_texts)
+    assert chat_server.received <= 8
+
+
 def test_describer_and_judge_may_be_different_models(chat_server, word_model, known_sae, word_texts):
     judge = llm(chat_server)
     describer = LanguageModelJudge("other", judge.client)
