@@ -71,7 +71,7 @@ def collect(
                 if is_binary(sae):
                     _add_codes(samplers[name], sae, codes[name], counts.tokens)
             return Collection(
-                n_documents=len(counts.documents),
+                n_documents=counts.documents,
                 n_contexts=counts.contexts,
                 n_sentences=counts.sentences,
                 n_tokens=counts.tokens,
@@ -93,9 +93,8 @@ class _Counts:
     tokens: int = 0
     contexts: int = 0
     sentences: int = 0
-
-    def __post_init__(self) -> None:
-        self.documents: set[int] = set()
+    documents: int = 0
+    last_document: int = -1
 
     def rows(self, batch: list[TextContext], content: Bool[Tensor, "n position"], places: list[int]) -> TokenRows:
         """The tokens of content of a batch, with sentences numbered throughout the corpus."""
@@ -115,7 +114,9 @@ class _Counts:
         self.tokens += len(tokens)
         self.contexts += len(batch)
         self.sentences = int(first_sentence[-1])
-        self.documents |= {item.document for item in batch}
+        numbers = [self.last_document, *(item.document for item in batch)]  # the contexts of a document come together
+        self.documents += sum(number != before for before, number in zip(numbers[:-1], numbers[1:], strict=True))
+        self.last_document = numbers[-1]
         return rows
 
 

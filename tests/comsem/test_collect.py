@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens import StandardSAE, StandardSAEConfig, Transcoder, TranscoderConfig
 
 from bae_lens.comsem.collect import collect
-from bae_lens.comsem.corpus import CorpusSettings
+from bae_lens.comsem.corpus import CorpusSettings, text_contexts
 from bae_lens.comsem.sampling import SamplingSettings
 
 NAMES = ("digits", "the", "sentence end", "nothing")
@@ -35,6 +35,16 @@ def test_instances_are_tokens_on_which_the_feature_fires(collection):
 def test_binary_and_real_codes_of_the_same_features_give_the_same_instances(collection):
     sae, bae = collection.dictionaries["sae"], collection.dictionaries["bae"]
     assert sae.features == bae.features
+
+
+def test_a_transcoder_is_read_at_its_input(word_model, known_sae, word_texts, collection):
+    transcoder = Transcoder(TranscoderConfig(d_in=64, d_sae=4, d_out=64, apply_b_dec_to_input=False))
+    weights = {name: value for name, value in known_sae.state_dict().items() if name in ("W_enc", "b_enc")}
+    transcoder.load_state_dict({**transcoder.state_dict(), **weights})
+    transcoder.cfg.metadata.hook_name = "blocks.0.hook_resid_pre"
+    transcoder.cfg.metadata.hook_name_out = "blocks.1.hook_resid_post"
+    collected = collect(word_model, {"transcoder": transcoder}, word_texts, CORPUS, SAMPLING)
+    assert collected.dictionaries["transcoder"] == collection.dictionaries["sae"]
 
 
 def test_no_sentence_is_shown_twice(collection):
@@ -69,15 +79,18 @@ def test_special_tokens_are_neither_instances_nor_counted(word_model, known_sae,
     known_sae.W_enc.data[0, 0] = 5.0  # fires on BOS too
     collected = collect(word_model, {"sae": known_sae}, word_texts, CORPUS, SAMPLING)
     assert collected.n_tokens == 1500
+    assert collected.n_documents == len(set(documents_of(word_model, word_texts)))
     for instances in collected.dictionaries["sae"].features:
         assert all(instance.text for instance in [*instances.describe, *instances.held_out, *instances.controls])
     digits = sum(word_texts_digits(word_model, word_texts, known_sae, CORPUS))
     assert collected.dictionaries["sae"].features[0].firing_rate * 1500 == pytest.approx(digits)
 
 
-def word_texts_digits(model, texts, sae, corpus):
-    from bae_lens.comsem.corpus import text_contexts
+def documents_of(model, texts):
+    return [context.document for context in text_contexts(model.tokenizer, texts, CORPUS, 0)]
 
+
+def word_texts_digits(model, texts, sae, corpus):
     for context in text_contexts(model.tokenizer, texts, corpus, 0):
         yield sum(bool(sae.W_enc[token, 0] > 0) for token in context.tokens[1:])
 
