@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -115,7 +115,7 @@ class _Counts:
         self.contexts += len(batch)
         self.sentences = int(first_sentence[-1])
         numbers = [self.last_document, *(item.document for item in batch)]  # the contexts of a document come together
-        self.documents += sum(number != before for before, number in zip(numbers[:-1], numbers[1:], strict=True))
+        self.documents += sum(number != before for before, number in pairwise(numbers))
         self.last_document = numbers[-1]
         return rows
 
