@@ -16,7 +16,7 @@ from bae_lens.comsem.cache import AnswerCache
 from bae_lens.comsem.instances import Instance, Question, Verdict
 from bae_lens.comsem.prompts import (
     DESCRIPTION_TOKENS,
-    SHOWN_DESCRIPTION,
+    UNKNOWN_DESCRIPTION,
     describe_messages,
     read_description,
     read_single,
@@ -214,7 +214,8 @@ class LanguageModelJudge:
         request = self._request(describe_messages(examples, marked), DESCRIPTION_TOKENS)
         answer = await self.client.ask(request, DESCRIPTION_TOKENS // 4)
         if answer.text is None:
-            return SHOWN_DESCRIPTION if self.client._dry else None
+            # Numbered, because questions with the same description about the same token are asked once.
+            return UNKNOWN_DESCRIPTION.format(self.client.tally.asked) if self.client._dry else None
         return read_description(answer.text)
 
     async def judge(self, description: str, instances: list[Instance], question: Question) -> list[Verdict]:

@@ -9,7 +9,7 @@ from bae_lens.comsem.instances import Instance, Question
 
 LONGEST_DESCRIPTION = 200  # characters
 DESCRIPTION_TOKENS = 60
-SHOWN_DESCRIPTION = "words that stand for something of this typical length"  # in the place of an unknown one
+UNKNOWN_DESCRIPTION = "description number {} of the typical length of some ten words"  # in estimates
 
 DESCRIBER = (
     "You find out what tokens of a language model have in common. A token is a word or a part of one. You are shown "

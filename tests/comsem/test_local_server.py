@@ -37,6 +37,7 @@ def test_one_feature_end_to_end_on_the_real_wire(word_model, known_sae, word_tex
             LanguageModelJudge(LOCAL_MODEL, client),
             corpus=CorpusSettings(tokens=800, context_size=16),
             max_features=1,
+            held_out=3,
             baseline_features=0,
             accept_failing_judge=True,
         )

@@ -1,4 +1,5 @@
 import json
+import zlib
 from collections import Counter
 
 import pytest
@@ -105,7 +106,8 @@ def llm(chat_server, **options):
         if "response_format" in body:
             schema = body["response_format"]["json_schema"]["schema"]
             return json.dumps(dict.fromkeys(schema["required"], "yes"))
-        return "words" if "in common?" in body["messages"][1]["content"] else "Yes"
+        content = body["messages"][1]["content"]
+        return f"words {zlib.crc32(content.encode())}" if "in common?" in content else "Yes"
 
     chat_server.answer = answer
     return LanguageModelJudge("m", ChatClient(chat_server.url, **options))
@@ -113,17 +115,14 @@ def llm(chat_server, **options):
 
 @pytest.mark.parametrize(("setting", "calls"), [("paper", 1 + 8 + 8 + 1 + 1), ("robust", 5)])
 def test_calls_per_feature_and_the_estimate_of_them(chat_server, word_model, known_sae, word_texts, setting, calls):
-    known_sae.W_enc.data[:, 2:] = 0.0  # two features are left
+    known_sae.W_enc.data[:, 1:3] = 0.0  # two features are left, which share the instances 1 and 3
     judge = llm(chat_server)
     comsem = ComSem(judge, setting=setting, corpus=CORPUS, baseline_features=0, accept_failing_judge=True)
     estimate = comsem.estimate(word_model, known_sae, word_texts)
     assert chat_server.received == 0
     report = comsem.score(word_model, known_sae, word_texts)
     self_test = 80 if setting == "paper" else 20
-    # Both are described alike by this model, so that questions about instances that they share are asked once.
-    assert chat_server.received == judge.client.tally.asked <= estimate.asked == self_test + 2 * calls
-    assert chat_server.received >= self_test + 2 * calls - 2
-    assert report.tally.asked + report.tally.cached >= estimate.asked - 2
+    assert chat_server.received == report.tally.asked == estimate.asked == self_test + 2 * calls
 
 
 def test_a_refused_key_ends_everything_at_once(chat_server, word_model, known_sae, word_texts):
