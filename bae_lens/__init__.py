@@ -3,6 +3,8 @@
 Importing this registers the architecture `"bae"` and trainable transcoders with SAELens.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from bae_lens.bae import BAE, BAEConfig
@@ -31,6 +33,9 @@ from bae_lens.training_transcoder import (
 from bae_lens.transcoder import BinaryTranscoder, BinaryTranscoderConfig, TopKTranscoder, TopKTranscoderConfig
 from bae_lens.transcoder_runner import TranscoderTrainingRunner
 
+if TYPE_CHECKING:
+    from bae_lens.comsem import ComSem, ComSemReport
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -38,6 +43,8 @@ __all__ = [
     "BAEConfig",
     "BinaryTranscoder",
     "BinaryTranscoderConfig",
+    "ComSem",
+    "ComSemReport",
     "Comparison",
     "Contender",
     "DynamicsSettings",
@@ -80,3 +87,12 @@ SAE_TRAINING_CLASS_REGISTRY["bae"] = (TrainingBAE, TrainingBAEConfig)
 SAE_TRAINING_CLASS_REGISTRY["binary_transcoder"] = (TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig)
 SAE_TRAINING_CLASS_REGISTRY["topk_transcoder"] = (TrainingTopKTranscoder, TrainingTopKTranscoderConfig)
 SAE_TRAINING_CLASS_REGISTRY["transcoder"] = (TrainingTranscoder, TrainingTranscoderConfig)
+
+
+def __getattr__(name: str) -> Any:
+    """Loads ComSem, with the judges' libraries, when it is first asked for."""
+    if name in ("ComSem", "ComSemReport"):
+        from bae_lens import comsem
+
+        return getattr(comsem, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

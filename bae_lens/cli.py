@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from bae_lens.commands.compare import Compare
+from bae_lens.commands.comsem import Comsem
 from bae_lens.commands.demo import Demo
 from bae_lens.commands.dynamics import Dynamics
 from bae_lens.commands.entropy import Entropy
@@ -24,7 +25,8 @@ def main() -> None:
             | Annotated[Train, tyro.conf.subcommand("train")]
             | Annotated[Compare, tyro.conf.subcommand("compare", default=compare)]
             | Annotated[Entropy, tyro.conf.subcommand("entropy")]
-            | Annotated[Dynamics, tyro.conf.subcommand("dynamics")],
+            | Annotated[Dynamics, tyro.conf.subcommand("dynamics")]
+            | Annotated[Comsem, tyro.conf.subcommand("comsem")],
             prog="bae-lens",
             description="Binary autoencoders for language models",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),

@@ -1,0 +1,50 @@
+"""Answers that were paid for once: an SQLite file, keyed by the whole request, that survives a kill."""
+
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL)"
+
+
+class AnswerCache:
+    """A dictionary from requests to answers, both JSON objects, in a file or (with None) in memory.
+
+    Every answer is committed when it is put in, so that a killed process loses at most those on their way. Several
+    processes may share a file. Raises ValueError for a file that is something else.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
+        try:
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise ValueError(f"{path} is not a cache of answers ({error}); remove it or choose another file") from error
+
+    def get(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """The answer to the same request, if it was asked before."""
+        row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (_key(request),)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def put(self, request: dict[str, Any], answer: dict[str, Any]) -> None:
+        """Keeps an answer."""
+        row = (_key(request), json.dumps(request), json.dumps(answer))
+        self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", row)
+
+    def __len__(self) -> int:
+        return self._connection.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._connection.close()
+
+
+def _key(request: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

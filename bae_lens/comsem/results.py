@@ -1,0 +1,239 @@
+"""What ComSem found, as plain values."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bae_lens.comsem.instances import Instance, Verdict
+from bae_lens.comsem.measures import frequency_bin, frequency_matched, mean, standard_error
+from bae_lens.comsem.self_test import SelfTest
+from bae_lens.comsem.spending import Tally
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An instance and the verdict on it."""
+
+    instance: Instance
+    verdict: Verdict
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Judged":
+        return cls(Instance.from_dict(content["instance"]), Verdict(**content["verdict"]))
+
+
+@dataclass(frozen=True)
+class FeatureScore:
+    """One feature; None is what could not be measured."""
+
+    feature: int
+    firing_rate: float
+    """Share of the tokens on which it fires."""
+    n_instances: int
+    """Tokens that activate it."""
+    description: str | None
+    examples: list[Instance]
+    """From which it was described."""
+    held_out: list[Judged]
+    controls: list[Judged]
+    score: float | None
+    """Share of yes on `held_out`: the paper's score."""
+    interval: tuple[float, float] | None
+    """Jeffreys' 95 % interval of the score."""
+    specificity: float | None
+    """Share of no on `controls`."""
+    balanced_accuracy: float | None
+    """Mean of score and specificity; 1/2 is chance."""
+    auc: float | None
+    """Of the yes-probabilities of `held_out` against those of `controls`."""
+    probability: float | None
+    """Mean yes-probability on `held_out`, calibrated on the judge's self-test."""
+    detection: float | None
+    """Balanced accuracy at telling passages that activate the feature from passages that do not."""
+    fuzzing: float | None
+    """Balanced accuracy at telling highlighted tokens that are right from others."""
+    unparsable: int
+    """Answers, of all questions, that could not be parsed."""
+    failed: int
+    """Questions without an answer."""
+    shuffled: float | None = None
+    """Share of yes on `held_out` with another feature's description."""
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "FeatureScore":
+        parts: dict[str, Any] = {
+            "examples": [Instance.from_dict(example) for example in content["examples"]],
+            "held_out": [Judged.from_dict(judged) for judged in content["held_out"]],
+            "controls": [Judged.from_dict(judged) for judged in content["controls"]],
+            "interval": content["interval"] and (content["interval"][0], content["interval"][1]),
+        }
+        return cls(**{**content, **parts})
+
+
+@dataclass(frozen=True)
+class DictionaryScores:
+    """One dictionary of a `ComSemReport`."""
+
+    name: str
+    architecture: str
+    hook_name: str
+    """Where it reads."""
+    d_sae: int
+    feature_activated: int
+    """Features activated by at least 8 tokens (Table 1)."""
+    scoreable: int
+    """Features with enough instances to be scored."""
+    features: list[FeatureScore]
+    """Those that were scored: the scoreable ones or a sample of them."""
+
+    @property
+    def scores(self) -> list[float]:
+        return [feature.score for feature in self.features if feature.score is not None]
+
+    @property
+    def above_zero(self) -> int:
+        """Features with a score over 0 (Table 1)."""
+        return sum(score > 0 for score in self.scores)
+
+    @property
+    def perfect(self) -> int:
+        """Features with a score of 1."""
+        return sum(score == 1 for score in self.scores)
+
+    @property
+    def share_perfect(self) -> float | None:
+        """Share of the scored features that have a score of 1 (Table 1)."""
+        return self.perfect / len(self.scores) if self.scores else None
+
+    def mean(self, measure: str) -> float | None:
+        """Mean over features of one of the fields of `FeatureScore`."""
+        return mean([getattr(feature, measure) for feature in self.features])
+
+    def by_frequency(self, measure: str) -> dict[int, tuple[int, float]]:
+        """Number of features and mean of a measure in each bin of the firing rate; see `measures.bin_edges`."""
+        bins: dict[int, list[float]] = {}
+        for feature in self.features:
+            if (value := getattr(feature, measure)) is not None:
+                bins.setdefault(frequency_bin(feature.firing_rate), []).append(value)
+        return {number: (len(values), sum(values) / len(values)) for number, values in sorted(bins.items())}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "DictionaryScores":
+        return cls(**{**content, "features": [FeatureScore.from_dict(feature) for feature in content["features"]]})
+
+
+@dataclass(frozen=True)
+class ComSemReport:
+    """Scores of dictionaries by one judge; `to_dict` and `from_dict` are inverse to each other."""
+
+    setting: str
+    """"paper" or "robust"."""
+    model: str
+    judge: str
+    describer: str
+    base_url: str | None
+    """Address of the judge's server; None for one that needs none."""
+    settings: dict[str, Any]
+    """Everything else that was chosen."""
+    self_test: SelfTest
+    n_tokens: int
+    """Tokens of content in the corpus."""
+    n_sentences: int
+    dictionaries: list[DictionaryScores]
+    random_features: list[FeatureScore]
+    """Random tokens in the place of features: what a score means."""
+    tally: Tally
+    """Calls and tokens of this run."""
+    cost: float | None
+    """Of this run, where a price was given."""
+    stopped: str | None
+    """Why not all features were scored; None if all were."""
+
+    @property
+    def mark(self) -> str:
+        """† if the judge failed its self-test: it stands beside all its scores."""
+        return "" if self.self_test.passed else "†"
+
+    def matched(self, measure: str) -> dict[str, float | None]:
+        """Mean of a measure by dictionary, as if all dictionaries' features fired equally often."""
+        return frequency_matched(
+            {
+                dictionary.name: [
+                    (feature.firing_rate, getattr(feature, measure))
+                    for feature in dictionary.features
+                    if getattr(feature, measure) is not None
+                ]
+                for dictionary in self.dictionaries
+            }
+        )
+
+    def rows(self) -> list[list[str]]:
+        """The table's cells, the headings first."""
+        matched = self.matched("score"), self.matched("balanced_accuracy")
+        baseline = DictionaryScores("random tokens", "", "", 0, 0, len(self.random_features), self.random_features)
+        rows = [
+            [cell(dictionary) for cell in TABLE.values()] + [_number(values.get(dictionary.name)) for values in matched]
+            for dictionary in [*self.dictionaries, baseline]
+        ]
+        return [
+            [*TABLE, "matched score", "matched balanced accuracy"],
+            *[[row[0] + self.mark, *row[1:]] for row in rows],
+        ]
+
+    def table(self) -> str:
+        """Scores and controls as a table in Markdown, with the judge's self-test below."""
+        headings, *rows = self.rows()
+        lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+        notes = [self.self_test.summary, *([self.warning] if self.warning else []), *filter(None, [self.stopped])]
+        return "\n".join([*(f"| {' | '.join(row)} |" for row in lines), "", *notes])
+
+    @property
+    def warning(self) -> str:
+        """What the mark means; empty if there is none."""
+        return self.mark and "† by a judge that failed its self-test: differences may be the judge's, not the features'"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "self_test": self.self_test.to_dict()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "ComSemReport":
+        parts: dict[str, Any] = {
+            "self_test": SelfTest.from_dict(content["self_test"]),
+            "dictionaries": [DictionaryScores.from_dict(dictionary) for dictionary in content["dictionaries"]],
+            "random_features": [FeatureScore.from_dict(feature) for feature in content["random_features"]],
+            "tally": Tally(**content["tally"]),
+        }
+        return cls(**{**content, **parts})
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _score(dictionary: DictionaryScores) -> str:
+    error = standard_error(dictionary.scores)
+    return _number(dictionary.mean("score")) + (f" ± {error:.3f}" if error is not None else "")
+
+
+def _activated(dictionary: DictionaryScores) -> str:
+    return f"{dictionary.feature_activated} of {dictionary.d_sae}" if dictionary.d_sae else ""
+
+
+TABLE: dict[str, Callable[[DictionaryScores], str]] = {
+    "dictionary": lambda d: d.name,
+    "Feature Activated": _activated,
+    "scored": lambda d: f"{len(d.scores)} of {d.scoreable}",
+    "score > 0": lambda d: f"{d.above_zero}",
+    "score = 1": lambda d: f"{d.perfect}",
+    "share = 1": lambda d: _number(d.share_perfect),
+    "mean score": _score,
+    "specificity": lambda d: _number(d.mean("specificity")),
+    "balanced accuracy": lambda d: _number(d.mean("balanced_accuracy")),
+    "AUC": lambda d: _number(d.mean("auc")),
+    "shuffled": lambda d: _number(d.mean("shuffled")),
+    "detection": lambda d: _number(d.mean("detection")),
+    "fuzzing": lambda d: _number(d.mean("fuzzing")),
+    "unparsable": lambda d: f"{sum(feature.unparsable for feature in d.features)}",
+    "failed": lambda d: f"{sum(feature.failed for feature in d.features)}",
+}
+"""Columns of the table: their headings, and how `DictionaryScores` fill them."""

@@ -1,0 +1,52 @@
+import socket
+import sys
+from urllib.parse import urlsplit
+
+import pytest
+
+from bae_lens.comsem import ComSem
+from bae_lens.comsem.corpus import CorpusSettings
+from bae_lens.comsem.judge import ChatClient, LanguageModelJudge
+from bae_lens.comsem.local_server import LOCAL_MODEL, local_server
+
+
+def test_missing_server_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(ImportError, match=r"bae-lens\[local-judge\]"), local_server():
+        pass
+
+
+@pytest.mark.slow
+def test_one_feature_end_to_end_on_the_real_wire(word_model, known_sae, word_texts, monkeypatch):
+
+    async def few_cases(judge, question):  # 20 groups of cases take the small model minutes
+        group = CASES[0]
+        fits, others = ([Instance.from_marked(text) for text in texts] for texts in (group.fits, group.does_not))
+        return [await judge.judge(group.description, [*fits, *others], question)]
+
+    from bae_lens.comsem import self_test
+    from bae_lens.comsem.instances import Instance
+    from bae_lens.comsem.self_test_cases import CASES
+
+    monkeypatch.setattr(self_test, "ask_cases", few_cases)
+    monkeypatch.setattr(self_test, "CASES", CASES[:1])
+    with local_server() as url:
+        assert urlsplit(url).hostname == "127.0.0.1"
+        client = ChatClient(url, concurrency=1, timeout=600.0)
+        comsem = ComSem(
+            LanguageModelJudge(LOCAL_MODEL, client),
+            corpus=CorpusSettings(tokens=800, context_size=16),
+            max_features=1,
+            held_out=3,
+            baseline_features=0,
+            accept_failing_judge=True,
+        )
+        report = comsem.score(word_model, known_sae, word_texts)
+    (feature,) = report.dictionaries[0].features
+    assert feature.description
+    assert feature.failed == feature.unparsable == 0
+    assert feature.score is not None
+    assert all(judged.verdict.probability is not None for judged in feature.held_out)
+    assert report.tally.asked == 6
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=5)

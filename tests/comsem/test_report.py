@@ -1,0 +1,43 @@
+from dataclasses import replace
+
+from bae_lens import plots_comsem
+from bae_lens.report_comsem import n_wrong, worst_first, write_comsem_report
+
+
+def test_page_is_one_file_with_the_table_and_wrong_verdicts_first(report, tmp_path):
+    html = write_comsem_report(report, tmp_path).read_text()
+    assert "known†" in html
+    assert "failed its self-test" in html
+    assert 'src="http' not in html
+    assert html.index("3: word") < html.index("1: the")
+    assert 'class="wrong"' in html
+
+
+def test_text_of_the_corpus_is_escaped(report, tmp_path):
+    dictionary = report.dictionaries[0]
+    feature = dictionary.features[0]
+    instance = replace(feature.examples[0], sentence="<script>1</script>", token=(8, 9), highlights=[(8, 9)])
+    features = [replace(feature, description="<b>", examples=[instance])]
+    changed = replace(report, dictionaries=[replace(dictionary, features=features)])
+    html = write_comsem_report(changed, tmp_path).read_text()
+    assert "&lt;script&gt;<mark>1</mark>&lt;/script&gt;" in html
+    assert "&lt;b&gt;" in html
+
+
+def test_features_with_most_wrong_verdicts_come_first(report):
+    features = report.dictionaries[0].features
+    assert [n_wrong(feature) for feature in features[:2]] == [0, 0]
+    assert n_wrong(features[3]) == 8
+    assert worst_first(features)[0] is features[3]
+
+
+def test_distribution_is_the_share_with_at_least_a_score(report):
+    known, random_tokens = plots_comsem.score_distribution(report).to_dict()["data"]
+    assert (known["x"], known["y"]) == ([0, 1], [1, 0.75])
+    assert random_tokens["name"] == "random tokens†"
+
+
+def test_scores_by_frequency_are_means_of_their_bins(report):
+    (line,) = plots_comsem.score_by_frequency(report, "score", "score").to_dict()["data"]
+    assert sum(int(text.split()[0]) for text in line["text"]) == 4
+    assert all(0 < rate < 1 for rate in line["x"])

@@ -1,0 +1,173 @@
+import json
+import zlib
+from collections import Counter
+
+import pytest
+
+from bae_lens import ComSem, ComSemReport
+from bae_lens.comsem.cache import AnswerCache
+from bae_lens.comsem.corpus import CorpusSettings
+from bae_lens.comsem.instances import Verdict
+from bae_lens.comsem.judge import ChatClient, LanguageModelJudge
+from bae_lens.comsem.spending import Budget
+
+CORPUS = CorpusSettings(tokens=1200, context_size=16)
+
+
+@pytest.fixture
+def comsem(rule_judge):
+    return lambda **options: ComSem(rule_judge, corpus=CORPUS, accept_failing_judge=True, **options)
+
+
+@pytest.mark.parametrize("setting", ["paper", "robust"])
+@pytest.mark.parametrize("kind", ["known_sae", "known_bae"])
+def test_features_known_by_construction_are_ranked_right(request, comsem, word_model, word_texts, setting, kind):
+    report = comsem(setting=setting).score(word_model, request.getfixturevalue(kind), word_texts)
+    digits, the, end, nothing = report.dictionaries[0].features
+    assert [feature.description for feature in (digits, the, end, nothing)] == ["digits", "the", "sentence end", "word"]
+    assert [digits.score, the.score, end.score, nothing.score] == [1, 1, 1, 0]
+    assert [digits.specificity, the.specificity] == [1, 1]
+    assert nothing.balanced_accuracy == 0.5
+    assert [digits.detection, digits.fuzzing, the.detection, the.fuzzing] == [1, 1, 1, 1]
+    assert digits.auc == 1
+    assert digits.interval == (pytest.approx(0.738, abs=1e-3), 1)
+    scores = report.dictionaries[0]
+    assert (scores.feature_activated, scores.above_zero, scores.perfect, scores.share_perfect) == (4, 3, 3, 0.75)
+    assert {digits.shuffled, the.shuffled, end.shuffled} == {0}
+    assert {feature.score for feature in report.random_features} <= {0.0}
+
+
+def test_a_vague_description_scores_1_and_its_controls_give_it_away(
+    comsem, rule_judge, word_model, known_sae, word_texts
+):
+    async def vague(*_, **__):
+        return "a word"
+
+    async def yes(_, instances, __):
+        return [Verdict(True, 0.9)] * len(instances)
+
+    rule_judge.describe, rule_judge.judge = vague, yes
+    report = comsem().score(word_model, known_sae, word_texts)
+    the = report.dictionaries[0].features[1]
+    assert (the.score, the.specificity, the.balanced_accuracy, the.auc, the.shuffled) == (1, 0, 0.5, 0.5, 1)
+    assert {feature.score for feature in report.random_features} == {1}
+    assert not report.self_test.passed
+    assert "the†" not in report.table()
+    assert "| standard† |" in report.table()
+    assert "failed its self-test" in report.table()
+
+
+def test_controls_and_baselines_never_change_the_score(comsem, word_model, known_sae, word_texts):
+    full = comsem().score(word_model, known_sae, word_texts)
+    bare = comsem(controls=False, passage_scores=False, baseline_features=0).score(word_model, known_sae, word_texts)
+    assert [feature.score for feature in bare.dictionaries[0].features] == [
+        feature.score for feature in full.dictionaries[0].features
+    ]
+    assert {feature.specificity for feature in bare.dictionaries[0].features} == {None}
+    assert bare.random_features == []
+
+
+def test_a_judge_near_chance_is_refused_before_anything_is_collected(rule_judge, word_model, known_sae):
+    with pytest.raises(ValueError, match="which is near chance"):
+        ComSem(rule_judge).score(word_model, known_sae, [])
+
+
+def test_several_dictionaries_are_compared_in_one_report_that_comes_back_from_json(
+    comsem, word_model, known_sae, known_bae, word_texts
+):
+    report = comsem().score(word_model, {"A": known_sae, "B": known_bae}, word_texts)
+    assert [dictionary.name for dictionary in report.dictionaries] == ["A", "B"]
+    a, b = report.dictionaries
+    assert a.features == b.features
+    assert report.matched("score") == {"A": a.mean("score"), "B": a.mean("score")}
+    assert ComSemReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_score_works_inside_a_running_event_loop(comsem, word_model, known_sae, word_texts):
+    import asyncio
+
+    async def notebook():
+        return comsem(max_features=1, passage_scores=False).score(word_model, known_sae, word_texts)
+
+    assert len(asyncio.run(notebook()).dictionaries[0].features) == 1
+
+
+def test_settings_are_checked(rule_judge):
+    with pytest.raises(ValueError, match="examples must be at least 1, got 0"):
+        ComSem(rule_judge, examples=0)
+    with pytest.raises(ValueError, match="costs nothing"):
+        ComSem(rule_judge).estimate(None, {}, [])
+
+
+def llm(chat_server, **options):
+    """A model that says yes to everything, in both forms."""
+
+    def answer(body):
+        if "response_format" in body:
+            schema = body["response_format"]["json_schema"]["schema"]
+            return json.dumps(dict.fromkeys(schema["required"], "yes"))
+        content = body["messages"][1]["content"]
+        return f"words {zlib.crc32(content.encode())}" if "in common?" in content else "Yes"
+
+    chat_server.answer = answer
+    return LanguageModelJudge("m", ChatClient(chat_server.url, **options))
+
+
+@pytest.mark.parametrize(("setting", "calls"), [("paper", 1 + 8 + 8 + 1 + 1), ("robust", 5)])
+def test_calls_per_feature_and_the_estimate_of_them(chat_server, word_model, known_sae, word_texts, setting, calls):
+    known_sae.W_enc.data[:, 1:3] = 0.0  # two features are left, which share the instances 1 and 3
+    judge = llm(chat_server)
+    comsem = ComSem(judge, setting=setting, corpus=CORPUS, baseline_features=0, accept_failing_judge=True)
+    estimate = comsem.estimate(word_model, known_sae, word_texts)
+    assert chat_server.received == 0
+    report = comsem.score(word_model, known_sae, word_texts)
+    self_test = 80 if setting == "paper" else 20
+    assert chat_server.received == report.tally.asked == estimate.asked == self_test + 2 * calls
+
+
+def test_a_refused_key_ends_everything_at_once(chat_server, word_model, known_sae, word_texts):
+    chat_server.fault = lambda _: "401"
+    with pytest.raises(ValueError, match="refused the key"):
+        ComSem(llm(chat_server, concurrency=4)).score(word_model, known_sae, word_texts)
+    assert chat_server.received <= 8
+
+
+def test_describer_and_judge_may_be_different_models(chat_server, word_model, known_sae, word_texts):
+    judge = llm(chat_server)
+    describer = LanguageModelJudge("other", judge.client)
+    ComSem(judge, describer, corpus=CORPUS, max_features=1, accept_failing_judge=True).score(
+        word_model, known_sae, word_texts
+    )
+    asked = Counter((body["model"], "in common?" in body["messages"][1]["content"]) for body in chat_server.bodies)
+    assert set(asked) == {("other", True), ("m", False)}
+
+
+def test_a_spent_budget_keeps_what_was_done_and_the_next_run_goes_on(chat_server, word_model, known_sae, word_texts):
+    cache = AnswerCache()
+
+    def run(budget):
+        judge = llm(chat_server, cache=cache, concurrency=1, budget=budget)
+        comsem = ComSem(judge, corpus=CORPUS, passage_scores=False, baseline_features=0, accept_failing_judge=True)
+        return comsem.score(word_model, known_sae, word_texts)
+
+    # 20 questions of the self-test and 12 about features, at 12 tokens each, and the estimate of the one on its way
+    first = run(Budget(tokens=700))
+    assert first.stopped is not None
+    assert "the budget of 700 tokens is spent" in first.table()
+    assert len(first.dictionaries[0].features) < 4
+    second = run(None)
+    assert second.stopped is None
+    assert len(second.dictionaries[0].features) == 4
+    assert second.tally.cached > 20
+    assert max(chat_server.answered.values()) == 1
+
+
+def test_lost_calls_are_counted_and_left_out(chat_server, word_model, known_sae, word_texts):
+    judge = llm(chat_server, max_retries=0, concurrency=1)
+    comsem = ComSem(judge, corpus=CORPUS, passage_scores=False, baseline_features=0, accept_failing_judge=True)
+    chat_server.fault = lambda number: "503" if number in (20, 23) else None
+    report = comsem.score(word_model, known_sae, word_texts)
+    features = report.dictionaries[0].features
+    assert report.tally.failed == sum(feature.failed > 0 for feature in features) == 2
+    assert sum(feature.description is None for feature in features) == 2
+    assert len(report.dictionaries[0].scores) == 2
