@@ -59,7 +59,7 @@ def test_default_of_every_architecture_trains(architecture, tiny_model, tiny_con
         assert 8 in (asked.get("k"), asked.get("target_l0"))
         lr = 4e-3 if architecture in BINARY else 1e-3
         assert [recipe.lr for recipe in contender.trials] == pytest.approx([lr / 1.6, lr, lr * 1.6])
-    hooks = (contender.hook_in, contender.hook_out) if contender.hook_in else (HOOK,)
+    hooks = (contender.hook_in, str(contender.hook_out)) if contender.hook_in else (HOOK,)
     if "transcoder" in architecture:
         assert hooks == ("blocks.0.mlp.hook_in", "blocks.0.hook_mlp_out")
     states = harvest(tiny_model, tiny_contexts["test"], list(hooks), tmp_path / "states")
@@ -88,7 +88,8 @@ def test_a_transcoder_takes_its_hooks_and_reads_what_it_is_wide(tiny_model):
 
 
 def test_published_presets_have_their_learning_rate(tiny_model):
-    for preset, lr in (("default", 4e-3), ("paper", 5e-4), ("authors", 5e-4)):
+    presets: Any = (("default", 4e-3), ("paper", 5e-4), ("authors", 5e-4))
+    for preset, lr in presets:
         (recipe,) = DictionarySpec("bae", preset=preset).contender(tiny_model, HOOK, 4, 100).trials
         assert recipe.lr == lr
     (recipe,) = DictionarySpec("bae", lr=0.1, preset="paper").contender(tiny_model, HOOK, 4, 100).trials

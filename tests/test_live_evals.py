@@ -270,7 +270,8 @@ def test_activation_scaler_of_a_transcoder_is_refused(tiny_model, transcoder, ma
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_heads_are_concatenated_and_the_reshaping_left_as_it_was(tiny_model, make_store, binary):
-    sae_class, config_class = (BAE, BAEConfig) if binary else (StandardSAE, StandardSAEConfig)
+    classes: Any = (BAE, BAEConfig) if binary else (StandardSAE, StandardSAEConfig)
+    sae_class, config_class = classes
     cfg = config_class(
         d_in=16, d_sae=40, apply_b_dec_to_input=False, reshape_activations="hook_z", metadata=metadata(HOOK_Z)
     )

@@ -34,14 +34,14 @@ CONFIGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 SAVED = {"relu": Transcoder, "topk": TopKTranscoder, "binary": BinaryTranscoder}
 
 
-def make(kind: str, **overrides: Any) -> TrainingSAE[Any]:
+def make(kind: str, **overrides: Any) -> Any:
     config_class, defaults = CONFIGS[kind]
     config = config_class(**{"d_in": D_IN, "d_sae": D_SAE, "d_out": D_OUT, **defaults, **overrides})
     sae_class = {"relu": TrainingTranscoder, "topk": TrainingTopKTranscoder, "binary": TrainingBinaryTranscoder}[kind]
     return sae_class(config)
 
 
-def arbitrary(kind: str, **overrides: Any) -> TrainingSAE[Any]:
+def arbitrary(kind: str, **overrides: Any) -> Any:
     """A transcoder in float64 whose every weight is drawn."""
     sae = make(kind, dtype="float64", **overrides)
     for parameter in sae.parameters():

@@ -106,7 +106,8 @@ class TestHooks:
 
     @pytest.mark.parametrize("kind", ["topk", "binary"])
     def test_saving_and_loading_keeps_everything(self, kind, tmp_path):
-        sae, x = make(kind, **({"k": 7} if kind == "topk" else {})), torch.randn(9, 16)
+        overrides: dict[str, Any] = {"k": 7} if kind == "topk" else {}
+        sae, x = make(kind, **overrides), torch.randn(9, 16)
         sae.save_model(tmp_path)
         loaded = SAE.load_from_disk(tmp_path)
         assert type(loaded) is type(sae)
