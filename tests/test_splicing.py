@@ -92,6 +92,7 @@ def transcoder() -> BinaryTranscoder:
     metadata = SAEMetadata(hook_name="blocks.0.mlp.hook_in", hook_name_out="blocks.1.mlp.hook_post")
     sae = BinaryTranscoder(BinaryTranscoderConfig(d_in=16, d_sae=64, d_out=32, metadata=metadata))
     sae.W_dec.data *= 0.3
+    sae.b_enc.data.normal_()  # without it the code would not depend on the scale of the input
     sae.b_dec.data.normal_()
     return sae
 
