@@ -87,7 +87,7 @@ def quality_by_bits(comparison: Comparison, hook: str) -> go.Figure:
         points = [coded(run.metrics) for run in dictionary.runs]
         _add_runs(figure, dictionary, colour, [point.bits for point in points], points, "%{x:.0f} bits")
     most_bits, least = window(dictionaries)
-    _lay_out(figure, AXES["bits"], AXES["explained variance"])
+    lay_out(figure, AXES["bits"], AXES["explained variance"])
     return figure.update_xaxes(range=[0, most_bits]).update_yaxes(range=[least, 1.02])
 
 
@@ -114,7 +114,7 @@ def quality_by_l0(comparison: Comparison, hook: str) -> go.Figure:
     if comparison.experiment.l0 is not None:
         line = {"color": GREY, "dash": "dot", "width": 1}
         figure.add_vline(comparison.experiment.l0, line=line, name="L0 asked for", showlegend=True)
-    _lay_out(figure, AXES["L0"], AXES["explained variance"])
+    lay_out(figure, AXES["L0"], AXES["explained variance"])
     return figure.update_xaxes(rangemode="tozero")
 
 
@@ -132,7 +132,7 @@ def firing_frequencies(comparison: Comparison) -> go.Figure:
             line={"color": colours(comparison)[dictionary.name], "shape": "hvh"},
             hovertemplate="%{y} features about 10<sup>%{x:.2f}</sup><extra>%{fullData.name}</extra>",
         )
-    return _lay_out(figure, AXES["rate"], AXES["features"])
+    return lay_out(figure, AXES["rate"], AXES["features"])
 
 
 def training_curves(comparison: Comparison, quantity: str, title: str) -> go.Figure:
@@ -148,7 +148,7 @@ def training_curves(comparison: Comparison, quantity: str, title: str) -> go.Fig
             line={"color": colours(comparison)[dictionary.name], "width": 1.5},
             hovertemplate="step %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
         )
-    return _lay_out(figure, "training step", title).update_yaxes(type="log", exponentformat="power")
+    return lay_out(figure, "training step", title).update_yaxes(type="log", exponentformat="power")
 
 
 def _add_reference(figure: go.Figure, name: str, curve: list[RatePoint], dash: str) -> None:
@@ -185,7 +185,8 @@ def _symbol(dictionary: DictionaryResult) -> str:
     return "circle" if dictionary.runs[0].metrics.value_curve else "diamond"
 
 
-def _lay_out(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
+def lay_out(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
+    """The look of all figures; the legend above, with room for as many lines as it may take."""
     traces: Any = figure.data
     entries = sum(trace.showlegend is not False for trace in traces)
     return figure.update_layout(

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from bae_lens.comsem.measures import bin_edges
 from bae_lens.comsem.results import ComSemReport
-from bae_lens.plots import COLOURS, LAYOUT
+from bae_lens.plots import COLOURS, lay_out
 
 
 def score_distribution(report: ComSemReport) -> go.Figure:
@@ -22,7 +22,7 @@ def score_distribution(report: ComSemReport) -> go.Figure:
             shares = [sum(score >= value for score in scores) / len(scores) for value in values]
             line = {"color": colour, "dash": dash, "shape": "vh"}
             figure.add_scatter(x=values, y=shares, name=name + report.mark, line=line)
-    figure.update_layout(**LAYOUT, xaxis_title="score, at least", yaxis_title="share of the features")
+    lay_out(figure, "score, at least", "share of the features")
     return figure
 
 
@@ -40,6 +40,6 @@ def score_by_frequency(report: ComSemReport, measure: str, title: str) -> go.Fig
             line={"color": colour},
             marker={"size": [6 + 3 * min(n, 100) ** 0.5 for n, _ in bins.values()], "opacity": 0.7},
         )
-    figure.update_layout(**LAYOUT, xaxis_title="firing rate", yaxis_title=title)
+    lay_out(figure, "firing rate", title)
     figure.update_xaxes(type="log")
     return figure

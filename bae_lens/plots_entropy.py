@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from bae_lens.dynamics import EntropyDynamics
 from bae_lens.entropy import EntropyEstimate
-from bae_lens.plots import COLOURS, LAYOUT
+from bae_lens.plots import COLOURS, lay_out
 from bae_lens.recovery import Recovery
 
 FAINTEST = 0.15  # opacity of a point that reconstructs nothing
@@ -28,7 +28,7 @@ def recovered_entropy(recipes: Mapping[str, Sequence[Recovery]]) -> go.Figure:
             marker={"color": colour, "size": 11, "opacity": [opacity(1 - row.fvu) for row in rows]},
             text=[f"{row.d_sae} features, FVU {row.fvu:.2g}" for row in rows],
         )
-    figure.update_layout(**LAYOUT, xaxis_title="true entropy (bits)", yaxis_title="estimated entropy (bits)")
+    lay_out(figure, "true entropy (bits)", "estimated entropy (bits)")
     figure.update_xaxes(type="log")
     figure.update_yaxes(type="log")
     return figure
@@ -57,7 +57,7 @@ def entropy_by_position(dynamics: EntropyDynamics, explained_variance: float | N
         if hook_name in saturations:
             figure.add_hline(y=saturations[hook_name].level, line={"color": colour, "dash": "dash", "width": 1})
     at = "" if explained_variance is None else f" at explained variance {explained_variance}"
-    figure.update_layout(**LAYOUT, xaxis_title="position", yaxis_title=f"entropy (bits){at}")
+    lay_out(figure, "position", f"entropy (bits){at}")
     figure.update_xaxes(type="log", tickvals=dynamics.positions)
     return figure
 

@@ -74,9 +74,9 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         explanations=EXPLANATIONS,
         quality_by_bits=_panels(comparison, plots.quality_by_bits, "bits"),
         quality_by_l0=_panels(comparison, plots.quality_by_l0, "l0"),
-        firing_frequencies=_embed(plots.firing_frequencies(comparison), "rates"),
-        loss_curves=_embed(plots.training_curves(comparison, "mse_loss", "squared error (standardised)"), "loss"),
-        l0_curves=_embed(plots.training_curves(comparison, "l0", "L0 (features per token)"), "l0-curves"),
+        firing_frequencies=embed(plots.firing_frequencies(comparison), "rates"),
+        loss_curves=embed(plots.training_curves(comparison, "mse_loss", "squared error (standardised)"), "loss"),
+        l0_curves=embed(plots.training_curves(comparison, "l0", "L0 (features per token)"), "l0-curves"),
         tuned=[_tuning(dictionary, comparison.experiment.l0) for dictionary in comparison.dictionaries],
         l0_tolerance=L0_TOLERANCE,
         instances_to_count=INSTANCES_TO_COUNT,
@@ -96,11 +96,11 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 def _panels(comparison: Comparison, plot: Callable[[Comparison, str], Figure], name: str) -> dict[str, Markup]:
     """A figure for each hook at which dictionaries write."""
     return {
-        hook: _embed(plot(comparison, hook), f"{name}-{index}") for index, hook in enumerate(plots.by_hook(comparison))
+        hook: embed(plot(comparison, hook), f"{name}-{index}") for index, hook in enumerate(plots.by_hook(comparison))
     }
 
 
-def _embed(figure: Figure, name: str) -> Markup:
+def embed(figure: Figure, name: str) -> Markup:
     """A figure with a fixed id, so that the same comparison gives the same page; plotly does not escape the id."""
     config = {"responsive": True, "displayModeBar": False}
     return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config))

@@ -10,7 +10,7 @@ from bae_lens import plots_comsem
 from bae_lens.comsem.instances import Instance
 from bae_lens.comsem.results import ComSemReport, FeatureScore
 from bae_lens.harvest import write_text
-from bae_lens.report import _embed
+from bae_lens.report import embed
 
 COMSEM_FILE = "comsem.html"
 FEATURES_SHOWN = 40  # per dictionary
@@ -24,10 +24,10 @@ def write_comsem_report(report: ComSemReport, folder: Path) -> Path:
         rows=report.rows(),
         kinds=[*report.self_test.kinds.items(), ("all", report.self_test.overall)],
         plotly=Markup(get_plotlyjs()),
-        distribution=_embed(plots_comsem.score_distribution(report)),
-        by_frequency=_embed(plots_comsem.score_by_frequency(report, "score", "mean score")),
-        accuracy_by_frequency=_embed(
-            plots_comsem.score_by_frequency(report, "balanced_accuracy", "mean balanced accuracy")
+        distribution=embed(plots_comsem.score_distribution(report), "scores"),
+        by_frequency=embed(plots_comsem.score_by_frequency(report, "score", "mean score"), "frequency"),
+        accuracy_by_frequency=embed(
+            plots_comsem.score_by_frequency(report, "balanced_accuracy", "mean balanced accuracy"), "accuracy"
         ),
         worst_first=worst_first,
         marked=marked,

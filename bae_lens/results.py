@@ -43,7 +43,9 @@ class Experiment:
     """Seeds of the trainings: of the order of tokens and the initial weights."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError without seeds, or with one twice."""
+        """Raises ValueError without seeds, or with one twice, and for an L0 of 0."""
+        if self.l0 is not None and not self.l0 > 0:
+            raise ValueError(f"l0 must be positive, got {self.l0}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different, at least one, got {list(self.seeds)}")
 

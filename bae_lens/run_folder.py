@@ -93,11 +93,15 @@ def _claim(folder: Path, purpose: dict[str, Any]) -> None:
     write_text(folder / RUN_FILE, json.dumps(now, indent=2))
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _flat(content: Any, name: str = "") -> dict[str, Any]:
+    """All values of nested mappings and lists, by their path."""
+    if isinstance(content, dict):
+        parts = content.items()
+    elif isinstance(content, list):
+        parts = enumerate(content)
+    else:
+        return {name.removeprefix("."): content}
+    return {path: value for key, part in parts for path, value in _flat(part, f"{name}.{key}").items()}
 
 
 def _peak_memory_gib() -> float:

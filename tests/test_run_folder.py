@@ -32,7 +32,7 @@ def test_folder_belongs_to_one_run(tmp_path):
     assert json.loads((folder / "run.json").read_text()) == {**PURPOSE, "seeds": [0, 1], "version": version("bae-lens")}
     with pytest.raises(ValueError, match=r"holds another run \(seed: 0 there, 1 now\); choose another folder"):
         claim(folder, {**PURPOSE, "seed": 1})
-    with pytest.raises(ValueError, match=r"training.batch_size: 32 there, 64 now; seeds: \[0, 1\] there, \[0\] now"):
+    with pytest.raises(ValueError, match=r"training.batch_size: 32 there, 64 now; seeds.1: 1 there, None now"):
         claim(folder, {**PURPOSE, "training": {"batch_size": 64, "lr_decay": 0.2}, "seeds": (0,)})
     with pytest.raises(ValueError, match=r"\(seed: 0 there, None now\)"):
         claim(folder, {key: value for key, value in PURPOSE.items() if key != "seed"})
