@@ -111,7 +111,7 @@ def test_folder_of_something_else_is_refused(tiny_model, windows, tmp_path):
         (HOOKS, [0], "got 0"),
         (HOOKS, [], "at least one hook and one position"),
         (["blocks.0.hook_resid_post", "blocks.0.mlp.hook_post"], [1], "equally wide"),
-        (["blocks.0.attn.hook_pattern"], [1], "one vector a token"),
+        (["blocks.0.attn.hook_pattern"], [8], "one vector a token"),
     ],
 )
 def test_impossible_requests_are_refused(tiny_model, windows, tmp_path, hooks, positions, message):
