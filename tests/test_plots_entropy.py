@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from bae_lens.dynamics import Cell, EntropyDynamics
@@ -17,7 +19,7 @@ def result(curve: dict[int, list[tuple[float, float]]]) -> EntropyDynamics:
 
 def test_recovered_entropy_shows_every_point_by_its_quality():
     rows = [Recovery(8, 64, 0, 8.0, 8.1, 8.0, 0.0, 9, 1.0), Recovery(48, 64, 0, 48.0, 60.0, 60.0, 0.5, 60, 1.0)]
-    figure = recovered_entropy({"ours": rows})
+    figure: Any = recovered_entropy({"ours": rows})
     line, points = figure.data
     assert list(line.x) == list(line.y)
     assert (list(points.x), list(points.y)) == ([8.0, 48.0], [8.1, 60.0])
@@ -31,7 +33,7 @@ def test_opacity_stays_visible(share, expected):
 
 def test_curve_with_its_errors_and_saturation():
     rising = {1: 10.0, 2: 15.0, 4: 18.0, 8: 19.5, 16: 19.9}
-    figure = entropy_by_position(result({p: [(bits, 0.8)] for p, bits in rising.items()}))
+    figure: Any = entropy_by_position(result({p: [(bits, 0.8)] for p, bits in rising.items()}))
     (curve,) = figure.data
     assert list(curve.y) == list(rising.values())
     assert list(curve.error_y.array) == [1.0] * 5
@@ -40,5 +42,7 @@ def test_curve_with_its_errors_and_saturation():
 
 
 def test_positions_out_of_reach_are_left_out():
-    figure = entropy_by_position(result({1: [(10.0, 0.5), (20.0, 0.75)], 2: [(9.0, 0.8)]}), explained_variance=0.75)
+    figure: Any = entropy_by_position(
+        result({1: [(10.0, 0.5), (20.0, 0.75)], 2: [(9.0, 0.8)]}), explained_variance=0.75
+    )
     assert list(figure.data[0].y) == [20.0, None]
