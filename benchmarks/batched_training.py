@@ -19,7 +19,7 @@ from bae_lens.fit import FitSettings, fit_bae, fit_baes
 from bae_lens.harvest import write_text
 from bae_lens.synthetic import random_directions
 
-SHAPES = ((64, 64, 256), (64, 256, 256), (576, 576, 256))
+SHAPES = ((64, 64, 256), (64, 256, 256))
 
 
 @dataclass(frozen=True)

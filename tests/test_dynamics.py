@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bae_lens import dynamics as dynamics_module
+from bae_lens.demo_model import load_demo_model
 from bae_lens.dynamics import Cell, DynamicsSettings, EntropyDynamics, entropy_dynamics, fit_saturation
 from bae_lens.entropy import EntropyEstimate, estimate_entropy
 from bae_lens.fit import FitSettings, fit_bae
@@ -128,7 +129,6 @@ def test_saturations_at_a_share_that_nothing_reaches():
 
 @pytest.mark.slow
 def test_demonstrations_of_a_real_model(tmp_path):
-    from bae_lens.demo_model import load_demo_model
     from benchmarks.in_context import demonstrations
 
     model = load_demo_model()

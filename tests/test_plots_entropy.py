@@ -2,9 +2,19 @@ from typing import Any
 
 import pytest
 
+from bae_lens.dynamics import Cell, EntropyDynamics
+from bae_lens.entropy import EntropyEstimate
 from bae_lens.plots_entropy import FAINTEST, entropy_by_position, opacity, recovered_entropy
 from bae_lens.recovery import Recovery
-from tests.test_dynamics import result
+
+
+def result(curve: dict[int, list[tuple[float, float]]]) -> EntropyDynamics:
+    cells = [
+        Cell("hook", position, float(i), EntropyEstimate(b, b, (b - 1, b + 1), 0.0, 2, share, 10, 4, 4), 0.5)
+        for position, points in curve.items()
+        for i, (b, share) in enumerate(points)
+    ]
+    return EntropyDynamics("model", ["hook"], list(curve), 10, 0, 0, [1] * len(curve), 4, cells)
 
 
 def test_recovered_entropy_shows_every_point_by_its_quality():
