@@ -1,10 +1,7 @@
 """What is asked of one feature after another, many at a time, and what becomes of the answers."""
 
-import asyncio
 import random
-from collections.abc import Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -13,9 +10,9 @@ from bae_lens.comsem.measures import auc, balanced_accuracy, jeffreys_interval, 
 from bae_lens.comsem.results import FeatureScore, Judged
 from bae_lens.comsem.self_test import Calibration
 from bae_lens.comsem.spending import BudgetSpentError
+from bae_lens.comsem.together import together
 
 FEATURES_AT_ONCE = 64  # whose questions are on their way; how many calls there are at once is the judge's to limit
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,19 @@ class Interview:
 
             async def work() -> None:
                 for number, feature in waiting:
+                    if stopped:
+                        return
                     try:
                         scores[number] = await self._score_feature(feature)
                     except BudgetSpentError as error:
                         stopped.append(f"{error}: {name} and what follows is incomplete; answers so far are kept")
                         return
+                    except Exception as error:
+                        stopped.append(str(error))
+                        raise
                     progress.update()
 
-            await _together([work() for _ in range(min(FEATURES_AT_ONCE, len(features)))])
+            await together([work() for _ in range(min(FEATURES_AT_ONCE, len(features)))])
         return [scores[number] for number in sorted(scores)], stopped[0] if stopped else None
 
     async def _score_feature(self, instances: FeatureInstances) -> FeatureScore:
@@ -61,7 +63,7 @@ class Interview:
         passages = [*instances.held_out, *instances.controls] if self.passage_scores and instances.controls else []
         order = random.Random(f"{self.seed} {instances.feature}").sample(range(len(passages)), len(passages))
         shuffled = [passages[number] for number in order]
-        answers = await _together(
+        answers = await together(
             [
                 self._ask(description, instances.held_out, self.question),
                 self._ask(description, controls, self.question),
@@ -109,7 +111,7 @@ class Interview:
         held_out = [[judged.instance for judged in features[number].held_out] for number in chosen]
         descriptions = [str(features[other].description) for _, other in pairs]
         try:
-            answers = await _together(
+            answers = await together(
                 [
                     self._ask(description, instances, self.question)
                     for description, instances in zip(descriptions, held_out, strict=False)
@@ -145,14 +147,3 @@ def _undescribed(instances: FeatureInstances, failed: bool) -> FeatureScore:
 
 def _judged(instances: list[Instance], verdicts: list[Verdict]) -> list[Judged]:
     return [Judged(instance, verdict) for instance, verdict in zip(instances, verdicts, strict=True)]
-
-
-async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results; if one raises, the others are ended first."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

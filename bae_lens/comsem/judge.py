@@ -27,6 +27,7 @@ from bae_lens.comsem.prompts import (
     yes_probabilities,
 )
 from bae_lens.comsem.spending import Budget, Price, Tally, estimate_input_tokens
+from bae_lens.comsem.together import together
 
 OPENAI_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -80,6 +81,7 @@ class ChatClient:
         self._pending: dict[str, asyncio.Task[Answer]] = {}
         self._in_flight = (0, 0)
         self._failures_in_a_row = 0
+        self._given_up: ValueError | OSError | None = None
 
     @property
     def cost(self) -> float | None:
@@ -146,18 +148,23 @@ class ChatClient:
         return answer
 
     async def _send(self, request: dict[str, Any]) -> Any:
+        if self._given_up is not None:
+            raise self._given_up
         if self._client is None:
             self._client = self._connect()
         self.tally.asked += 1
         try:
             completion = await self._client.chat.completions.create(**request)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise ValueError(
+            self._given_up = ValueError(
                 f"{self.base_url} refused the key ({error.status_code}); set {KEY_VARIABLE} to a valid one"
-            ) from None
+            )
+            raise self._given_up from None
         except openai.APIStatusError as error:
             if error.status_code < 500 and error.status_code not in (408, 409, 429):
-                raise ValueError(f"{self.base_url} refused the request: {self._redacted(error.message)}") from None
+                reason = self._redacted(error.message)
+                self._given_up = ValueError(f"{self.base_url} refused the request: {reason}")
+                raise self._given_up from None
             return self._failed(error.message)
         except openai.APIConnectionError as error:
             return self._failed(error.message)
@@ -168,10 +175,11 @@ class ChatClient:
         self.tally.failed += 1
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= FAILURES_IN_A_ROW:
-            raise OSError(
+            self._given_up = OSError(
                 f"{self.base_url} failed {FAILURES_IN_A_ROW} times in a row, each after {self._max_retries} retries: "
                 f"{self._redacted(reason)}; answers so far are kept, the same command goes on"
-            ) from None
+            )
+            raise self._given_up from None
 
     def _connect(self) -> openai.AsyncOpenAI:
         key = os.environ.get(KEY_VARIABLE)
@@ -195,6 +203,7 @@ class ChatClient:
         client, self._client = self._client, None
         self._slots = asyncio.Semaphore(self.concurrency)
         self._pending.clear()
+        self._given_up, self._failures_in_a_row = None, 0
         if client is not None:
             await client.close()
 
@@ -220,7 +229,7 @@ class LanguageModelJudge:
 
     async def judge(self, description: str, instances: list[Instance], question: Question) -> list[Verdict]:
         if question == "token":
-            return list(await asyncio.gather(*[self._judge_one(description, instance) for instance in instances]))
+            return await together([self._judge_one(description, instance) for instance in instances])
         expected, allowed = STRUCTURED_TOKENS
         n = len(instances)
         request = self._request(structured_messages(description, instances, question), n * allowed)

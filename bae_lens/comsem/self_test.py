@@ -1,6 +1,5 @@
 """Does a judge know answers that are known? Asked before anything else."""
 
-import asyncio
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from bae_lens.comsem.instances import Instance, Judge, Question, Verdict
 from bae_lens.comsem.measures import balanced_accuracy, share_of_no, share_of_yes
 from bae_lens.comsem.self_test_cases import CASES
+from bae_lens.comsem.together import together
 
 PASSED = 0.75  # balanced accuracy from which a judge's scores are not marked
 NEAR_CHANCE = 0.6  # up to which a judge is refused
@@ -88,9 +88,7 @@ async def ask_cases(judge: Judge, question: Question) -> list[list[Verdict]]:
     others = [[Instance.from_marked(text) for text in group.does_not] for group in CASES]
     judge.prepare([instance for instances in fits + others for instance in instances])
     questions = zip(CASES, fits, others, strict=True)
-    return list(
-        await asyncio.gather(*[judge.judge(group.description, [*yes, *no], question) for group, yes, no in questions])
-    )
+    return await together([judge.judge(group.description, [*yes, *no], question) for group, yes, no in questions])
 
 
 async def run_self_test(judge: Judge, question: Question) -> SelfTest:
