@@ -47,6 +47,13 @@ def test_a_fair_coin_of_amplitude_two_is_worth_one(price, expected):
     assert b_dec.item() == pytest.approx(0.0 if expected else 1.0, abs=1e-5)
 
 
+def test_what_a_twin_leaves_behind_is_worth_more():
+    # Each of two twins carries half of the amplitude 2, worth 1/4; what is left of them carries all of it, worth 1.
+    kept, W_dec, _ = eliminate(words(1).repeat(1, 2), 2 * words(1), 0.5)
+    assert kept.sum() == 1
+    assert W_dec.sum().item() == pytest.approx(2.0, abs=1e-3)
+
+
 def test_each_step_is_worth_it_and_no_further_one_would_be():
     generator = torch.Generator().manual_seed(0)
     code = (torch.rand(400, 10, generator=generator) < torch.linspace(0.05, 0.6, 10)).float()
