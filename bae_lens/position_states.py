@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.harvest import read_json, write_text
+from bae_lens.harvest import read_json, stop_layer, write_text
 from bae_lens.sources import TEXT_COLUMN, resolve_hook
 
 MASSIVE_NORM = 10.0  # times the median norm of a hook and position: such states would be all that a BAE sees
@@ -158,11 +157,9 @@ def _collect_missing(
     progress_file = folder / "progress.json"
     done = read_json(progress_file)["windows"] if progress_file.exists() else 0
     states = np.load(folder / "states.npy", mmap_mode="r+") if done else None
-    layers = [extract_stop_at_layer_from_tlens_hook_name(hook) for hook in hooks]
-    stop_at_layer = None if None in layers else max(layer for layer in layers if layer is not None)
     with tqdm(total=len(tokens), initial=done, desc="hidden states by position", unit="window") as progress:
         for start in range(done, len(tokens), batch_size):
-            batch = _states(model, tokens[start : start + batch_size], hooks, columns, stop_at_layer)
+            batch = _states(model, tokens[start : start + batch_size], hooks, columns, stop_layer(hooks))
             if states is None:
                 shape = (len(hooks), len(columns), len(tokens), batch.shape[-1])
                 states = np.lib.format.open_memmap(folder / "states.npy", mode="w+", dtype=np.float32, shape=shape)

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
+from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.comsem.corpus import CorpusSettings, Spool, TextContext, text_contexts
-from bae_lens.comsem.dictionaries import fires, is_binary
+from bae_lens.comsem.dictionaries import fires
 from bae_lens.comsem.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows
-from bae_lens.evals import activated_features
-from bae_lens.harvest import MASSIVE_NORM
+from bae_lens.evals import activated_features, is_binary
+from bae_lens.harvest import MASSIVE_NORM, stop_layer
 from bae_lens.sources import resolve_hook
 
 BATCH_BITS = 2**27  # tokens times features of a batch, at most
@@ -126,11 +126,10 @@ def _run(
     """Hidden states at the hooks, heads concatenated, and which of them are content at all of the hooks."""
     size = max(len(context.tokens) for context in batch)
     tokens = _pad([context.tokens for context in batch], size)
-    layers = [extract_stop_at_layer_from_tlens_hook_name(hook) for hook in hooks]
     _, cache = model.run_with_cache(
         tokens.to(model.cfg.device),
         names_filter=hooks,
-        stop_at_layer=None if None in layers else max(layer for layer in layers if layer is not None),
+        stop_at_layer=stop_layer(hooks),
         prepend_bos=False,
     )
     states = {hook: cache[hook].float().flatten(2).cpu() for hook in hooks}

@@ -9,6 +9,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from bae_lens.activation import MORE_SURPRISING_THAN_NOT, burstiness
+from bae_lens.evals import is_binary
 
 Dictionary = SAE[Any] | str | Path
 
@@ -45,11 +46,6 @@ def _load(source: str, device: str) -> SAE[Any]:
     if not slash or folder.is_absolute():
         raise ValueError(f"a dictionary is a folder or RELEASE/SAE_ID on the hub, got {source!r}, which is neither")
     return SAE.from_pretrained(release, sae_id, device)
-
-
-def is_binary(sae: SAE[Any]) -> bool:
-    """Whether strength is burstiness, relative to a prior, and not the activation itself."""
-    return hasattr(sae, "prior")
 
 
 def fires(sae: SAE[Any], feature_acts: Float[Tensor, "n d_sae"]) -> Bool[Tensor, "n d_sae"]:
