@@ -9,7 +9,7 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from bae_lens.bae import BAE, BAEConfig
 from bae_lens.binarize import step
-from bae_lens.comparison import Contender, compare
+from bae_lens.comparison import compare
 from bae_lens.covariance import covariance_penalty
 from bae_lens.dynamics import DynamicsSettings, EntropyDynamics, entropy_dynamics
 from bae_lens.entropy import EntropyEstimate, estimate_entropy
@@ -17,7 +17,7 @@ from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.live_evals import run_evals
 from bae_lens.losses import marginal_entropy
 from bae_lens.position_states import Windows, random_windows
-from bae_lens.recipe import Recipe, TrainingSettings
+from bae_lens.recipe import Contender, Recipe, TrainingSettings
 from bae_lens.reference import load_reference_checkpoint
 from bae_lens.results import Comparison, Experiment
 from bae_lens.synthetic import random_directions

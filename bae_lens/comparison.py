@@ -1,10 +1,9 @@
 """Several dictionaries on the same hidden states with the same budget, tuned alike, as one result (Table 1)."""
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from bae_lens.features import FeaturePortrait, portray_features
 from bae_lens.harvest import HiddenStates, harvest, hook_widths, read_json, write_text
 from bae_lens.paired import PairedStates
 from bae_lens.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantisation
-from bae_lens.recipe import Recipe
+from bae_lens.recipe import Contender, Recipe, check_contenders
 from bae_lens.results import (
     Comparison,
     DictionaryResult,
@@ -36,24 +35,7 @@ from bae_lens.training import TrainedDictionary, check_widths, train_dictionary
 
 LOSS_CONTEXTS = 32  # held-out contexts on which the model's loss is measured
 L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
-FOLDER_NAME = r"\w[\w .+-]*"
 BASELINE_ROWS = 65_536  # training tokens on which PCA is fitted, at most
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A dictionary in a comparison: what to try, and for a transcoder where."""
-
-    trials: tuple[Recipe, ...]
-    """Settings to choose from on the documents held out for tuning; a single one is taken as it is."""
-    hook_in: str | None = None
-    """Where a transcoder reads; None for an SAE, which does at the comparison's hook."""
-    hook_out: str | None = None
-    """Where a transcoder writes."""
-
-    def hooks(self, experiment: Experiment) -> tuple[str, ...]:
-        """The hooks whose hidden states it needs."""
-        return (experiment.hook_name,) if self.hook_in is None else (self.hook_in, str(self.hook_out))
 
 
 def compare(
@@ -63,6 +45,7 @@ def compare(
     experiment: Experiment,
     folder: Path,
     device: str = "cpu",
+    loading_seconds: float = 0.0,
 ) -> Comparison:
     """Trains and measures all contenders on the hidden states of one pass of the model over the text.
 
@@ -70,24 +53,31 @@ def compare(
     names and everything else that the contenders share. Every contender sees the same tokens in the same order; each
     seed gives another order. Of its trials, all trained with the first seed, the one chosen has the largest explained
     variance on the tuning documents among those within 25 % of the asked informative L0, or else the L0 nearest to it;
-    it is then trained with the other seeds. Everything reported is measured on test documents.
+    it is then trained with the other seeds. Everything reported is measured on test documents. (The first seed's run is
+    the one that was chosen, which favours it a little over the others.)
 
     `folder` keeps the hidden states, every dictionary (`dictionaries/NAME`, other seeds under `seeds`, other trials
     under `trials`), `result.json` and SAEBench's keys in `saebench`. An interrupted comparison goes on where it
-    stopped, and nothing that is finished is done again.
+    stopped, and nothing that is finished is done again. `loading_seconds` is what model and text took to load, for the
+    report.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
-    does not have or whose widths disagree with the configs, for a split without documents, and for a folder that holds
-    anything else.
+    does not have or whose widths disagree with the configs, for contexts longer than the model's, for a split without
+    documents, and for a folder that holds anything else.
     """
-    _check_contenders(contenders)
-    needed = [hook for contender in contenders.values() for hook in contender.hooks(experiment)]
+    experiment = replace(experiment, hook_name=resolve_hook(model, experiment.hook_name))
+    if experiment.contexts.context_size > model.cfg.n_ctx:
+        size = experiment.contexts.context_size
+        raise ValueError(f"context_size must be at most the model's {model.cfg.n_ctx}, got {size}")
+    check_contenders(contenders)
+    needed = [hook for contender in contenders.values() for hook in contender.hooks(experiment.hook_name)]
     hooks = {hook: resolve_hook(model, hook) for hook in dict.fromkeys([experiment.hook_name, *needed])}
     recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
-    reads = {name: contender.hooks(experiment) for name, contender in contenders.items()}
+    reads = {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()}
     _check_hooks(contenders, experiment, hook_widths(model, list(hooks)))
     with claimed(folder, {**asdict(experiment), "recipes": recipes, "hooks": reads}):
         stopwatch = Stopwatch(folder)
+        stopwatch.add("load model and text", loading_seconds)
         with stopwatch.stage("choose contexts"):
             shuffled = documents.shuffle(seed=experiment.seed)
             tune = any(len(contender.trials) > 1 for contender in contenders.values())
@@ -187,7 +177,7 @@ class _Comparing:
 
     def _train(self, name: str, recipe: Recipe, seed: int, folder: Path) -> TrainedDictionary:
         contender, train = self.contenders[name], self.splits["train"]
-        sides = [train[hook] for hook in contender.hooks(self.experiment)]
+        sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
         states = sides[0] if contender.hook_in is None else PairedStates(*sides)
         with self.stopwatch.stage(f"train {name}"):
             return train_dictionary(
@@ -195,7 +185,7 @@ class _Comparing:
             )
 
     def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
-        hooks = self.contenders[name].hooks(self.experiment)
+        hooks = self.contenders[name].hooks(self.experiment.hook_name)
         sides = [self.splits[split][hook] for hook in hooks]
         inputs, *targets = [side.rows(side.content) for side in sides]
         return evaluate_dictionary(sae, inputs, *targets)
@@ -221,7 +211,7 @@ class _Comparing:
     def _portraits(self, name: str, sae: SAE[Any], firing_rates: list[float]) -> list[FeaturePortrait]:
         path = self._home(name, self.experiment.seeds[0]) / "features.json"
         if not path.exists():
-            states = self.splits["test"][self.contenders[name].hooks(self.experiment)[0]]
+            states = self.splits["test"][self.contenders[name].hooks(self.experiment.hook_name)[0]]
             with self.stopwatch.stage(f"portray {name}"):
                 portraits = portray_features(sae, states, self.model, firing_rates)
             write_text(path, json.dumps([asdict(portrait) for portrait in portraits]))
@@ -249,7 +239,7 @@ class _Comparing:
         metrics: dict[tuple[str, int], DictionaryMetrics],
         losses: dict[tuple[str, int], LanguageModelLoss],
     ) -> DictionaryResult:
-        seeds, hooks = self.experiment.seeds, self.contenders[name].hooks(self.experiment)
+        seeds, hooks = self.experiment.seeds, self.contenders[name].hooks(self.experiment.hook_name)
         runs = [
             Run(
                 seed,
@@ -283,25 +273,11 @@ def best_trial(trials: list[Trial], l0: float | None) -> int:
     return min(range(len(trials)), key=lambda i: abs(log(max(trials[i].informative_l0, 1e-9) / l0)))
 
 
-def _check_contenders(contenders: Mapping[str, Contender]) -> None:
-    if not contenders:
-        raise ValueError("a comparison needs at least one dictionary, got none")
-    counts = {name: len(contender.trials) for name, contender in contenders.items()}
-    if len(set(counts.values())) > 1 or 0 in counts.values():
-        listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
-        raise ValueError(f"every dictionary must have the same number of trials, at least one, got {listed}")
-    for name, contender in contenders.items():
-        if not re.fullmatch(FOLDER_NAME, name):
-            raise ValueError(f"a dictionary's name must be made of letters, digits, spaces and _.+-, got {name!r}")
-        if (contender.hook_in is None) != (contender.hook_out is None):
-            raise ValueError(f"{name} must name both of a transcoder's hooks or none, got {contender}")
-
-
 def _check_hooks(contenders: Mapping[str, Contender], experiment: Experiment, widths: dict[str, int]) -> None:
     """`widths` are those of all hooks, in the order in which the model reaches them."""
     order = list(widths)
     for name, contender in contenders.items():
-        hooks = contender.hooks(experiment)
+        hooks = contender.hooks(experiment.hook_name)
         if order.index(hooks[0]) > order.index(hooks[-1]):
             raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
         for recipe in contender.trials:

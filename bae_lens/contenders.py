@@ -11,9 +11,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-from bae_lens.comparison import Contender
 from bae_lens.harvest import hook_widths
-from bae_lens.recipe import Recipe
+from bae_lens.recipe import Contender, Recipe
 from bae_lens.sources import resolve_hook
 from bae_lens.training_bae import Preset
 
@@ -22,6 +21,7 @@ SAE_LR = 1e-3
 TRIAL_FACTOR = 1.6  # between neighbouring trials of a default grid
 WARM_UP_SHARE = 8  # a sparsity penalty grows over an eighth of the steps
 BINARY = ("bae", "binary_transcoder")
+ARCHITECTURES = ("bae", "standard", "topk", "gated", "topk_transcoder")  # compared if nothing else is said
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,15 @@ class DictionarySpec:
     def _recipe(self, trial: dict[str, Any], widths: dict[str, int], expansion: int, training_steps: int) -> Recipe:
         training_class, config_class = SAE_TRAINING_CLASS_REGISTRY[self.architecture]
         given = {**self.config, **trial}
-        lr = given.pop("lr", self.lr)
+        lr = validated(float | None, given.pop("lr", self.lr), "lr")
         if lr is None:
             lr = BAE_LR[self.preset] if self.architecture in BINARY else SAE_LR
         known = _field_names(self.architecture) - widths.keys()
         for key in given:
             if key not in known:
                 raise ValueError(f"{config_class.__name__} takes {', '.join(sorted(known))}, but no {key!r}")
+        types = {config_field.name: config_field.type for config_field in fields(config_class)}
+        given = {key: validated(types[key], value, f"{self.architecture}: {key}") for key, value in given.items()}
         values = {
             **widths,
             "d_sae": expansion * widths["d_in"],
@@ -102,7 +104,7 @@ class DictionarySpec:
             training_class(cfg).encode(torch.zeros(1, widths["d_in"]))
         except (TypeError, RuntimeError) as error:
             raise ValueError(f"{self.architecture} cannot be made with {given}: {error}") from error
-        return Recipe(cfg, float(lr))
+        return Recipe(cfg, lr)
 
 
 def default_spec(architecture: str, l0: int, d_sae: int, trials: int = 1) -> tuple[str, DictionarySpec]:

@@ -155,8 +155,13 @@ def is_binary(sae: SAE[Any]) -> bool:
     return isinstance(sae, BAE | TrainingBAE)
 
 
-def activated_features(sae: SAE[Any], feature_acts: Float[Tensor, "*batch d_sae"]) -> Int[Tensor, "*batch k"]:
-    """Indices of the 10 strongest features of each token, by burstiness for a BAE and by activation for the others."""
+def activated_features(
+    sae: SAE[Any], feature_acts: Float[Tensor, "*batch d_sae"], prior: Float[Tensor, " d_sae"] | None = None
+) -> Int[Tensor, "*batch k"]:
+    """Indices of the 10 strongest features of each token, by burstiness for a BAE and by activation for the others.
+
+    `prior` takes the place of the BAE's own.
+    """
     if isinstance(sae, BAE | TrainingBAE):
-        return strongest_features(burstiness(feature_acts, sae.prior))
+        return strongest_features(burstiness(feature_acts, sae.prior if prior is None else prior))
     return strongest_features(feature_acts, floor=0.0)

@@ -13,9 +13,12 @@ from bae_lens.activation import INSTANCES_TO_COUNT
 from bae_lens.bae import BAE
 from bae_lens.contexts import PADDING
 from bae_lens.harvest import HiddenStates
+from bae_lens.transcoder import hooks_of
 
 NEIGHBOURS = 5
 TOP_TOKENS = 8
+# What hooks are called that hold directions of the residual stream, of TransformerLens' models and of its bridges.
+RESIDUAL_HOOKS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "hook_out")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def portray_features(
         [graded.encode(x.to(sae.device, sae.dtype))[:, features].float().cpu() for x in states.batches(2048)]
     )
     neighbours = _neighbours(sae.W_dec, features.to(sae.device))
-    top_tokens = _top_tokens(sae.W_dec[features.to(sae.device)], model)
+    top_tokens = _top_tokens(sae.W_dec[features.to(sae.device)], model, hooks_of(sae)[1])
     return [
         FeaturePortrait(
             int(feature),
@@ -106,9 +109,9 @@ def _neighbours(W_dec: Float[Tensor, "d_sae d_out"], features: Int[Tensor, " n"]
     ]
 
 
-def _top_tokens(directions: Float[Tensor, "n d_out"], model: Any) -> list[list[str]]:
+def _top_tokens(directions: Float[Tensor, "n d_out"], model: Any, hook_out: str) -> list[list[str]]:
     W_U = getattr(model, "W_U", None)
-    if W_U is None or W_U.shape[0] != directions.shape[-1]:
+    if W_U is None or hook_out.rsplit(".", 1)[-1] not in RESIDUAL_HOOKS:
         return [[] for _ in directions]
     weight = getattr(getattr(model, "ln_final", None), "w", 1.0)  # absent once it is folded into the unembedding
     logits = (directions.to(W_U) * weight) @ W_U

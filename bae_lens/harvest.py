@@ -138,9 +138,10 @@ class HiddenStates:
 @torch.no_grad()
 def hook_widths(model: Any, hook_names: Sequence[str]) -> dict[str, int]:
     """Widths of the hidden states at some hooks, in the order in which a pass reaches them; heads are concatenated."""
-    asked_for = {resolve_hook(model, hook_name): hook_name for hook_name in hook_names}
-    states = _hidden_states(model, torch.zeros(1, 1, dtype=torch.long), list(asked_for))
-    return {asked_for[hook_name]: batch.shape[-1] for hook_name, batch in states.items()}
+    resolved = {hook_name: resolve_hook(model, hook_name) for hook_name in hook_names}
+    states = _hidden_states(model, torch.zeros(1, 1, dtype=torch.long), list(dict.fromkeys(resolved.values())))
+    reached = sorted(resolved, key=lambda hook_name: list(states).index(resolved[hook_name]))
+    return {hook_name: states[resolved[hook_name]].shape[-1] for hook_name in reached}
 
 
 @torch.no_grad()
@@ -220,6 +221,9 @@ def _hidden_states(
         stop_at_layer=stop_layer(hook_names),
         prepend_bos=False,
     )
+    for hook_name in hook_names:
+        if hook_name not in cache:
+            raise ValueError(f"the model has a hook {hook_name!r}, but did not reach it; choose another one")
     states = {}
     for hook_name in sorted(hook_names, key=list(cache.keys()).index):
         states[hook_name] = cache[hook_name].float().cpu()

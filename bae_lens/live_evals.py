@@ -16,8 +16,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import get_special_token_ids
 from torch import Tensor
 
-from bae_lens.activation import burstiness, strongest_features
-from bae_lens.evals import CodeCounter, is_binary
+from bae_lens.evals import CodeCounter, activated_features, is_binary
 from bae_lens.harvest import stop_layer
 from bae_lens.transcoder import hooks_of
 
@@ -39,9 +38,9 @@ def run_evals(
     SAELens' own puts a transcoder's output back at the hook it reads from. Here it goes to its output hook, and every
     metric compares it with the activations there.
 
-    Beside SAELens' groups the metrics have a group `"code"`: `CodeMetrics` except for the rates, on the tokens of
-    `n_eval_sparsity_variance_batches` batches. Feature-wise metrics gain `firing_rate`, (d_sae,), and
-    `firing_rate_histogram`, features by log10 of their rate between -5 and 0 in steps of 1/4, rarer ones in the first.
+    Beside SAELens' groups the metrics have a group `"code"`: `CodeMetrics` except for the rates. Feature-wise metrics
+    gain `firing_rate`, (d_sae,), and `firing_rate_histogram`, features by log10 of their rate between -5 and 0 in steps
+    of 1/4, rarer ones in the first. All are left out if `n_eval_sparsity_variance_batches` is 0.
     Both are counted on the tokens of SAELens' sparsity metrics. A BAE's strength is relative to its firing rates on
     these tokens; its prior is left as it is. Weight-based metrics, which compare encoder with decoder, are left out for
     a transcoder.
@@ -64,6 +63,8 @@ def run_evals(
     for_predictions = eval_config.compute_kl or eval_config.compute_ce_loss
     batches = store.batches[eval_config.n_eval_reconstruction_batches if for_predictions else 0 :]
     batches += [store.get_batch_tokens(size or store.store_batch_size_prompts) for _ in range(n - len(batches))]
+    if n == 0:
+        return metrics, feature_metrics
     code = _code_metrics(sae, model, batches, excluded, activation_scaler, model_kwargs or {})
     rates = code.pop("firing_rates")
     logarithms = np.log10(np.clip(rates, 10.0 ** RATE_BINS[0], 1))[np.array(rates) > 0]
@@ -97,24 +98,28 @@ def _code_metrics(
             feature_acts = sae.encode(scaler.scale(x[content.to(x.device)]).to(sae.device))
             yield feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
 
+    counter, prior = CodeCounter(sae.cfg.d_sae), None
+    with _heads_concatenated(sae):
+        if is_binary(sae):
+            fired, n = torch.zeros(sae.cfg.d_sae, device=sae.device), 0
+            for feature_acts in codes():
+                fired, n = fired + feature_acts.sum(0), n + len(feature_acts)
+            prior = fired / max(n, 1)
+        for feature_acts in codes():
+            counter.add(feature_acts, activated_features(sae, feature_acts, prior))
+    return asdict(counter.metrics())
+
+
+@contextmanager
+def _heads_concatenated(sae: SAE[Any]) -> Iterator[None]:
+    """A dictionary at hook_z that takes heads side by side, for as long as the block runs."""
     reshaping = sae.hook_z_reshaping_mode
     sae.turn_off_forward_pass_hook_z_reshaping()
-    counter, prior = CodeCounter(sae.cfg.d_sae), torch.zeros(sae.cfg.d_sae, device=sae.device)
-    if is_binary(sae):
-        n = 0
-        for feature_acts in codes():
-            prior, n = prior + feature_acts.sum(0), n + len(feature_acts)
-        prior /= max(n, 1)
-    for feature_acts in codes():
-        strongest = (
-            strongest_features(burstiness(feature_acts, prior))
-            if is_binary(sae)
-            else strongest_features(feature_acts, floor=0.0)
-        )
-        counter.add(feature_acts, strongest)
-    if reshaping:
-        sae.turn_on_forward_pass_hook_z_reshaping()
-    return asdict(counter.metrics())
+    try:
+        yield
+    finally:
+        if reshaping:
+            sae.turn_on_forward_pass_hook_z_reshaping()
 
 
 @contextmanager

@@ -50,7 +50,7 @@ function element(tag, properties = {}, ...children) {
 }
 
 function percent(share) {
-  return `${(100 * share).toPrecision(3).replace(/\.?0+$/, "")} %`;
+  return `${Number((100 * share).toPrecision(3))} %`;
 }
 
 // A token whose spaces and line ends can be seen.

@@ -43,7 +43,12 @@ class Experiment:
     """Seeds of the trainings: of the order of tokens and the initial weights."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError without seeds, or with one twice, and for an L0 of 0."""
+        """Raises ValueError without seeds or with one twice, for an L0 of 0, and for less harvest than a batch."""
+        if self.contexts.harvest_tokens < self.training.batch_size:
+            raise ValueError(
+                f"harvest_tokens must be at least a batch ({self.training.batch_size}), "
+                f"got {self.contexts.harvest_tokens}"
+            )
         if self.l0 is not None and not self.l0 > 0:
             raise ValueError(f"l0 must be positive, got {self.l0}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

@@ -42,7 +42,8 @@ class TrainedDictionary:
     seconds: float
     """Time spent in optimiser steps."""
     memory_gib: float
-    """Largest memory while it trained: allocated on the GPU, or else resident of the whole process."""
+    """Largest memory while it trained, with the model and all else that the process holds: allocated on a GPU, or else
+    resident, looked at where the curve has its points."""
     curve: list[dict[str, int | float]]
     """Of up to `CURVE_POINTS` steps: `step`, `l0`, the losses on standardised activations, the SAE's own metrics."""
 
@@ -173,12 +174,19 @@ class _Run:
         progress = tqdm(
             total=settings.steps, initial=trainer.n_training_steps, desc=f"training {self.name}", unit="step"
         )
+        if trainer.cfg.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(trainer.cfg.device)
         with progress, _interruption() as interrupted:
             while trainer.n_training_steps < settings.steps:
                 batch = next(batches)
                 start = time.perf_counter()
                 trainer.maybe_reset_sparsity()
                 output = trainer.step(batch)
+                if not torch.isfinite(output.loss):
+                    raise ValueError(
+                        f"the loss of {self.name} is {output.loss.item()} at step {trainer.n_training_steps}; "
+                        "lower its learning rate or its coefficients"
+                    )
                 if trainer.n_training_steps % every == 0:
                     self.curve.append({"step": trainer.n_training_steps, **_scalars(output)})
                     self.memory_gib = max(self.memory_gib, memory_gib(trainer.cfg.device))
@@ -245,9 +253,9 @@ def _interruption() -> Iterator[threading.Event]:
 
 
 def memory_gib(device: str) -> float:
-    """Memory in use now: allocated on a GPU, or else resident of the whole process."""
+    """Memory of the process: the most that was allocated on a GPU since the last reset, or else resident now."""
     if device.startswith("cuda"):
-        return torch.cuda.memory_allocated(device) / 2**30
+        return torch.cuda.max_memory_allocated(device) / 2**30
     return psutil.Process().memory_info().rss / 2**30
 
 

@@ -64,13 +64,14 @@ class _PairedHooks:
     def run_with_cache(
         self, *args: Any, names_filter: list[str], stop_at_layer: int | None = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Tensor]]:
-        hook_names = list(dict.fromkeys(part for name in names_filter for part in name.split(ARROW)))
+        pairs = {name: [resolve_hook(self._model, part) for part in name.split(ARROW)] for name in names_filter}
+        hook_names = list(dict.fromkeys(part for pair in pairs.values() for part in pair))
         if stop_at_layer is not None:
             stop_at_layer = stop_layer(hook_names)
         output, cache = self._model.run_with_cache(
             *args, names_filter=hook_names, stop_at_layer=stop_at_layer, **kwargs
         )
-        return output, {name: torch.cat([cache[part] for part in name.split(ARROW)], dim=-1) for name in names_filter}
+        return output, {name: torch.cat([cache[part] for part in pair], dim=-1) for name, pair in pairs.items()}
 
 
 class _Evaluator(MultiSAEEvaluator):

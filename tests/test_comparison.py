@@ -228,7 +228,7 @@ def test_tuning_chooses_on_the_tuning_documents(run, tmp_path, monkeypatch):
             for place in ("", "seeds/1"):
                 path = tmp_path / folder / place / "dictionaries" / name / "training.json"
                 assert json.loads(path.read_text())["source"]["recipe"] == chosen.recipe
-        sides = opened(tmp_path / "honest", "tune", *made[name].hooks(experiment))
+        sides = opened(tmp_path / "honest", "tune", *made[name].hooks(experiment.hook_name))
         sae = SAE.load_from_disk(tmp_path / "honest" / "trials" / str(best) / "dictionaries" / name)
         tuned, trial = evaluate_dictionary(sae, *(side.rows(side.content) for side in sides)), one.trials[best]
         assert (trial.explained_variance, trial.informative_l0, trial.bits) == (
@@ -306,7 +306,7 @@ def test_other_configuration_in_the_folder_is_refused_with_the_difference(run, t
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json")}
     with pytest.raises(ValueError, match=r"holds another run \(training.batch_size: 32 there, 16 now\)"):
         run(experiment=replace(EXPERIMENT, training=TrainingSettings(training_tokens=320, batch_size=16)))
-    with pytest.raises(ValueError, match="recipes.BAE.0.target_l0: None there, 4.0 now"):
+    with pytest.raises(ValueError, match=r"recipes.BAE.0.target_l0: None there, 4.0 now"):
         run({**contenders(), "BAE": Contender((bae(target_l0=4.0),))})
     with pytest.raises(ValueError, match=r"recipes.Transcoder.* there, None now"):
         run({name: contender for name, contender in contenders().items() if name != "Transcoder"})
@@ -324,7 +324,6 @@ def test_other_configuration_in_the_folder_is_refused_with_the_difference(run, t
         ),
         ("T", Contender((transcoder(),)), r"T is a transcoder and is trained on two hooks, got blocks.0.hook_resid_po"),
         ("B", Contender((bae(),), HOOK_IN, HOOK_OUT), "B is no transcoder and is trained on one hook, got"),
-        ("T", Contender((transcoder(),), HOOK_IN), "T must name both of a transcoder's hooks or none"),
         ("T", Contender((transcoder(),), HOOK_IN, "blocks.7.hook_out"), r"the model has no hook 'blocks.7.hook_out'"),
         ("", Contender((bae(),)), "a dictionary's name must be made of letters, digits, spaces and _.+-, got ''"),
         ("a/b", Contender((bae(),)), "a dictionary's name must be made of letters, digits, spaces and _.+-, got 'a/b'"),
@@ -335,6 +334,11 @@ def test_contender_that_cannot_be_is_refused_before_anything_is_written(run, tmp
     with pytest.raises(ValueError, match=message):
         run({name: contender})
     assert not (tmp_path / "run").exists()
+
+
+def test_hooks_of_a_transcoder_go_together():
+    with pytest.raises(ValueError, match=r"hook_in and hook_out go together, got blocks.1.mlp.hook_in and None"):
+        Contender((transcoder(),), HOOK_IN)
 
 
 def test_everybody_gets_the_same_number_of_trials(run, tmp_path):

@@ -105,7 +105,7 @@ def test_published_presets_have_their_learning_rate(tiny_model):
         ({"architecture": "bae", "config": {"k": 3}}, HOOK, "TrainingBAEConfig takes .*, but no 'k'"),
         ({"architecture": "transcoder", "config": {"d_out": 3}}, HOOK, "but no 'd_out'"),
         ({"architecture": "topk", "trials": ({"k": 65},)}, HOOK, "topk cannot be made with {'k': 65}"),
-        ({"architecture": "standard", "lr": 0.0}, HOOK, "lr must be positive, got 0.0"),
+        ({"architecture": "standard", "lr": 0.0}, HOOK, "lr must be positive and finite, got 0.0"),
     ],
 )
 def test_description_that_cannot_be_is_refused(tiny_model, spec, hook, message):

@@ -10,7 +10,7 @@ def test_normalising_what_is_standardised_is_refused(bae_config, mode):
 
 
 def test_learning_rate_must_be_positive(bae_config):
-    with pytest.raises(ValueError, match=r"lr must be positive, got 0.0"):
+    with pytest.raises(ValueError, match=r"lr must be positive and finite, got 0.0"):
         Recipe(bae_config(), lr=0.0)
 
 

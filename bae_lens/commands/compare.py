@@ -8,15 +8,14 @@ from typing import Annotated, Any
 import tyro
 
 from bae_lens.commands.experiment import DEFAULT_DEVICE, run_experiment, summary
-from bae_lens.comparison import Contender
-from bae_lens.contenders import DictionarySpec, default_spec, read_specs, validated
+from bae_lens.contenders import ARCHITECTURES, DictionarySpec, default_spec, read_specs, validated
 from bae_lens.contexts import ContextSettings
 from bae_lens.harvest import hook_widths
-from bae_lens.recipe import TrainingSettings
+from bae_lens.recipe import Contender, TrainingSettings
 from bae_lens.results import Experiment
 from bae_lens.sources import DEMO_MODEL, DEMO_TEXT
 
-ARCHITECTURES = ("bae", "standard", "topk", "gated", "topk_transcoder")
+YAML_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Compare:
     """
 
     config: tyro.conf.Positional[Path | None] = None
-    """A YAML file of settings, before any flag."""
+    """A file of settings in YAML, .yaml or .yml."""
     output: Path = Path("comparison")
     """Folder for everything the comparison writes; the same command goes on after an interruption."""
     hook_name: str = "blocks.10.hook_resid_post"
@@ -62,6 +61,10 @@ class Compare:
     """Where the model and the dictionaries run."""
 
     def run(self) -> str:
+        if self.config is not None and self.config.suffix not in YAML_SUFFIXES:
+            raise ValueError(f"a config file ends in {' or '.join(YAML_SUFFIXES)}, got {self.config}")
+        if len(set(self.architectures)) < len(self.architectures):
+            raise ValueError(f"architectures must be different, got {', '.join(self.architectures)}")
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, got {self.trials}")
         experiment = Experiment(
@@ -90,9 +93,12 @@ class Compare:
     @classmethod
     def defaults(cls, arguments: Sequence[str]) -> "Compare":
         """What holds where these arguments of the command say nothing: the defaults, or the settings of their file."""
-        if not arguments or arguments[0].startswith("-"):
+        files = [Path(argument) for argument in arguments if argument.endswith(YAML_SUFFIXES)]
+        if not files:
             return cls()
-        path = Path(arguments[0])
+        if len(files) > 1:
+            raise ValueError(f"a comparison takes one config file, got {', '.join(map(str, files))}")
+        (path,) = files
         content, dictionaries = read_specs(path)
         return _filled(cls(dictionaries=dictionaries), content, path)
 

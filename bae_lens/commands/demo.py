@@ -5,15 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.commands.experiment import DEFAULT_DEVICE, run_experiment, summary
-from bae_lens.comparison import Contender
-from bae_lens.contenders import default_spec
+from bae_lens.contenders import ARCHITECTURES, default_spec
 from bae_lens.contexts import ContextSettings
 from bae_lens.harvest import hook_widths
-from bae_lens.recipe import TrainingSettings
+from bae_lens.recipe import Contender, TrainingSettings
 from bae_lens.results import Experiment
 from bae_lens.sources import DEMO_MODEL, DEMO_TEXT
-
-ARCHITECTURES = ("bae", "standard", "topk", "gated", "topk_transcoder")
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bae_lens.comparison import Contender, compare
+from bae_lens.comparison import compare
 from bae_lens.pictures import write_pictures
+from bae_lens.recipe import Contender
 from bae_lens.report import write_report
 from bae_lens.results import Comparison, Experiment
-from bae_lens.run_folder import Stopwatch, check_folder
+from bae_lens.run_folder import check_folder
 from bae_lens.sources import load_model, load_text, resolve_hook
 
 DEFAULT_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,22 +26,14 @@ def run_experiment(
     `contenders` makes the dictionaries for the loaded model and the resolved hook. Raises ValueError, before anything
     is written, for sizes, devices, folders, texts, models and hooks that cannot be.
     """
-    _check_sizes(experiment)
     _check_device(device)
     check_folder(folder)
     start = time.monotonic()
     text = load_text(experiment.text, experiment.text_column, experiment.text_split)
     model = load_model(experiment.model, device)
-    context_size = experiment.contexts.context_size
-    if context_size > model.cfg.n_ctx:
-        raise ValueError(f"context_size must be at most the model's {model.cfg.n_ctx}, got {context_size}")
     made = contenders(model, resolve_hook(model, experiment.hook_name))
     loading = time.monotonic() - start
-    comparison = compare(model, text, made, experiment, folder, device)
-    stopwatch = Stopwatch(folder)
-    stopwatch.add("load model and text", loading)
-    comparison = replace(comparison, stages=list(stopwatch.stages.values()))
-    comparison.save(folder)
+    comparison = compare(model, text, made, experiment, folder, device, loading)
     write_pictures(comparison, folder)
     write_report(comparison, folder)
     return comparison
@@ -57,9 +49,3 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from error
-
-
-def _check_sizes(experiment: Experiment) -> None:
-    harvested, batch = experiment.contexts.harvest_tokens, experiment.training.batch_size
-    if harvested < batch:
-        raise ValueError(f"harvest_tokens must be at least a batch ({batch}), got {harvested}")

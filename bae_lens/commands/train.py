@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.commands.experiment import DEFAULT_DEVICE, run_experiment, summary
-from bae_lens.comparison import Contender
 from bae_lens.contenders import DictionarySpec
 from bae_lens.contexts import ContextSettings
-from bae_lens.recipe import TrainingSettings
+from bae_lens.recipe import Contender, TrainingSettings
 from bae_lens.results import Experiment
 from bae_lens.sources import DEMO_MODEL, DEMO_TEXT
 from bae_lens.training_bae import Preset
