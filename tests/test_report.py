@@ -164,7 +164,7 @@ def test_markup_in_names_and_tokens_is_text(comparison, tmp_path, page):
 
 
 def test_folders_of_this_machine_stay_here(comparison, tmp_path):
-    experiment = replace(comparison.experiment, model="/home/somebody/llama", text="/data/secret/text.jsonl")
+    experiment = replace(comparison.experiment, model="/models/somebody/llama", text="/data/secret/text.jsonl")
     html = write_report(replace(comparison, experiment=experiment), tmp_path).read_text()
     assert "somebody" not in html
     assert "/data/secret" not in html
