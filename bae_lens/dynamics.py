@@ -85,7 +85,8 @@ class EntropyDynamics:
     too_short: int
     """Documents dropped because they were shorter than a window."""
     distinct_tokens: list[int]
-    """Different input tokens at each position; a curve cannot have more bits of its own than the tokens leave it."""
+    """Different input tokens at each position. At the first one the entropy is at most log2 of it; the marginal bits of
+    a code whose features repeat one another can be far more."""
     d_sae: int
     cells: list[Cell]
 

@@ -92,7 +92,7 @@ def test_demo_on_the_real_model(monkeypatch, tmp_path, capsys):
     cli.main()
     assert "| Gated |" in capsys.readouterr().out
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
-    assert [d["name"] for d in result["dictionaries"]] == ["BAE", "ReLU", "Top-k", "Gated", "Transcoder"]
+    assert [d["name"] for d in result["dictionaries"]] == ["BAE", "ReLU", "Top-k", "Gated", "Top-k transcoder"]
     runs = [run for d in result["dictionaries"] for run in d["runs"]]
     assert all(0 < run["metrics"]["explained_variance"] < 1 for run in runs)
     assert all(run["language_model"]["clean"] < 5 for run in runs)

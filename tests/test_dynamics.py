@@ -1,5 +1,7 @@
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,8 +131,8 @@ def test_saturations_at_a_share_that_nothing_reaches():
 
 @pytest.mark.slow
 def test_demonstrations_of_a_real_model(tmp_path):
-    from benchmarks.in_context import demonstrations
-
+    benchmark = Path(__file__).parent.parent / "benchmarks" / "in_context.py"
+    demonstrations = runpy.run_path(str(benchmark))["demonstrations"]
     model = load_demo_model()
     windows, positions = demonstrations(model.tokenizer, n_prompts=160, n_demonstrations=4, seed=0)
     settings = DynamicsSettings(d_sae=64, fit=replace(dynamics_module.FEW_VECTORS, steps=64, batch_size=64))

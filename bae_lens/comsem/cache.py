@@ -19,7 +19,12 @@ class AnswerCache:
     def __init__(self, path: Path | None = None) -> None:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
+        # In a notebook the answers come in another thread; there is one at a time.
+        options: dict[str, Any] = {"timeout": 60, "isolation_level": None, "check_same_thread": False}
+        try:
+            self._connection = sqlite3.connect(path or ":memory:", **options)
+        except sqlite3.OperationalError as error:
+            raise ValueError(f"{path} cannot be opened ({error}); choose another file") from error
         try:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")

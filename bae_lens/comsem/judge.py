@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -139,8 +140,8 @@ class ChatClient:
         choice = completion.choices[0]
         text = choice.message.content or ""
         usage = completion.usage
-        self.tally.input_tokens += usage.prompt_tokens if usage else input_tokens
-        self.tally.output_tokens += usage.completion_tokens if usage else expected_tokens
+        self.tally.input_tokens += (usage and usage.prompt_tokens) or input_tokens
+        self.tally.output_tokens += (usage and usage.completion_tokens) or expected_tokens
         tokens = choice.logprobs.content if choice.logprobs else None
         listed = [token.model_dump() for token in tokens or []]
         answer = Answer(text, yes_probabilities(listed, structured="response_format" in request))
@@ -223,8 +224,9 @@ class LanguageModelJudge:
         request = self._request(describe_messages(examples, marked), DESCRIPTION_TOKENS)
         answer = await self.client.ask(request, DESCRIPTION_TOKENS // 4)
         if answer.text is None:
-            # Numbered, because questions with the same description about the same token are asked once.
-            return UNKNOWN_DESCRIPTION.format(self.client.tally.asked) if self.client._dry else None
+            # Each of its own, because questions with the same description about the same token are asked once.
+            own = zlib.crc32(json.dumps(request["messages"]).encode())
+            return UNKNOWN_DESCRIPTION.format(own) if self.client._dry else None
         return read_description(answer.text)
 
     async def judge(self, description: str, instances: list[Instance], question: Question) -> list[Verdict]:

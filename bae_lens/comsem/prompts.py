@@ -132,7 +132,7 @@ def _verdict_tokens(tokens: list[dict[str, Any]], structured: bool) -> Iterator[
 
 def _yes_probability(token: dict[str, Any]) -> float:
     mass = {True: 0.0, False: 0.0}
-    for alternative in token["top_logprobs"]:
+    for alternative in token.get("top_logprobs") or []:
         answer = _answer(alternative["token"].rpartition(":")[2])
         if answer is not None:
             mass[answer] += math.exp(alternative["logprob"])

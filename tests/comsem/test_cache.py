@@ -1,6 +1,7 @@
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,16 @@ def test_cache_is_in_memory_without_a_path():
     cache.close()
     with pytest.raises(sqlite3.ProgrammingError):
         cache.get({"a": 1})
+
+
+def test_answers_are_kept_from_another_thread():
+    cache = AnswerCache()
+    with ThreadPoolExecutor(1) as pool:  # where a notebook's questions are asked
+        pool.submit(cache.put, {"question": 1}, {"text": "yes"}).result()
+    assert cache.get({"question": 1}) == {"text": "yes"}
+
+
+def test_path_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"folder cannot be opened .*; choose another file"):
+        AnswerCache(tmp_path / "folder")
