@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from bae_lens.activation import FEATURES_PER_TOKEN, burstiness, flip_polarity, strongest_features
 from bae_lens.binarize import step
+from bae_lens.sparse_matmul import sparse_matmul
 
 
 @no_type_check  # SAELens passes `metadata` as a plain dict when it loads a config, which a runtime type check refuses
@@ -49,14 +50,17 @@ class BAE(SAE[BAEConfig]):
         add_bias_and_prior(self, encoder_bias=0.0)
 
     @override
+    def process_sae_in(self, sae_in: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_in"]:
+        return process_sae_in(self, sae_in)
+
+    @override
     def encode(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
         """The code, 0 or 1, of `x` (..., d_in), at hook_z (..., heads, d_head). Raises ValueError for other widths."""
         return self.hook_sae_acts_post(step(pre_activation(self, self.b_enc, x)))
 
     @override
     def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:
-        sae_out = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
-        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
+        return decode(self, feature_acts)
 
     def activation_strength(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Strength `log2 |h - prior|` of each bit, in bits, at most 0 (section 4.1).
@@ -150,6 +154,18 @@ def pre_activation(
     if width != sae.cfg.d_in:
         raise ValueError(f"this BAE takes activations {sae.cfg.d_in} wide (d_in), got {width}; check the hook")
     return sae.hook_sae_acts_pre(sae.process_sae_in(x) @ sae.W_enc + b_enc)
+
+
+def process_sae_in(sae: SAE[Any], sae_in: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_in"]:
+    """What the encoder takes. (SAELens subtracts `0 * b_dec`, for whose gradient a whole matrix product is spent.)"""
+    sae_in = sae.hook_sae_input(sae.reshape_fn_in(sae_in.to(sae.dtype)))
+    return sae.run_time_activation_norm_fn_in(sae_in)
+
+
+def decode(sae: SAE[Any], feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:
+    """`feature_acts @ W_dec + b_dec` (Eq. 1), in the shape and scale of the SAE's input."""
+    sae_out = sae.hook_sae_recons(sparse_matmul(feature_acts, sae.W_dec) + sae.b_dec)
+    return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(sae_out), sae.d_head)
 
 
 def refuse_fold_of_decoder_norm() -> None:

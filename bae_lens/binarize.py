@@ -42,8 +42,7 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (grad,) = grad_outputs
         if ctx.surrogate == "sigmoid":
-            smooth = torch.sigmoid(ctx.saved_tensors[0])
-            return grad * smooth * (1 - smooth), None
+            return torch.ops.aten.sigmoid_backward(grad, torch.sigmoid(ctx.saved_tensors[0])), None
         if ctx.surrogate == "reference":
             return grad * (1 - grad), None
         return grad, None

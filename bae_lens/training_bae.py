@@ -19,7 +19,9 @@ from bae_lens.bae import (
     add_bias_and_prior,
     apply_keeping_statistics,
     check_sizes,
+    decode,
     pre_activation,
+    process_sae_in,
     refuse_fold_of_decoder_norm,
 )
 from bae_lens.binarize import SURROGATES, Surrogate, step
@@ -52,6 +54,9 @@ class TrainingBAEConfig(TrainingSAEConfig):
     """Weight of the marginal entropy in bits (alpha_e of Eq. 5), from `entropy_start_step` on."""
     covariance_coefficient: float = 0.0
     """Weight of the covariance penalty (alpha_c of Eq. 5), from the first step on; 0 leaves it out."""
+    covariance_sample: int | None = None
+    """Features drawn anew in each step for an unbiased estimate of the penalty; None takes all. See
+    `covariance_penalty`."""
     entropy_start_step: int = 0
     """Training step at which the entropy is switched on. `preset` computes it from the length of the run.
     (SAELens saves mid-run checkpoints before it counts the step: a run resumed from one counts one step less.)"""
@@ -117,6 +122,9 @@ class TrainingBAEConfig(TrainingSAEConfig):
             raise ValueError(f"target_l0 must lie between 0 and d_sae = {self.d_sae}, got {self.target_l0}")
         if self.target_l0 is not None and self.entropy_coefficient == 0:
             raise ValueError("target_l0 steers the entropy coefficient, which must then be positive, got 0")
+        if self.covariance_sample is not None and not 2 <= self.covariance_sample <= self.d_sae:
+            bounds = f"between 2 and d_sae = {self.d_sae}"
+            raise ValueError(f"covariance_sample must lie {bounds}, got {self.covariance_sample}")
         if not 0 <= self.prior_decay < 1:
             raise ValueError(f"prior_decay must lie in [0, 1), got {self.prior_decay}")
         if not self.apply_encoder_bias and self.encoder_bias_init != 0:
@@ -150,11 +158,19 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         self.register_buffer("entropy_multiplier", torch.ones((), device=self.device))
 
     @override
+    def process_sae_in(self, sae_in: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_in"]:
+        return process_sae_in(self, sae_in)
+
+    @override
     def encode_with_hidden_pre(
         self, x: Float[Tensor, "*input"]
     ) -> tuple[Float[Tensor, "*batch d_sae"], Float[Tensor, "*batch d_sae"]]:
         hidden_pre = pre_activation(self, self.b_enc, x)
         return self.hook_sae_acts_post(step(hidden_pre, self.cfg.surrogate)), hidden_pre
+
+    @override
+    def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:
+        return decode(self, feature_acts)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -187,7 +203,9 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         coefficient = self._entropy_coefficient(step_input, rate.dtype)
         losses = {"entropy_loss": coefficient * marginal_entropy(rate, self.cfg.entropy)}
         if self.cfg.covariance_coefficient > 0:
-            losses["covariance_loss"] = step_input.coefficients["covariance"] * covariance_penalty(feature_acts)
+            drawing = torch.Generator().manual_seed(step_input.n_training_steps)
+            penalty = covariance_penalty(feature_acts, self.cfg.covariance_sample, drawing)
+            losses["covariance_loss"] = step_input.coefficients["covariance"] * penalty
         return losses
 
     def _entropy_coefficient(self, step_input: TrainStepInput, dtype: torch.dtype) -> Float[Tensor, ""]:

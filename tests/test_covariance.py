@@ -1,3 +1,5 @@
+import itertools
+import math
 from fractions import Fraction
 
 import pytest
@@ -5,12 +7,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bae_lens.covariance
+import bae_lens.sparse_matmul
 from bae_lens import covariance_penalty
 
 
-@pytest.fixture(params=[1, 3, 1024])
+@pytest.fixture(params=[("dense", 1), ("dense", 3), ("dense", 1024), ("sparse", 1), ("sparse", 3), ("sparse", 128)])
 def tile(request, monkeypatch):
-    monkeypatch.setattr(bae_lens.covariance, "TILE", request.param)
+    """Both ways of making the covariances, in parts of several sizes."""
+    way, size = request.param
+    monkeypatch.setattr(bae_lens.covariance, "TILE", size)
+    monkeypatch.setattr(bae_lens.covariance, "BLOCK", size)
+    monkeypatch.setattr(bae_lens.sparse_matmul, "GATHER_BELOW", 2.0 if way == "sparse" else 0.0)
 
 
 def random_code(n: int, d_sae: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -62,9 +69,25 @@ def test_equals_whole_number_arithmetic_in_float32(n, d_sae):
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("tile")
 def test_signs_are_exact_up_to_4096_rows():
     code = torch.cat([all_words(12)[:-1], all_words(12)[1:2]])
     code[::5] = 1 - code[::5]
+
+    _, gradient = penalty_and_gradient(code)
+
+    torch.testing.assert_close(gradient.double(), exact_penalty_and_gradient(code)[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("tile")
+@pytest.mark.parametrize("n", [4097, 65_537])
+def test_signs_are_exact_beyond(n):
+    # Two coins that agree very nearly as often as chance: n^2 cov is small beside n^2, which float32 cannot count.
+    code = torch.zeros(n, 3)
+    code[: n // 2, 0] = 1
+    code[: n // 4, 1] = 1
+    code[n // 2 : n // 2 + n // 4 + 1, 1] = 1
+    code[::7, 2] = 1
 
     _, gradient = penalty_and_gradient(code)
 
@@ -158,8 +181,10 @@ def test_autocast_changes_nothing():
     assert gradient.equal(penalty_and_gradient(code)[1])
 
 
-def test_never_holds_the_covariance_matrix(monkeypatch):
+@pytest.mark.parametrize("density", [0.05, 0.5])
+def test_never_holds_the_covariance_matrix(monkeypatch, density):
     monkeypatch.setattr(bae_lens.covariance, "TILE", 8)
+    monkeypatch.setattr(bae_lens.covariance, "BLOCK", 4)
     n, d_sae, sizes = 4, 64, []
 
     class Sizes(TorchDispatchMode):
@@ -169,7 +194,7 @@ def test_never_holds_the_covariance_matrix(monkeypatch):
             return result
 
     with Sizes():
-        penalty_and_gradient(random_code(n, d_sae))
+        penalty_and_gradient((torch.rand(n, d_sae) < density).double())
 
     assert max(sizes) == n * d_sae
 
@@ -178,3 +203,47 @@ def test_never_holds_the_covariance_matrix(monkeypatch):
 def test_refuses_fewer_than_two_rows(n):
     with pytest.raises(ValueError, match=f"at least 2 rows, got {n}; use a larger batch"):
         covariance_penalty(torch.zeros(n, 3))
+
+
+@pytest.mark.parametrize("sample", [2, 3, 5])
+def test_sampled_penalty_is_unbiased_with_the_variance_of_a_pair_sample(monkeypatch, sample):
+    code = random_code(40, 5)
+    subsets = list(itertools.combinations(range(5), sample))
+    whole, gradient = penalty_and_gradient(code)
+    penalties, gradients = [], []
+    for subset in subsets:
+        monkeypatch.setattr(torch, "randperm", lambda *_, drawn=subset, **__: torch.tensor([*drawn, 0, 0, 0]))
+        acts = code.clone().requires_grad_()
+        penalties.append(covariance_penalty(acts, sample))
+        penalties[-1].backward()
+        gradients.append(acts.grad)
+
+    # Each pair is drawn with probability m (m - 1) / (d (d - 1)), and so on for two pairs with 3 or 4 features.
+    pair, triple, quadruple = (math.perm(sample, k) / math.perm(5, k) for k in (2, 3, 4))
+    cov = torch.cov(code.T).abs().fill_diagonal_(0)
+    same, shares = cov.square().sum() / 2, cov.sum(0)
+    touching = shares.square().sum() - 2 * same
+    disjoint = (cov.sum() / 2) ** 2 - same - touching
+    variance = 4 * ((pair * same + triple * touching + quadruple * disjoint) / pair**2) - whole**2
+    torch.testing.assert_close(torch.stack(penalties).mean(), whole)
+    torch.testing.assert_close(torch.stack(gradients).mean(0), gradient)
+    torch.testing.assert_close(torch.stack(penalties).var(correction=0), variance)
+
+
+def test_standard_error_of_a_sample_is_about_twice_the_variation_over_its_root():
+    code = (torch.rand(256, 2000) < torch.rand(2000) ** 2 / 5).double()
+    whole = covariance_penalty(code)
+    shares = (code - code.mean(0)).T @ (code - code.mean(0))
+    shares = shares.abs().fill_diagonal_(0).sum(0)
+    generator = torch.Generator().manual_seed(0)
+
+    estimates = torch.stack([covariance_penalty(code, 100, generator) for _ in range(200)])
+
+    expected = 2 * shares.std() / shares.mean() / 100**0.5
+    assert (estimates.std() / whole).item() == pytest.approx(expected.item(), rel=0.15)
+
+
+@pytest.mark.parametrize("sample", [1, 4])
+def test_refuses_a_sample_without_pairs_or_beyond_the_features(sample):
+    with pytest.raises(ValueError, match=f"between 2 features and d_sae = 3, got {sample}"):
+        covariance_penalty(torch.zeros(5, 3), sample)
