@@ -16,6 +16,7 @@ from bae_lens.entropy import EntropyEstimate, estimate_entropy
 from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.live_evals import run_evals
 from bae_lens.losses import marginal_entropy
+from bae_lens.packed import pack_code, unpack_code
 from bae_lens.position_states import Windows, random_windows
 from bae_lens.recipe import Contender, Recipe, TrainingSettings
 from bae_lens.reference import load_reference_checkpoint
@@ -73,10 +74,12 @@ __all__ = [
     "fit_bae",
     "load_reference_checkpoint",
     "marginal_entropy",
+    "pack_code",
     "random_directions",
     "random_windows",
     "run_evals",
     "step",
+    "unpack_code",
 ]
 
 # Assigned, not registered through register_sae_class, which raises when a notebook imports the package again.

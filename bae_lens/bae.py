@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from sae_lens import SAE, SAEConfig, StandardSAE, StandardSAEConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
 from bae_lens.activation import FEATURES_PER_TOKEN, burstiness, flip_polarity, strongest_features
 from bae_lens.binarize import step
+from bae_lens.packed import pack_code
 from bae_lens.sparse_matmul import sparse_matmul
 
 
@@ -57,6 +58,14 @@ class BAE(SAE[BAEConfig]):
     def encode(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
         """The code, 0 or 1, of `x` (..., d_in), at hook_z (..., heads, d_head). Raises ValueError for other widths."""
         return self.hook_sae_acts_post(step(pre_activation(self, self.b_enc, x)))
+
+    @torch.no_grad()
+    def encode_packed(self, x: Float[Tensor, "batch d_in"], rows_at_once: int = 1024) -> UInt8[Tensor, "batch n_bytes"]:
+        """The code of `x` as bits, `ceil(d_sae / 8)` bytes a row on the CPU (`unpack_code` gives the code back).
+
+        No more than `rows_at_once` rows are a code of whole numbers at a time.
+        """
+        return torch.cat([pack_code(self.encode(rows)) for rows in x.split(rows_at_once)])
 
     @override
     def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:

@@ -150,6 +150,8 @@ class _Run:
             sae,
             data_provider=iter(()),
         )
+        for group in self.trainer.optimizer.param_groups:
+            group["fused"] = True
         self.curve: list[dict[str, int | float]] = []
         self.seconds = self.memory_gib = 0.0
         self._resume()

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from bae_lens import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+import bae_lens.sparse_matmul
+from bae_lens import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig, unpack_code
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -167,3 +168,27 @@ def test_hook_z_activations_keep_their_heads(n_heads, d_head):
     torch.testing.assert_close(bae.decode(code), (code @ bae.W_dec + bae.b_dec).reshape(z.shape))
     with pytest.raises(ValueError, match=r"takes activations 8 wide \(d_in\), got 12"):
         bae.encode(torch.zeros(1, 3, 4))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_sparse_and_dense_codes_are_decoded_alike(monkeypatch, shape):
+    bae = random_bae()
+    code = (torch.rand(*shape, 24) < 0.2).double()
+    decoded = []
+
+    for below in (0.0, 2.0):
+        monkeypatch.setattr(bae_lens.sparse_matmul, "GATHER_BELOW", below)
+        decoded.append(bae.decode(code))
+
+    torch.testing.assert_close(decoded[0], code @ bae.W_dec + bae.b_dec)
+    torch.testing.assert_close(decoded[1], decoded[0])
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 4, 100])
+def test_packed_code_is_the_code(rows_at_once):
+    bae, x = random_bae(d_in=6, d_sae=20), torch.randn(11, 6, dtype=torch.float64)
+
+    packed = bae.encode_packed(x, rows_at_once)
+
+    assert packed.shape == (11, 3)
+    assert unpack_code(packed, 20, torch.float64).equal(bae.encode(x))

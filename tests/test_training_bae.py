@@ -7,6 +7,7 @@ import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from safetensors.torch import load_file
 
+import bae_lens.sparse_matmul
 from bae_lens import BAEConfig, TrainingBAE, TrainingBAEConfig, covariance_penalty, marginal_entropy
 from bae_lens.losses import reconstruction_error
 
@@ -143,6 +144,26 @@ class TestTrainingLoss:
         assert code.grad is not None
         smooth = torch.sigmoid(hidden_pre)
         torch.testing.assert_close(sae.W_enc.grad, x.T @ (code.grad * smooth * (1 - smooth)))
+
+    def test_sparse_and_dense_codes_train_alike(self, bae_config, monkeypatch):
+        x, gradients = torch.randn(64, 16, dtype=torch.float64), []
+        for below in (0.0, 2.0):
+            monkeypatch.setattr(bae_lens.sparse_matmul, "GATHER_BELOW", below)
+            torch.manual_seed(1)
+            sae = TrainingBAE(bae_config(dtype="float64", covariance_coefficient=0.1, encoder_bias_init=-1.0))
+            forward(sae, x).loss.backward()
+            gradients.append({name: parameter.grad for name, parameter in sae.named_parameters()})
+
+        assert gradients[0]["W_enc"].abs().max() > 0
+        torch.testing.assert_close(gradients[1], gradients[0])
+
+    def test_covariance_sample_is_drawn_anew_each_step_and_again_in_a_rerun(self, bae_config):
+        x = torch.randn(64, 16)
+        sae = TrainingBAE(bae_config(covariance_coefficient=0.1, covariance_sample=5))
+
+        penalties = [forward(sae, x, step).losses["covariance_loss"] for step in (0, 1, 0)]
+
+        assert penalties[0] == penalties[2] != penalties[1]
 
     def test_entropy_is_switched_on_at_its_step(self, bae_config):
         sae = TrainingBAE(bae_config(entropy_start_step=5, entropy_coefficient=0.25))
@@ -284,6 +305,7 @@ class TestConfig:
             ({"apply_b_dec_to_input": True}, "apply_b_dec_to_input must be False"),
             ({"entropy_coefficient": -0.1}, "entropy_coefficient must be at least 0 and finite, got -0.1"),
             ({"entropy_coefficient": math.nan}, "entropy_coefficient must be at least 0 and finite, got nan"),
+            ({"covariance_sample": 1}, "covariance_sample must lie between 2 and d_sae = 64, got 1"),
             ({"covariance_coefficient": -1e-9}, "covariance_coefficient must be at least 0 and finite, got -1e-09"),
             ({"covariance_coefficient": math.inf}, "covariance_coefficient must be at least 0 and finite, got inf"),
             ({"entropy_start_step": -1}, "entropy_start_step must be at least 0 and finite, got -1"),

@@ -1,0 +1,142 @@
+"""What does a training step of a BAE cost, beside the authors' formulas and SAELens' dictionaries?
+
+    python benchmarks/step.py
+
+One thread. All contenders take steps in turn, so that they share whatever else the machine is doing. The code fires at
+`density`, held there by a learning rate of 0, which costs what any other does.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from authors import AuthorsBAE
+from machine import machine
+from sae_lens import (
+    GatedTrainingSAE,
+    GatedTrainingSAEConfig,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from tqdm import tqdm
+
+from bae_lens.harvest import write_text
+from bae_lens.training_bae import TrainingBAE, TrainingBAEConfig
+
+BASELINE = "authors' formulas"
+
+
+@dataclass(frozen=True)
+class StepBenchmark:
+    """Time of a training step."""
+
+    shapes: tuple[tuple[int, int], ...] = ((576, 2304), (576, 4608), (2048, 8192))
+    """Pairs of d_in and d_sae."""
+    densities: tuple[float, ...] = (0.02, 0.1, 0.5)
+    """Share of features that fire."""
+    batch_size: int = 512
+    rounds: int = 9
+    """Steps of each contender; the first is not counted."""
+    output: Path = field(default=Path(__file__).parent / "results" / "step.json")
+
+    def run(self) -> None:
+        torch.set_num_threads(1)
+        cells = [(*shape, density) for shape in self.shapes for density in self.densities]
+        rows = [self.cell(*cell) for cell in tqdm(cells, desc="shapes and densities")]
+        write_text(self.output, json.dumps({**machine(), "batch_size": self.batch_size, "rows": rows}, indent=1))
+
+    def cell(self, d_in: int, d_sae: int, density: float) -> dict[str, Any]:
+        torch.manual_seed(0)
+        x = torch.randn(self.batch_size, d_in)
+        seconds: dict[str, list[float]] = {}
+        steps = contenders(x, d_sae, density)
+        for number in range(self.rounds):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                if number:
+                    seconds.setdefault(name, []).append(time.perf_counter() - start)
+        row = {"d_in": d_in, "d_sae": d_sae, "density": density, **summary(seconds)}
+        tqdm.write(json.dumps(row))
+        return row
+
+
+def contenders(x: torch.Tensor, d_sae: int, density: float) -> dict[str, Callable[[], Any]]:
+    """A step of each on the batch `x`, with fused Adam for all."""
+    d_in = x.shape[1]
+    bias = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(density)).item()
+    sizes = {"d_in": d_in, "d_sae": d_sae}
+    saes: dict[str, TrainingSAE[Any]] = {
+        "BAE": TrainingBAE(TrainingBAEConfig(**sizes, encoder_bias_init=bias, covariance_coefficient=1e-4)),
+        "BAE, no covariance": TrainingBAE(TrainingBAEConfig(**sizes, encoder_bias_init=bias)),
+        "Top-k": TopKTrainingSAE(TopKTrainingSAEConfig(**sizes, k=round(density * d_sae))),
+        "ReLU": StandardTrainingSAE(StandardTrainingSAEConfig(**sizes)),
+        "Gated": GatedTrainingSAE(GatedTrainingSAEConfig(**sizes)),
+    }
+    return {
+        BASELINE: authors_step(AuthorsBAE(d_in, d_sae, bias), x),
+        **{name: trainer_step(sae, x) for name, sae in saes.items()},
+        "five dense products": dense_products(x, d_sae),
+    }
+
+
+def trainer_step(sae: TrainingSAE[Any], x: torch.Tensor) -> Callable[[], Any]:
+    """A step of SAELens' trainer."""
+    cfg = SAETrainerConfig(
+        total_training_samples=10**9, train_batch_size_samples=len(x), lr=1e-3, lr_end=1e-3, device="cpu"
+    )
+    trainer = SAETrainer(cfg, sae, data_provider=iter(()))
+    for group in trainer.optimizer.param_groups:
+        group.update(lr=0.0, fused=True)
+
+    def step() -> None:
+        trainer.step(x)
+        trainer.n_training_steps += 1
+
+    return step
+
+
+def authors_step(bae: AuthorsBAE, x: torch.Tensor) -> Callable[[], Any]:
+    """Loss, gradients and Adam, with nothing around them."""
+    optimiser = torch.optim.Adam(bae.parameters(), lr=0.0, fused=True)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        bae.loss(x).backward()
+        optimiser.step()
+
+    return step
+
+
+def dense_products(x: torch.Tensor, d_sae: int) -> Callable[[], Any]:
+    """What a step of a dense autoencoder multiplies: encoder, decoder, and the gradients of both and of the code."""
+    W_enc, W_dec = torch.randn(x.shape[1], d_sae), torch.randn(d_sae, x.shape[1])
+    acts = torch.randn(len(x), d_sae)
+    return lambda: (x @ W_enc, acts @ W_dec, x.T @ acts, acts.T @ x, x @ W_dec.T)
+
+
+def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Median seconds of each, and how many times faster a BAE is: the median and quartiles over the rounds."""
+    ratios = {}
+    for name, values in seconds.items():
+        times_faster = [other / own for other, own in zip(values, seconds["BAE"], strict=True)]
+        ratios[name] = [round(value, 3) for value in statistics.quantiles(times_faster, n=4)]
+    return {
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "times_a_bae_step_quartiles": ratios,
+    }
+
+
+if __name__ == "__main__":
+    tyro.cli(StepBenchmark).run()
