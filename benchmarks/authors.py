@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+LARGEST_D_SAE = 16_384  # beyond, its matrices of d_sae x d_sae numbers, several at a time, do not fit
+
 
 def covariance_penalty(feature_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, ""]:
     """Sum over pairs of |cov|, from the whole covariance matrix (Eq. 5)."""

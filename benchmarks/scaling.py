@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import tyro
+from authors import LARGEST_D_SAE
 from authors import covariance_penalty as plain_penalty
 from machine import machine
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from bae_lens.covariance import covariance_penalty
 from bae_lens.harvest import write_text
 
-PLAIN_LIMIT = 16_384  # features: three matrices of 1 GiB each
+LARGEST_CODE = 2**26  # numbers, rows times features
 PENALTIES = {"ours": covariance_penalty, "plain": plain_penalty}
 
 
@@ -40,10 +41,11 @@ class Scaling:
     def run(self) -> None:
         torch.set_num_threads(1)
         rows = []
-        cells = [(n, d_sae, code) for n in self.batch_sizes for d_sae in self.widths for code in ("2 %", "64 a row")]
+        sizes = [(n, d_sae) for n in self.batch_sizes for d_sae in self.widths if n * d_sae <= LARGEST_CODE]
+        cells = [(*size, code) for size in sizes for code in ("2 %", "64 a row")]
         for n, d_sae, code in tqdm(cells, desc="sizes"):
             rate = 0.02 if code == "2 %" else 64 / d_sae
-            names = ["ours", "plain"] if d_sae <= PLAIN_LIMIT and n == min(self.batch_sizes) else ["ours"]
+            names = ["ours", "plain"] if d_sae <= LARGEST_D_SAE and n == min(self.batch_sizes) else ["ours"]
             row = {"batch_size": n, "d_sae": d_sae, "code": code, **self.times(names, n, d_sae, rate)}
             rows.append(row | {"extra_peak_memory_gib": {name: extra_memory(name, n, d_sae, rate) for name in names}})
             tqdm.write(json.dumps(rows[-1]))

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import tyro
-from authors import AuthorsBAE
+from authors import LARGEST_D_SAE, AuthorsBAE
 from machine import machine
 from sae_lens import (
     GatedTrainingSAE,
@@ -34,8 +34,6 @@ from tqdm import tqdm
 from bae_lens.harvest import write_text
 from bae_lens.training_bae import TrainingBAE, TrainingBAEConfig
 
-BASELINE = "authors' formulas"
-
 
 @dataclass(frozen=True)
 class StepBenchmark:
@@ -48,23 +46,30 @@ class StepBenchmark:
     batch_size: int = 512
     rounds: int = 9
     """Steps of each contender; the first is not counted."""
+    device: str = "cpu"
+    """cuda has never been tried."""
     output: Path = field(default=Path(__file__).parent / "results" / "step.json")
 
     def run(self) -> None:
         torch.set_num_threads(1)
         cells = [(*shape, density) for shape in self.shapes for density in self.densities]
         rows = [self.cell(*cell) for cell in tqdm(cells, desc="shapes and densities")]
-        write_text(self.output, json.dumps({**machine(), "batch_size": self.batch_size, "rows": rows}, indent=1))
+        write_text(
+            self.output,
+            json.dumps({**machine(), "device": self.device, "batch_size": self.batch_size, "rows": rows}, indent=1),
+        )
 
     def cell(self, d_in: int, d_sae: int, density: float) -> dict[str, Any]:
         torch.manual_seed(0)
-        x = torch.randn(self.batch_size, d_in)
+        x = torch.randn(self.batch_size, d_in, device=self.device)
         seconds: dict[str, list[float]] = {}
         steps = contenders(x, d_sae, density)
         for number in range(self.rounds):
             for name, step in steps.items():
                 start = time.perf_counter()
                 step()
+                if self.device != "cpu":
+                    torch.cuda.synchronize()
                 if number:
                     seconds.setdefault(name, []).append(time.perf_counter() - start)
         row = {"d_in": d_in, "d_sae": d_sae, "density": density, **summary(seconds)}
@@ -84,17 +89,16 @@ def contenders(x: torch.Tensor, d_sae: int, density: float) -> dict[str, Callabl
         "ReLU": StandardTrainingSAE(StandardTrainingSAEConfig(**sizes)),
         "Gated": GatedTrainingSAE(GatedTrainingSAEConfig(**sizes)),
     }
-    return {
-        BASELINE: authors_step(AuthorsBAE(d_in, d_sae, bias), x),
-        **{name: trainer_step(sae, x) for name, sae in saes.items()},
-        "five dense products": dense_products(x, d_sae),
-    }
+    steps = {name: trainer_step(sae.to(x.device), x) for name, sae in saes.items()}
+    if d_sae <= LARGEST_D_SAE:
+        steps["authors' formulas"] = authors_step(AuthorsBAE(d_in, d_sae, bias).to(x.device), x)
+    return {**steps, "five dense products": dense_products(x, d_sae)}
 
 
 def trainer_step(sae: TrainingSAE[Any], x: torch.Tensor) -> Callable[[], Any]:
     """A step of SAELens' trainer."""
     cfg = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=len(x), lr=1e-3, lr_end=1e-3, device="cpu"
+        total_training_samples=10**9, train_batch_size_samples=len(x), lr=1e-3, lr_end=1e-3, device=str(x.device)
     )
     trainer = SAETrainer(cfg, sae, data_provider=iter(()))
     for group in trainer.optimizer.param_groups:
@@ -121,8 +125,8 @@ def authors_step(bae: AuthorsBAE, x: torch.Tensor) -> Callable[[], Any]:
 
 def dense_products(x: torch.Tensor, d_sae: int) -> Callable[[], Any]:
     """What a step of a dense autoencoder multiplies: encoder, decoder, and the gradients of both and of the code."""
-    W_enc, W_dec = torch.randn(x.shape[1], d_sae), torch.randn(d_sae, x.shape[1])
-    acts = torch.randn(len(x), d_sae)
+    W_enc, W_dec = x.new_empty(x.shape[1], d_sae).normal_(), x.new_empty(d_sae, x.shape[1]).normal_()
+    acts = x.new_empty(len(x), d_sae).normal_()
     return lambda: (x @ W_enc, acts @ W_dec, x.T @ acts, acts.T @ x, x @ W_dec.T)
 
 
