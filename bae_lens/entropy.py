@@ -238,8 +238,11 @@ def _cells(together: Float[Tensor, "k k"], n: Float[Tensor, ""]) -> Float[Tensor
 
 
 def _log_lift(shares: Float[Tensor, "4 k k"], n: Float[Tensor, ""]) -> Float[Tensor, "4 k k"]:
-    """`log2 q(x, y) / (q(x) q(y))` of every two features; one imagined vector in which they are independent is added to
-    the n that were seen, so that what was not seen is not impossible."""
+    """`log2 q(x, y) / (q(x) q(y))` of every two features, for each of the cells.
+
+    One imagined vector in which they are independent is added to the n that were seen, so that what was not seen is not
+    impossible.
+    """
     both, first, second, _ = shares
     x, y = both + first, both + second
     independent = torch.stack([x * y, x * (1 - y), (1 - x) * y, (1 - x) * (1 - y)])

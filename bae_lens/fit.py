@@ -67,8 +67,8 @@ def fit_bae(
     `entropy_coefficient` is the price of a bit: the squared error, for vectors centred and scaled to mean squared norm
     d_in, that a bit must save to be worth it. `seed` fixes the initial weights and the order of the vectors.
 
-    Raises ValueError for fewer vectors than a batch, values that are not finite, whole numbers, vectors that are all the
-    same, and a price that is negative or not finite.
+    Raises ValueError for fewer vectors than a batch, values that are not finite, whole numbers, vectors that are all
+    the same, and a price that is negative or not finite.
     """
     return fit_baes(vectors[None], d_sae, seed, [entropy_coefficient], settings)[0]
 
