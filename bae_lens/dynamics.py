@@ -24,7 +24,7 @@ BYTES_AT_A_TIME = 2**30  # of weights, gradients and the optimiser's two moments
 HELD_OUT = 5  # one window in so many at least is not trained on
 # For few vectors in many dimensions, where features that look worth their bits may not be for others, and the exact
 # decoder of a thousand vectors is not that of the next thousand (measured in benchmarks/README.md).
-FEW_VECTORS = FitSettings(steps=256, batch_size=256, lr=3e-3, entropy_from=0.05, encoder_bias=-2.0, elimination=False)
+FEW_VECTORS = FitSettings(steps=256, batch_size=256, lr=1e-2, entropy_from=0.05, encoder_bias=-2.0, elimination=False)
 
 
 @dataclass(frozen=True)

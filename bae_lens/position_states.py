@@ -18,6 +18,7 @@ from bae_lens.harvest import read_json, stop_layer, write_text
 from bae_lens.sources import TEXT_COLUMN, resolve_hook
 
 MASSIVE_NORM = 10.0  # times the median norm of a hook and position: such states would be all that a BAE sees
+TOKENS_AT_A_TIME = 1024  # through the model; more are slower where its activations leave the cache
 WINDOWS_PER_DOCUMENT = 8  # at most, so that a few long documents do not make the sample
 
 
@@ -134,10 +135,11 @@ def collect(
     hook_names: Sequence[str],
     positions: Sequence[int],
     folder: Path,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> PositionStates:
     """Runs the model over the windows, up to the deepest hook's layer, and keeps the hidden states at the positions.
 
+    `batch_size` is in windows; by default they hold about a thousand tokens.
     An interrupted pass goes on after its last complete batch; a complete one is opened as it is.
     Raises ValueError for a hook the model does not have or that is not one vector a token, hooks of different widths, a
     position beyond the windows or windows beyond the model's context, hidden states that are not finite, and a folder
@@ -166,7 +168,7 @@ def collect(
             f"{folder} holds hidden states of another model, hook, position or text; choose another folder"
         )
     if not (folder / "complete.json").exists():
-        _collect_missing(model, tokens, hooks, columns, folder, batch_size)
+        _collect_missing(model, tokens, hooks, columns, folder, batch_size or max(1, TOKENS_AT_A_TIME // length))
         write_text(folder / "complete.json", json.dumps(source))
     return PositionStates(folder)
 

@@ -169,7 +169,8 @@ def test_saturations_at_a_share_that_nothing_reaches():
 
 
 @pytest.mark.slow
-def test_demonstrations_of_a_real_model(tmp_path):
+def test_demonstrations_of_a_real_model(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
     benchmark = Path(__file__).parent.parent / "benchmarks" / "in_context.py"
     demonstrations = runpy.run_path(str(benchmark))["demonstrations"]
     model = load_demo_model()
