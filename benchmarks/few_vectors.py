@@ -25,17 +25,17 @@ from bae_lens.rate_distortion import pca_quantisation
 from bae_lens.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text
 
 HOOKS, POSITIONS = ("blocks.12.hook_resid_post", "blocks.22.hook_resid_post"), (3, 24)
+SLOWER = replace(FEW_VECTORS, lr=3e-3)
 SETTINGS = {
     "as in `dynamics`": FEW_VECTORS,
     "as for coins, 256 steps": FitSettings(steps=256, batch_size=256),
-    "with elimination": replace(FEW_VECTORS, elimination=True),
-    "128 steps": replace(FEW_VECTORS, steps=128),
-    "512 steps": replace(FEW_VECTORS, steps=512),
+    "lr 3e-3": SLOWER,
+    "lr 3e-3, with elimination": replace(SLOWER, elimination=True),
+    "lr 3e-3, 128 steps": replace(SLOWER, steps=128),
+    "lr 3e-3, 512 steps": replace(SLOWER, steps=512),
+    "lr 3e-3, encoder bias 0": replace(SLOWER, encoder_bias=0.0),
+    "lr 3e-3, entropy from 25 %": replace(SLOWER, entropy_from=0.25),
     "lr 1e-3": replace(FEW_VECTORS, lr=1e-3),
-    "lr 3e-3": replace(FEW_VECTORS, lr=3e-3),
-    "lr 3e-2": replace(FEW_VECTORS, lr=3e-2),
-    "encoder bias 0": replace(FEW_VECTORS, encoder_bias=0.0),
-    "entropy from 25 %": replace(FEW_VECTORS, entropy_from=0.25),
 }
 
 

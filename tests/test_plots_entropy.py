@@ -18,10 +18,8 @@ def result(curve: dict[int, list[tuple[float, float]]]) -> EntropyDynamics:
 
 
 def test_recovered_entropy_shows_every_point_by_its_quality():
-    rows = [
-        Recovery(8, 64, 0, 8.0, 8.1, 8.0, 0.0, 9, 1.0, 1.0),
-        Recovery(48, 64, 0, 48.0, 60.0, 60.0, 0.5, 60, 0.6, 1.0),
-    ]
+    good = Recovery(8, 64, 0, 8.0, 8.1, 8.0, 0.0, 9, 1.0, 1.0)
+    bad = Recovery(48, 64, 0, 48.0, 60.0, 60.0, 0.5, 60, 0.6, 1.0)
     figure: Any = recovered_entropy({"ours": [good, bad]})
     line, points = figure.data
     assert list(line.x) == list(line.y)
