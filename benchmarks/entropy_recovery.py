@@ -71,7 +71,7 @@ class EntropyRecovery:
             rows = {
                 name: [Recovery(**row) for row in results[part]["rows"]]
                 for name, part in parts.items()
-                if part in results
+                if part in results and "agreement" in results[part]["rows"][0]  # not from an earlier layout
             }
             recovered_entropy(rows).write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
 
