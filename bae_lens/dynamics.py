@@ -2,31 +2,29 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.entropy import EntropyEstimate, estimate_entropy
-from bae_lens.fit import FitSettings, fit_baes
+from bae_lens.fit import FitSettings, check_prices, fit_baes
 from bae_lens.harvest import read_json, write_text
-from bae_lens.position_states import Windows, collect
-from bae_lens.rate_distortion import RatePoint, bits_at
+from bae_lens.position_states import PositionStates, Windows, collect
+from bae_lens.rate_distortion import RatePoint, weights_at
+from bae_lens.run_folder import Stopwatch
+from bae_lens.saturation import Saturation, fit_saturation
 
 BYTES_AT_A_TIME = 2**30  # of weights, gradients and the optimiser's two moments
-HELD_OUT = 5  # one window in so many, from the end, is not trained on
-RISEN = 0.95  # share of the rise at which a curve counts as saturated
-REFITS = 200
+HELD_OUT = 5  # one window in so many at least is not trained on
 # For few vectors in many dimensions, where features that look worth their bits may not be for others, and the exact
 # decoder of a thousand vectors is not that of the next thousand (measured in benchmarks/README.md).
-FEW_VECTORS = FitSettings(steps=256, batch_size=256, lr=3e-3, entropy_from=0.05, encoder_bias=-2.0, elimination=False)
-LONGEST = 100  # scale of a saturating curve, in units of the last position: it looks like a line long before
-SCALES = 300  # tried
+FEW_VECTORS = FitSettings(steps=256, batch_size=256, lr=1e-2, entropy_from=0.05, encoder_bias=-2.0, elimination=False)
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,14 @@ class DynamicsSettings:
     seed: int = 0
     """Seed of the initial weights, the order of the vectors and the resampling."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a width below 1, and for no prices or such as cannot be."""
+        if self.d_sae < 1:
+            raise ValueError(f"d_sae must be at least 1, got {self.d_sae}")
+        if not self.entropy_coefficients:
+            raise ValueError("give at least one entropy coefficient, got none")
+        check_prices(self.entropy_coefficients)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -51,24 +57,21 @@ class Cell:
     position: int
     entropy_coefficient: float
     estimate: EntropyEstimate
-    """Over the held-out windows."""
+    """Over the held-out windows, with an interval by bootstrap over their documents."""
     train_explained_variance: float
 
 
 @dataclass(frozen=True)
-class Saturation:
-    """`level - rise * exp(-(position - first) / scale)` fitted to one curve, with 95 % intervals."""
+class CurvePoint:
+    """Entropy at one hook and position, of the first price or interpolated to an explained variance."""
 
-    hook_name: str
-    level: float
-    """Bits that the curve tends to."""
-    level_interval: tuple[float, float]
-    position: float
-    """Where 95 % of the rise from the first position is done."""
-    position_interval: tuple[float, float]
-    """Its upper end is some 300 times the last position where the curve need not saturate at all."""
-    reached: bool
-    """Whether the positions looked at go as far as `position`."""
+    position: int
+    bits: float
+    """Corrected for the number of vectors."""
+    interval: tuple[float, float]
+    """Interpolated as the bits are, so without the error of the explained variances."""
+    joint_bits_bound: float
+    explained_variance: float
 
 
 @dataclass(frozen=True)
@@ -80,31 +83,39 @@ class EntropyDynamics:
     positions: list[int]
     n_windows: int
     """Windows looked at, those held out among them."""
+    n_documents: int
+    """Documents that they are from."""
     massive: int
     """Windows left out because of a hidden state with over 10 times the median norm."""
     too_short: int
     """Documents dropped because they were shorter than a window."""
     distinct_tokens: list[int]
-    """Different input tokens at each position. At the first one the entropy is at most log2 of it; the marginal bits of
-    a code whose features repeat one another can be far more."""
+    """Different input tokens at each position, in the windows looked at. At the first one the entropy of these windows
+    is at most log2 of it; the marginal bits of a code whose features repeat one another can be far more."""
     d_sae: int
     cells: list[Cell]
 
-    def bits(self, hook_name: str, explained_variance: float | None = None) -> list[float | None]:
-        """Corrected entropy by position, of the first price, or of all of them at one explained variance.
+    def curve(self, hook_name: str, explained_variance: float | None = None) -> list[CurvePoint]:
+        """Entropy by position, of the first price, or between prices at one explained variance.
 
-        None where the prices tried do not reach it.
+        Positions are left out where the prices tried do not reach it.
         """
-        return [self._bits(hook_name, position, explained_variance) for position in self.positions]
+        points = [self._point(hook_name, position, explained_variance) for position in self.positions]
+        return [point for point in points if point is not None]
 
-    def _bits(self, hook_name: str, position: int, explained_variance: float | None) -> float | None:
+    def _point(self, hook_name: str, position: int, explained_variance: float | None) -> CurvePoint | None:
         estimates = [cell.estimate for cell in self.at(hook_name, position)]
         if explained_variance is None:
-            return estimates[0].corrected_bits
+            e = estimates[0]
+            return CurvePoint(position, e.corrected_bits, e.interval, e.joint_bits_bound, e.explained_variance)
         try:
-            return bits_at([RatePoint(e.corrected_bits, e.explained_variance) for e in estimates], explained_variance)
+            family = [RatePoint(e.corrected_bits, e.explained_variance) for e in estimates]
+            weights = weights_at(family, explained_variance)
         except ValueError:
             return None
+        values = np.array([(e.corrected_bits, *e.interval, e.joint_bits_bound) for e in estimates])
+        bits, low, high, joint = map(float, weights @ values)
+        return CurvePoint(position, bits, (low, high), joint, explained_variance)
 
     def at(self, hook_name: str, position: int) -> list[Cell]:
         """The cells of one hook and position, a price each."""
@@ -114,23 +125,21 @@ class EntropyDynamics:
         """Of every hook whose curve has at least 4 positions and rises; see `fit_saturation`."""
         found = []
         for hook_name in self.hook_names:
-            curve = zip(self.positions, self.bits(hook_name, explained_variance), strict=True)
-            known = [(float(p), b, self._error(hook_name, p)) for p, b in curve if b is not None]
-            positions, bits, errors = np.array(known).reshape(-1, 3).T
-            saturation = fit_saturation(hook_name, positions, bits, errors, seed)
+            points = self.curve(hook_name, explained_variance)
+            rows = [(point.position, point.bits, *point.interval) for point in points]
+            positions, bits, low, high = np.array(rows, dtype=float).reshape(-1, 4).T
+            saturation = fit_saturation(hook_name, positions, bits, np.maximum((high - low) / 4, 1e-3), seed)
             found += [saturation] if saturation else []
         return found
-
-    def _error(self, hook_name: str, position: int) -> float:
-        low, high = self.at(hook_name, position)[0].estimate.interval
-        return max((high - low) / 4, 1e-3)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EntropyDynamics":
-        return cls(**{**values, "cells": [_cell(cell) for cell in values["cells"]]})
+        """Whatever else stands beside the fields is passed over."""
+        known = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**{**known, "cells": [_cell(cell) for cell in values["cells"]]})
 
 
 def entropy_dynamics(
@@ -144,96 +153,91 @@ def entropy_dynamics(
     """Trains a BAE for every hook, position and price on the windows' hidden states and measures its entropy.
 
     `windows` are `random_windows` of a text, or sequences of your own whose positions mean something, such as prompts
-    in which a demonstration ends at each of `positions` (benchmarks/in_context.py). The last fifth of them is held out.
+    in which a demonstration ends at each of `positions` (benchmarks/in_context.py). The windows of the last documents,
+    at least a fifth of all, are held out; as windows of a document are alike, intervals come from a bootstrap over
+    documents.
 
     One pass of the model collects everything in `folder`, where finished entropies are kept too: an interrupted run
-    goes on. BAEs are trained together, as many as fit in a gibibyte.
+    goes on. BAEs are trained together, as many as fit in a gibibyte. `stages.json` says how long it took.
 
-    Raises ValueError as `collect` and `fit_baes` do, and if the folder holds entropies of other settings.
+    Raises ValueError as `collect` and `fit_baes` do, if the folder holds entropies of other settings, and, before the
+    model runs, for windows of a single document or fewer than a batch to train on.
     """
-    states = collect(model, windows, hook_names, positions, folder / "hidden_states")
+    held_out(windows.document, settings.fit.batch_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    stopwatch = Stopwatch(folder)
+    with stopwatch.stage("hidden states"):
+        states = collect(model, windows, hook_names, positions, folder / "hidden_states")
+    with stopwatch.stage("entropies"):
+        cells = _entropies(states, settings, folder)
+    tokens = windows.tokens[states.kept]
+    return EntropyDynamics(
+        model=model.cfg.model_name,
+        hook_names=states.hook_names,
+        positions=states.positions,
+        n_windows=len(tokens),
+        n_documents=len(states.documents.unique()),
+        massive=len(windows.tokens) - len(tokens),
+        too_short=windows.too_short,
+        distinct_tokens=[len(tokens[:, windows.column(p)].unique()) for p in positions],
+        d_sae=settings.d_sae,
+        cells=cells,
+    )
+
+
+def held_out(documents: Int[Tensor, " n"], batch_size: int, massive: int = 0) -> Bool[Tensor, " n"]:
+    """Which windows are held out: those of the last documents, as few as make a fifth of the windows.
+
+    Raises ValueError if that leaves fewer than 2, or fewer than a batch to train on; `massive` windows were left out.
+    """
+    _, document, count = documents.unique(return_inverse=True, return_counts=True)
+    later = count.flip(0).cumsum(0).flip(0) - count
+    chosen = (later < len(documents) // HELD_OUT)[document]
+    train, test = int((~chosen).sum()), int(chosen.sum())
+    if test < 2 or train < batch_size:
+        without = f" ({massive} are left out for massive states)" if massive else ""
+        raise ValueError(
+            f"training needs at least a batch of {batch_size} windows, and 2 of other documents held out, but "
+            f"{len(documents)} windows{without} of {len(count)} documents give {train} and {test}; use more windows or "
+            "documents, or a smaller batch"
+        )
+    return chosen
+
+
+def _entropies(states: PositionStates, settings: DynamicsSettings, folder: Path) -> list[Cell]:
+    test = held_out(states.documents, settings.fit.batch_size, len(states.all_documents) - len(states.documents))
     source = json.loads(json.dumps({**read_json(folder / "hidden_states" / "complete.json"), **asdict(settings)}))
     cells = _known_cells(folder, source)
-    grid = list(product(range(len(states.hook_names)), range(len(positions)), settings.entropy_coefficients))
+    grid = list(product(range(len(states.hook_names)), range(len(states.positions)), settings.entropy_coefficients))
     d_in = states.states.shape[-1]
     at_a_time = max(1, BYTES_AT_A_TIME // (4 * 4 * 2 * d_in * settings.d_sae))
     with tqdm(total=len(grid), initial=len(cells), desc="entropies", unit="BAE") as progress:
         while len(cells) < len(grid):
             part = grid[len(cells) : len(cells) + at_a_time]
             vectors = states.vectors([(hook, position) for hook, position, _ in part])
-            results = _measure(vectors, [price for *_, price in part], settings)
+            results = _measure(vectors, test, states.documents, [price for *_, price in part], settings)
             for (hook, position, price), (estimate, train_share) in zip(part, results, strict=True):
                 cells.append(Cell(states.hook_names[hook], states.positions[position], price, estimate, train_share))
             write_text(folder / "cells.json", json.dumps({"source": source, "cells": [asdict(c) for c in cells]}))
             progress.update(len(part))
-    return EntropyDynamics(
-        model=model.cfg.model_name,
-        hook_names=states.hook_names,
-        positions=states.positions,
-        n_windows=len(states.kept),
-        massive=len(windows.tokens) - len(states.kept),
-        too_short=windows.too_short,
-        distinct_tokens=[len(windows.tokens[:, windows.column(p)].unique()) for p in positions],
-        d_sae=settings.d_sae,
-        cells=cells,
-    )
-
-
-def fit_saturation(
-    hook_name: str,
-    positions: Float[np.ndarray, " n"],
-    bits: Float[np.ndarray, " n"],
-    errors: Float[np.ndarray, " n"],
-    seed: int = 0,
-) -> Saturation | None:
-    """The saturating exponential through a curve; intervals by refitting it to the bits with their errors added anew.
-
-    `errors` are standard errors of the bits. None for fewer than 4 positions or a curve that does not rise.
-    """
-    if len(positions) < 4:
-        return None
-    noise = np.random.default_rng(seed).standard_normal((REFITS, len(bits)))
-    levels, scales, rises = _fit_curves(positions, np.vstack([bits, bits + errors * noise]), errors)
-    if not rises[0]:
-        return None
-    # A refit that does not rise does not say where it saturates.
-    saturated = positions.min() - np.log(1 - RISEN) * scales[rises]
-    levels = levels[rises]
-    low, high = np.quantile([levels, saturated], [0.025, 0.975], axis=1)
-    return Saturation(
-        hook_name=hook_name,
-        level=float(levels[0]),
-        level_interval=(float(min(low[0], levels[0])), float(max(high[0], levels[0]))),
-        position=float(saturated[0]),
-        position_interval=(float(min(low[1], saturated[0])), float(max(high[1], saturated[0]))),
-        reached=bool(saturated[0] <= positions.max()),
-    )
-
-
-def _fit_curves(
-    positions: Float[np.ndarray, " n"], curves: Float[np.ndarray, "curves n"], errors: Float[np.ndarray, " n"]
-) -> tuple[Float[np.ndarray, " curves"], Float[np.ndarray, " curves"], Bool[np.ndarray, " curves"]]:
-    """Level and scale of each curve, and whether it rises. For a given scale the rest is a linear regression."""
-    scales = np.geomspace(0.1, LONGEST * positions.max(), SCALES)
-    decay = np.exp(-(positions - positions.min()) / scales[:, None])
-    weight = errors**-2 / (errors**-2).sum()
-    x, y = decay - decay @ weight[:, None], curves - curves @ weight[:, None]
-    slope = (y * weight) @ x.T / (weight * x**2).sum(1)
-    error = (weight * (y[:, None] - slope[..., None] * x) ** 2).sum(2)
-    best = np.where(slope < 0, error, np.inf).argmin(1)
-    at_best = slope[np.arange(len(curves)), best]
-    return curves @ weight - at_best * (decay @ weight)[best], scales[best], at_best < 0
+    return cells
 
 
 def _measure(
-    vectors: Float[Tensor, "models n d_in"], prices: list[float], settings: DynamicsSettings
+    vectors: Float[Tensor, "models n d_in"],
+    test: Bool[Tensor, " n"],
+    documents: Int[Tensor, " n"],
+    prices: list[float],
+    settings: DynamicsSettings,
 ) -> list[tuple[EntropyEstimate, float]]:
-    held_out = vectors.shape[1] // HELD_OUT
-    train, test = vectors[:, :-held_out], vectors[:, -held_out:]
+    train, unseen = vectors[:, ~test], vectors[:, test]
     baes = fit_baes(train, settings.d_sae, settings.seed, prices, settings.fit)
     return [
-        (estimate_entropy(bae, x, settings.seed), estimate_entropy(bae, seen, settings.seed).explained_variance)
-        for bae, x, seen in zip(baes, test, train, strict=True)
+        (
+            estimate_entropy(bae, x, settings.seed, documents[test]),
+            estimate_entropy(bae, seen, settings.seed).explained_variance,
+        )
+        for bae, x, seen in zip(baes, unseen, train, strict=True)
     ]
 
 

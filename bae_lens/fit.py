@@ -1,10 +1,11 @@
 """Training BAEs on tensors of vectors, without a language model: one, or many at once as one batch of matrices."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -48,12 +49,14 @@ class FitSettings:
         for name in ("lr_decay", "entropy_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if not math.isfinite(self.encoder_bias):
+            raise ValueError(f"encoder_bias must be finite, got {self.encoder_bias}")
 
 
 def fit_bae(
-    vectors: Float[Tensor, "n d_in"],
+    vectors: Num[Tensor, "n d_in"],
     d_sae: int,
     seed: int = 0,
     entropy_coefficient: float = 0.3,
@@ -64,13 +67,14 @@ def fit_bae(
     `entropy_coefficient` is the price of a bit: the squared error, for vectors centred and scaled to mean squared norm
     d_in, that a bit must save to be worth it. `seed` fixes the initial weights and the order of the vectors.
 
-    Raises ValueError for fewer vectors than a batch, values that are not finite, and vectors that are all the same.
+    Raises ValueError for fewer vectors than a batch, values that are not finite, whole numbers, vectors that are all
+    the same, and a price that is negative or not finite.
     """
     return fit_baes(vectors[None], d_sae, seed, [entropy_coefficient], settings)[0]
 
 
 def fit_baes(
-    vectors: Float[Tensor, "models n d_in"],
+    vectors: Num[Tensor, "models n d_in"],
     d_sae: int,
     seed: int = 0,
     entropy_coefficients: Sequence[float] = (0.3,),
@@ -84,21 +88,28 @@ def fit_baes(
     """
     settings = settings or FitSettings()
     n_models, n, d_in = vectors.shape
+    if not vectors.is_floating_point():
+        raise ValueError(f"vectors must be floating-point numbers, got {vectors.dtype}; pass vectors.float()")
     if d_sae < 1:
         raise ValueError(f"d_sae must be at least 1, got {d_sae}")
     if n < settings.batch_size:
         raise ValueError(
             f"training needs at least a batch of {settings.batch_size} vectors, got {n}; use a smaller one"
         )
-    if len(entropy_coefficients) not in (1, n_models) or min(entropy_coefficients) < 0:
-        raise ValueError(
-            f"give one entropy coefficient of at least 0 for all or each model, got {entropy_coefficients}"
-        )
+    if len(entropy_coefficients) not in (1, n_models):
+        raise ValueError(f"give one entropy coefficient for all or each model, got {entropy_coefficients}")
+    check_prices(entropy_coefficients)
     price = torch.tensor(entropy_coefficients, dtype=vectors.dtype, device=vectors.device).expand(n_models)
     mean, scale = _standardisation(vectors)
     weights = _Weights(n_models, d_in, d_sae, settings.encoder_bias, seed, vectors)
     weights.train((vectors - mean) * scale, price, settings, torch.Generator().manual_seed(seed))
     return [weights.bae(i, mean[i, 0], scale[i].item(), vectors[i]) for i in range(n_models)]
+
+
+def check_prices(entropy_coefficients: Sequence[float]) -> None:
+    """Raises ValueError for prices of a bit that are negative or not finite."""
+    if not all(0 <= price < math.inf for price in entropy_coefficients):
+        raise ValueError(f"entropy coefficients must be finite and at least 0, got {list(entropy_coefficients)}")
 
 
 class _Weights:
@@ -129,7 +140,7 @@ class _Weights:
         settings: FitSettings,
         generator: torch.Generator,
     ) -> None:
-        optimiser = torch.optim.Adam([self.W_enc, self.b_enc, self.W_dec, self.b_dec], lr=settings.lr)
+        optimiser = torch.optim.Adam([self.W_enc, self.b_enc, self.W_dec, self.b_dec], lr=settings.lr, fused=True)
         decay = max(1, round(settings.lr_decay * settings.steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: min(1.0, (settings.steps - i) / decay))
         batches = _batches(x.shape[1], settings.batch_size, settings.steps, generator)
@@ -140,16 +151,22 @@ class _Weights:
             optimiser.step()
             schedule.step()
             if settings.elimination and i + 1 in (settings.steps // 2, settings.steps):
-                self.eliminate(x, price)
+                self.eliminate(x, price, optimiser)
 
     @torch.no_grad()
-    def eliminate(self, x: Float[Tensor, "models n d_in"], price: Float[Tensor, " models"]) -> None:
-        """Drops features for good: without a decoder row nothing moves the encoder of one that never fires."""
+    def eliminate(
+        self, x: Float[Tensor, "models n d_in"], price: Float[Tensor, " models"], optimiser: torch.optim.Adam
+    ) -> None:
+        """Drops features for good: one that never fires and has no decoder row gets no gradient, and no momentum."""
         for i in range(len(x)):
             code = torch.cat([step(rows @ self.W_enc[i] + self.b_enc[i]) for rows in x[i].split(ENCODED_AT_A_TIME)])
             kept, self.W_dec[i], self.b_dec[i] = eliminate(code, x[i], price[i].item())
             self.W_enc[i, :, ~kept] = 0.0
             self.b_enc[i, :, ~kept] = -1.0
+            for moment in ("exp_avg", "exp_avg_sq"):
+                optimiser.state[self.W_enc][moment][i, :, ~kept] = 0.0
+                optimiser.state[self.b_enc][moment][i, :, ~kept] = 0.0
+                optimiser.state[self.W_dec][moment][i, ~kept] = 0.0
 
     @torch.no_grad()
     def bae(self, i: int, mean: Float[Tensor, " d_in"], scale: float, vectors: Float[Tensor, "n d_in"]) -> BAE:

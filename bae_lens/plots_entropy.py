@@ -1,13 +1,13 @@
 """Figures of entropies: recovered against true, and by position and layer."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 import plotly.graph_objects as go
 
-from bae_lens.dynamics import EntropyDynamics
-from bae_lens.entropy import EntropyEstimate
+from bae_lens.dynamics import CurvePoint, EntropyDynamics
 from bae_lens.plots import COLOURS, lay_out
 from bae_lens.recovery import Recovery
 
@@ -37,34 +37,52 @@ def recovered_entropy(recipes: Mapping[str, Sequence[Recovery]]) -> go.Figure:
 def entropy_by_position(dynamics: EntropyDynamics, explained_variance: float | None = None) -> go.Figure:
     """Corrected bits by position, a curve a hook, fainter the worse the reconstruction; saturations dashed (Fig. 3).
 
-    With an explained variance, bits are what that would take; positions where the prices tried do not reach it are
-    left out.
+    Dotted in the same colour is what the bits are at most jointly, and in grey the logarithm of the number of distinct
+    tokens, which the entropy cannot exceed at position 1. With an explained variance, bits are what that would take;
+    positions where the prices tried do not reach it are left out.
     """
     figure = go.Figure()
     saturations = {s.hook_name: s for s in dynamics.saturations(explained_variance)}
     for hook_name, colour in zip(dynamics.hook_names, cycle(COLOURS), strict=False):
-        estimates = [dynamics.at(hook_name, position)[0].estimate for position in dynamics.positions]
+        points = dynamics.curve(hook_name, explained_variance)
         figure.add_scatter(
-            x=dynamics.positions,
-            y=dynamics.bits(hook_name, explained_variance),
+            x=[point.position for point in points],
+            y=[point.bits for point in points],
             name=hook_name,
+            legendgroup=hook_name,
             mode="lines+markers",
             line={"color": colour},
-            marker={"size": 10, "opacity": [opacity(e.explained_variance) for e in estimates]},
-            text=[f"explained variance {e.explained_variance:.2f}" for e in estimates],
-            error_y=None if explained_variance is not None else _error_bars(estimates),
+            marker={"size": 10, "opacity": [opacity(point.explained_variance) for point in points]},
+            text=[f"explained variance {point.explained_variance:.2f}" for point in points],
+            error_y=_error_bars(points),
+        )
+        figure.add_scatter(
+            x=[point.position for point in points],
+            y=[point.joint_bits_bound for point in points],
+            name=f"{hook_name}, at most jointly",
+            legendgroup=hook_name,
+            showlegend=False,
+            mode="lines",
+            line={"color": colour, "dash": "dot", "width": 1},
         )
         if hook_name in saturations:
             figure.add_hline(y=saturations[hook_name].level, line={"color": colour, "dash": "dash", "width": 1})
+    figure.add_scatter(
+        x=dynamics.positions,
+        y=[math.log2(n) for n in dynamics.distinct_tokens],
+        name="log2 of distinct tokens",
+        mode="lines",
+        line={"color": "grey", "dash": "dot", "width": 1},
+    )
     at = "" if explained_variance is None else f" at explained variance {explained_variance}"
     lay_out(figure, "position", f"entropy (bits){at}")
     figure.update_xaxes(type="log", tickvals=dynamics.positions)
     return figure
 
 
-def _error_bars(estimates: Sequence[EntropyEstimate]) -> dict[str, Any]:
-    above = [e.interval[1] - e.corrected_bits for e in estimates]
-    below = [e.corrected_bits - e.interval[0] for e in estimates]
+def _error_bars(points: Sequence[CurvePoint]) -> dict[str, Any]:
+    above = [point.interval[1] - point.bits for point in points]
+    below = [point.bits - point.interval[0] for point in points]
     return {"type": "data", "array": above, "arrayminus": below, "width": 2}
 
 

@@ -18,7 +18,8 @@ from bae_lens.harvest import read_json, stop_layer, write_text
 from bae_lens.sources import TEXT_COLUMN, resolve_hook
 
 MASSIVE_NORM = 10.0  # times the median norm of a hook and position: such states would be all that a BAE sees
-WINDOWS_PER_DOCUMENT = 64  # at most, so that a few long documents do not make the sample
+TOKENS_AT_A_TIME = 1024  # through the model; more are slower where its activations leave the cache
+WINDOWS_PER_DOCUMENT = 8  # at most, so that a few long documents do not make the sample
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class Windows:
     """Whether the first column is BOS. Positions count the tokens after it from 1; BOS itself is position 0."""
     too_short: int = 0
     """Documents that were dropped because they are shorter than a window."""
+    documents: Int[Tensor, " n_windows"] | None = None
+    """A number for the document that each window is from; None if every window is a document of its own."""
+
+    @property
+    def document(self) -> Int[Tensor, " n_windows"]:
+        """A number for the document that each window is from."""
+        return torch.arange(len(self.tokens)) if self.documents is None else self.documents
 
     def column(self, position: int) -> int:
         """Of `tokens`, for a position. Raises ValueError for one beyond the windows."""
@@ -39,36 +47,47 @@ class Windows:
         return position - 1 + self.starts_with_bos
 
 
-def random_windows(tokenizer: Any, documents: Iterable[Any], length: int, n_windows: int, seed: int = 0) -> Windows:
+def random_windows(
+    tokenizer: Any,
+    documents: Iterable[Any],
+    length: int,
+    n_windows: int,
+    seed: int = 0,
+    per_document: int = WINDOWS_PER_DOCUMENT,
+) -> Windows:
     """Windows of `length` tokens from random places of documents (rows with a column `text`), in their order.
 
     Documents begin alike, so windows from their beginnings would hold few different tokens at position 1. Each window
     begins with BOS, where the tokenizer has one: the model's first token gathers attention, and its state is that of no
-    content. At most 64 windows come from a document, which do not overlap.
+    content. Windows of a document do not overlap, and there are at most `per_document`.
 
-    Raises ValueError if the documents give fewer windows, and for a length below 1.
+    Raises ValueError if the documents give fewer windows, and for a length or number of windows below 1.
     """
     if length < 1:
         raise ValueError(f"windows must be at least 1 token long, got {length}")
+    if n_windows < 1 or per_document < 1:
+        raise ValueError(f"ask for at least 1 window, and 1 a document, got {n_windows} and {per_document}")
     rng = np.random.default_rng(seed)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     windows: list[list[int]] = []
+    origin: list[int] = []
     too_short = 0
     with tqdm(total=n_windows, desc="choosing windows", unit="window") as progress:
-        for document in documents:
+        for number, document in enumerate(documents):
             ids = tokenizer(document[TEXT_COLUMN], add_special_tokens=False, verbose=False)["input_ids"]
             room = len(ids) // length
             too_short += room == 0
-            count = min(room, WINDOWS_PER_DOCUMENT, n_windows - len(windows))
+            count = min(room, per_document, n_windows - len(windows))
             # Gaps of random sizes before non-overlapping windows at random places.
             gaps = np.sort(rng.integers(0, len(ids) - count * length + 1, size=count))
             windows += [bos + ids[gap + i * length : gap + (i + 1) * length] for i, gap in enumerate(gaps)]
+            origin += [number] * count
             progress.update(count)
             if len(windows) == n_windows:
-                return Windows(torch.tensor(windows), bool(bos), too_short)
+                return Windows(torch.tensor(windows), bool(bos), too_short, torch.tensor(origin))
     raise ValueError(
-        f"the text gives {len(windows)} of {n_windows} windows of {length} tokens ({too_short} documents are shorter); "
-        "add text, or ask for fewer or shorter windows"
+        f"the text gives {len(windows)} of {n_windows} windows of {length} tokens, at most {per_document} a document "
+        f"({too_short} documents are shorter); add text, or ask for fewer or shorter windows, or more a document"
     )
 
 
@@ -86,6 +105,7 @@ class PositionStates:
         source = read_json(folder / "complete.json")
         self.hook_names: list[str] = source["hook_names"]
         self.positions: list[int] = source["positions"]
+        self.all_documents = torch.tensor(source["documents"])
         self.states = np.load(folder / "states.npy", mmap_mode="r")
 
     @cached_property
@@ -96,6 +116,11 @@ class PositionStates:
             norms = np.linalg.norm(self.states[hook, position], axis=-1)
             massive |= norms > MASSIVE_NORM * np.median(norms)
         return torch.from_numpy((~massive).nonzero()[0])
+
+    @property
+    def documents(self) -> Int[Tensor, " n_kept"]:
+        """A number for the document of each window without a massive state."""
+        return self.all_documents[self.kept]
 
     def vectors(self, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "pairs n_kept d_in"]:
         """Hidden states of (hook, position) pairs, by their indices."""
@@ -110,10 +135,11 @@ def collect(
     hook_names: Sequence[str],
     positions: Sequence[int],
     folder: Path,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> PositionStates:
     """Runs the model over the windows, up to the deepest hook's layer, and keeps the hidden states at the positions.
 
+    `batch_size` is in windows; by default they hold about a thousand tokens.
     An interrupted pass goes on after its last complete batch; a complete one is opened as it is.
     Raises ValueError for a hook the model does not have or that is not one vector a token, hooks of different widths, a
     position beyond the windows or windows beyond the model's context, hidden states that are not finite, and a folder
@@ -132,6 +158,7 @@ def collect(
         "hook_names": hooks,
         "positions": list(positions),
         "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+        "documents": windows.document.tolist(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "source.json").exists():
@@ -141,7 +168,7 @@ def collect(
             f"{folder} holds hidden states of another model, hook, position or text; choose another folder"
         )
     if not (folder / "complete.json").exists():
-        _collect_missing(model, tokens, hooks, columns, folder, batch_size)
+        _collect_missing(model, tokens, hooks, columns, folder, batch_size or max(1, TOKENS_AT_A_TIME // length))
         write_text(folder / "complete.json", json.dumps(source))
     return PositionStates(folder)
 

@@ -129,16 +129,23 @@ def bits_at(curve: Sequence[RatePoint], explained_variance: float) -> float:
     Members that cost more than another without explaining more are left out. In between, bits are linear in
     `log(1 - explained_variance)`, as they are at high rate. Raises ValueError outside what the family reaches.
     """
-    best: list[RatePoint] = []
-    for point in sorted(curve, key=lambda point: (point.bits, -point.explained_variance)):
-        if not best or point.explained_variance > best[-1].explained_variance:
-            best.append(point)
-    reached = [point.explained_variance for point in best]
+    return float(weights_at(curve, explained_variance) @ [point.bits for point in curve])
+
+
+def weights_at(curve: Sequence[RatePoint], explained_variance: float) -> Float[np.ndarray, " members"]:
+    """How much each member of a family counts in `bits_at`: 0 but for the two neighbours, whose weights add up to 1."""
+    best: list[int] = []
+    for i in sorted(range(len(curve)), key=lambda i: (curve[i].bits, -curve[i].explained_variance)):
+        if not best or curve[i].explained_variance > curve[best[-1]].explained_variance:
+            best.append(i)
+    reached = [curve[i].explained_variance for i in best]
     if not best or not reached[0] <= explained_variance <= reached[-1]:
         span = f"between {reached[0]:.4g} and {reached[-1]:.4g}" if best else "nothing"
         raise ValueError(f"the codes explain {span} of the variance, got {explained_variance}; add codes beyond that")
     unexplained = [-np.log(max(1 - share, 1e-12)) for share in [explained_variance, *reached]]
-    return float(np.interp(unexplained[0], unexplained[1:], [point.bits for point in best]))
+    weights = np.zeros(len(curve))
+    weights[best] = [np.interp(unexplained[0], unexplained[1:], only) for only in np.eye(len(best))]
+    return weights
 
 
 def _quantise(

@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from bae_lens.bae import BAE
 from bae_lens.entropy import EntropyEstimate, estimate_entropy
 from bae_lens.fit import FitSettings, fit_baes
 from bae_lens.synthetic import KnownEntropy, random_directions
@@ -33,6 +36,8 @@ class Recovery:
     fvu: float
     """Fraction of variance unexplained."""
     varying_features: int
+    agreement: float
+    """See `agreement`."""
     seconds: float
     """Training and measuring, its share of the batch."""
 
@@ -64,19 +69,38 @@ def recover(
     baes = fit_baes(vectors[:, :n_train], d_sae, seed, [entropy_coefficient], settings)
     estimates = [estimate_entropy(bae, x[n_train:]) for bae, x in zip(baes, vectors, strict=True)]
     seconds = (time.perf_counter() - start) / len(ranks)
-    return [score(known, estimate, d_sae, seed, seconds) for known, estimate in zip(data, estimates, strict=True)]
+    return [
+        score(known, n_train, bae, estimate, seed, seconds)
+        for known, bae, estimate in zip(data, baes, estimates, strict=True)
+    ]
 
 
-def score(known: KnownEntropy, estimate: EntropyEstimate, d_sae: int, seed: int, seconds: float) -> Recovery:
-    """An estimate beside the truth."""
+def score(
+    known: KnownEntropy, n_train: int, bae: BAE, estimate: EntropyEstimate, seed: int, seconds: float
+) -> Recovery:
+    """An estimate over all vectors after the first `n_train`, beside the truth."""
+    with torch.no_grad():
+        code = bae.encode(known.vectors[n_train:])
     return Recovery(
         rank=known.coefficients.shape[1],
-        d_sae=d_sae,
+        d_sae=estimate.d_sae,
         seed=seed,
         true_bits=known.joint_bits,
         bits=estimate.bits,
         joint_bits_bound=estimate.joint_bits_bound,
         fvu=estimate.fvu,
         varying_features=estimate.varying_features,
+        agreement=agreement(code, known.coefficients[n_train:]),
         seconds=seconds,
     )
+
+
+def agreement(code: Float[Tensor, "n d_sae"], coins: Float[Tensor, "n rank"]) -> float:
+    """Share of vectors in which the feature that follows a coin best, or its negation, equals it; mean over coins.
+
+    1 if every coin is a feature; for fair coins 1/2 if features know nothing of them.
+    """
+    both = code.T @ coins
+    neither = len(code) - code.sum(0)[:, None] - coins.sum(0)[None] + both
+    equal = (both + neither) / len(code)
+    return torch.maximum(equal, 1 - equal).amax(0).mean().item()

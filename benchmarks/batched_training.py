@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 import tyro
+from machine import machine
 
 from bae_lens.entropy import estimate_entropy
 from bae_lens.fit import FitSettings, fit_bae, fit_baes
 from bae_lens.harvest import write_text
 from bae_lens.synthetic import random_directions
 
-SHAPES = ((64, 64, 256), (64, 256, 256))
+SHAPES = ((64, 64, 256), (64, 256, 256), (576, 576, 256))  # d_in, d_sae, batch_size
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class BatchedTraining:
                 looped = [fit_bae(x, d_sae, settings=settings) for x in vectors]
                 seconds["batched"].append(middle - start)
                 seconds["looped"].append(time.perf_counter() - middle)
-            bits = [
-                abs(estimate_entropy(a, x).bits - estimate_entropy(b, x).bits)
+            estimates = [
+                (estimate_entropy(a, x), estimate_entropy(b, x))
                 for a, b, x in zip(batched, looped, vectors, strict=True)
             ]
             median = {name: statistics.median(values) for name, values in seconds.items()}
@@ -57,12 +58,13 @@ class BatchedTraining:
                     "batch_size": batch_size,
                     "models": self.models,
                     "times_faster": median["looped"] / median["batched"],
-                    "largest_difference_in_bits": max(bits),
+                    "largest_difference_in_bits": max(abs(a.bits - b.bits) for a, b in estimates),
+                    "largest_difference_in_fvu": max(abs(a.fvu - b.fvu) for a, b in estimates),
                     "seconds": seconds,
                 }
             )
             print(rows[-1], flush=True)
-        write_text(self.output, json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=1))
+        write_text(self.output, json.dumps({**machine(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

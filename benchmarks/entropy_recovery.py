@@ -3,23 +3,22 @@
 Sweeps the number of coins and of features with the recipe of `fit_bae`, with parts of it switched off, and with the
 settings of the paper's authors, then harder data. Run from the repository with
 
-    python benchmarks/entropy_recovery.py [--parts ours] [--seeds 1] ...
+    python benchmarks/entropy_recovery.py --parts ours harder
+    python benchmarks/entropy_recovery.py --parts authors no_price no_elimination --widths 64 --authors-epochs 40
 
 Everything is written to benchmarks/results/entropy_recovery.json after every part, the figure beside it.
 """
 
 import json
-import os
-import platform
-import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from machine import machine
 from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
 from tqdm import tqdm
@@ -72,7 +71,7 @@ class EntropyRecovery:
             rows = {
                 name: [Recovery(**row) for row in results[part]["rows"]]
                 for name, part in parts.items()
-                if part in results
+                if part in results and "agreement" in results[part]["rows"][0]  # not from an earlier layout
             }
             recovered_entropy(rows).write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
 
@@ -109,7 +108,7 @@ class EntropyRecovery:
         rows = []
         for (name, known), bae in zip(data.items(), baes, strict=True):
             estimate = estimate_entropy(bae, known.vectors[N_TRAIN:])
-            recovery = score(known, estimate, 256, 0, seconds)
+            recovery = score(known, N_TRAIN, bae, estimate, 0, seconds)
             rows.append({"data": name, **recovery.to_dict(), "true_marginal_bits": known.marginal_bits})
         return rows
 
@@ -148,9 +147,10 @@ class EntropyRecovery:
             if standardise:
                 x = x - x[:N_TRAIN].mean(0)
                 x = x * (D / x[:N_TRAIN].square().sum(1).mean()).sqrt()
-            bae = train_plainly(config(d_sae), x[:N_TRAIN], steps, lr)
-            estimate = estimate_entropy(bae.to_inference(), x[N_TRAIN:])
-            rows.append(score(known, estimate, d_sae, 0, time.perf_counter() - start).to_dict())
+            bae = train_plainly(config(d_sae), x[:N_TRAIN], steps, lr).to_inference()
+            estimate = estimate_entropy(bae, x[N_TRAIN:])
+            seconds = time.perf_counter() - start
+            rows.append(score(replace(known, vectors=x), N_TRAIN, bae, estimate, 0, seconds).to_dict())
         return rows
 
 
@@ -181,17 +181,6 @@ def train_plainly(cfg: TrainingBAEConfig, x: Tensor, steps: int, lr: float) -> T
         bae.training_forward_pass(step).loss.backward()
         optimiser.step()
     return bae
-
-
-def machine() -> dict[str, Any]:
-    """Where and how this was measured."""
-    return {
-        "command": " ".join(["python", "benchmarks/entropy_recovery.py", *sys.argv[1:]]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

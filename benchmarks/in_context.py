@@ -8,13 +8,14 @@ the same throughout, and can be learnt from the demonstrations; in the other hal
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import tyro
+from machine import machine
 
 from bae_lens.commands.dynamics import table
 from bae_lens.demo_model import load_demo_model
@@ -54,19 +55,26 @@ class InContext:
     n_demonstrations: int = 8
     layers: tuple[int, ...] = (5, 15)
     d_sae: int = 576
+    entropy_coefficients: tuple[float, ...] = (1.0, 4.0)
+    explained_variance: float = 0.5
+    """At which the bits of both kinds of prompt are compared, beside those at the first price."""
     seed: int = 0
+    results: Path = field(default=Path(__file__).parent / "results" / "in_context.json")
 
     def run(self) -> None:
         model = load_demo_model()
         hooks = [f"blocks.{layer}.hook_resid_post" for layer in self.layers]
+        settings = DynamicsSettings(self.d_sae, self.entropy_coefficients, seed=self.seed)
+        results: dict[str, Any] = machine()
         for name, constant in (("one_step", True), ("changing_step", False)):
             sizes = (self.n_prompts, self.n_demonstrations, self.seed)
             windows, positions = demonstrations(model.tokenizer, *sizes, constant)
             folder = self.output / name
-            dynamics = entropy_dynamics(model, windows, hooks, positions, DynamicsSettings(self.d_sae), folder)
-            write_text(folder / "dynamics.json", json.dumps(dynamics.to_dict()))
+            dynamics = entropy_dynamics(model, windows, hooks, positions, settings, folder)
             entropy_by_position(dynamics).write_html(folder / "dynamics.html", config={"displayModeBar": False})
-            print(f"\n{name}\n{table(dynamics)}", flush=True)
+            results[name] = {**dynamics.to_dict(), "stages": json.loads((folder / "stages.json").read_text())}
+            write_text(self.results, json.dumps(results, indent=1))
+            print(f"\n{name}\n{table(dynamics)}\n\n{table(dynamics, self.explained_variance)}", flush=True)
 
 
 if __name__ == "__main__":

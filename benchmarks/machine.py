@@ -1,28 +1,25 @@
-"""Where a result was measured, for the files in `results/`."""
+"""Where and how a figure was measured, for the file that it is written to."""
 
 import os
 import platform
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
-def machine() -> dict[str, str | int]:
-    """Processor, cores, threads, versions, and the command that runs."""
-    return {
-        "processor": _processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-    }
-
-
-def _processor() -> str:
+def machine() -> dict[str, Any]:
+    """The command, the processor, what may change a result, and the day."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "machine": f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }

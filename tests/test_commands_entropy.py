@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -7,8 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from bae_lens import cli
+from bae_lens import dynamics as dynamics_module
 from bae_lens.commands.dynamics import default_layers
 from bae_lens.commands.entropy import read_vectors
+from bae_lens.dynamics import EntropyDynamics
 from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.synthetic import random_directions
 
@@ -36,6 +39,7 @@ def test_vectors_of_every_kind_of_file(vectors, tmp_path):
     np.save(tmp_path / "x.npy", vectors.numpy().astype(np.float64))
     torch.save(vectors, tmp_path / "x.pt")
     save_file({"x": vectors.contiguous()}, tmp_path / "x.safetensors")
+    np.save(tmp_path / "other.npy", vectors.numpy().astype(">f4"))
     for path in tmp_path.iterdir():
         torch.testing.assert_close(read_vectors(path), vectors)
 
@@ -51,6 +55,12 @@ def test_files_that_hold_anything_else_are_refused(vectors, tmp_path, capsys):
     np.save(tmp_path / "code.npy", np.array([Exploding()], dtype=object))
     np.save(tmp_path / "flat.npy", np.zeros(5))
     (tmp_path / "broken.safetensors").write_bytes(b"no")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and nothing else")
+    np.savez(tmp_path / "arrays.npz", np.zeros((2, 3)))
+    (tmp_path / "arrays.npz").rename(tmp_path / "arrays.npy")
+    np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
+    np.save(tmp_path / "complex.npy", np.zeros((2, 3), dtype=complex))
     save_file({"x": vectors.contiguous(), "y": vectors.clone()}, tmp_path / "two.safetensors")
     messages = {
         "list.pt": "got a list",
@@ -59,6 +69,11 @@ def test_files_that_hold_anything_else_are_refused(vectors, tmp_path, capsys):
         "flat.npy": r"got shape \(5,\)",
         "broken.safetensors": "cannot be read",
         "two.safetensors": "2 arrays",
+        "empty.pt": "cannot be read: it is empty or breaks off",
+        "zip.npy": "cannot be read",
+        "arrays.npy": "cannot be read",
+        "words.npy": "cannot be read: it holds values of type <U1 instead of numbers",
+        "complex.npy": "of type complex128 instead of numbers",
     }
     for name, message in messages.items():
         with pytest.raises(ValueError, match=message):
@@ -105,24 +120,62 @@ def test_errors_are_one_line(command, vectors, tmp_path, monkeypatch, capsys, ar
     assert message in error
 
 
-def test_dynamics_writes_table_json_and_figure(command, tiny_model_folder, tiny_dataset, tmp_path):
+@pytest.fixture
+def dynamics(command, tiny_model_folder, tiny_dataset, tmp_path):
+    """Runs `bae-lens dynamics` on the tiny model."""
     text = tmp_path / "words.jsonl"
     text.write_text("\n".join(json.dumps({"text": row}) for row in tiny_dataset["text"][:400]))
-    arguments = ("--model", tiny_model_folder, "--text", text, "--output", tmp_path / "run", "--max-position", 8)
-    printed = command("dynamics", *arguments, "--windows", 400, "--steps", 10, "--d-sae", 16)
+
+    def run(*arguments):
+        where = ("--model", tiny_model_folder, "--text", text, "--output", tmp_path / "run", "--max-position", 8)
+        return command("dynamics", *where, "--steps", 10, "--d-sae", 16, *arguments)
+
+    return run
+
+
+def test_dynamics_writes_table_json_and_figure(dynamics, tmp_path):
+    printed = dynamics("--windows", 400)
     assert "| distinct tokens |" in printed
+    assert "| log2 of them |" in printed
     assert "blocks.1.hook_resid_post" in printed
+    assert printed.count("| at most jointly |") == 2
     result = json.loads((tmp_path / "run" / "dynamics.json").read_text())
     assert result["positions"] == [1, 2, 4, 8]
+    assert len(EntropyDynamics.from_dict(result).cells) == 8
     assert (tmp_path / "run" / "dynamics.html").stat().st_size > 1_000_000
+    stages = json.loads((tmp_path / "run" / "stages.json").read_text())
+    assert [stage["name"] for stage in stages] == ["model and windows", "hidden states", "entropies"]
 
 
-def test_dynamics_beyond_the_context_is_refused(command, tiny_model_folder, tmp_path, capsys):
-    text = tmp_path / "words.txt"
-    text.write_text("w1 w2 w3")
-    with pytest.raises(SystemExit):
-        command("dynamics", "--model", tiny_model_folder, "--text", text, "--output", tmp_path, "--max-position", 64)
-    assert "below the model's context of 64, got 64" in capsys.readouterr().err
+def test_dynamics_at_one_explained_variance(dynamics, tmp_path):
+    prices = ("--entropy-coefficients", 0.01, 3)
+    printed = dynamics("--windows", 60, "--batch-size", 16, "--explained-variance", 0.2, *prices)
+    assert "at EV 0.2; 60 windows" in printed
+    result = json.loads((tmp_path / "run" / "dynamics.json").read_text())
+    assert result["explained_variance"] == 0.2
+    known = EntropyDynamics.from_dict(result)
+    assert result["saturations"] == json.loads(json.dumps([asdict(s) for s in known.saturations(0.2)]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--max-position", 64), "below the model's context of 64, got 64"),
+        (("--max-position", 0), "max_position must be at least 1, got 0"),
+        (("--windows", 300), "a batch of 256 windows, and 2 of other documents held out, but 300 windows"),
+        (("--explained-variance", 0.5), "give several --entropy-coefficients, got 1.0"),
+        (("--explained-variance", 0.5, "--entropy-coefficients", 1, 1), "give several --entropy-coefficients"),
+        (("--explained-variance", 1.5, "--entropy-coefficients", 1, 2), "must lie between 0 and 1, got 1.5"),
+        (("--entropy-coefficients", "nan"), "must be finite and at least 0"),
+        (("--d-sae", 0), "d_sae must be at least 1, got 0"),
+    ],
+)
+def test_impossible_dynamics_are_refused_before_the_model_runs(dynamics, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(dynamics_module, "collect", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(SystemExit) as stop:
+        dynamics(*arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_default_layers_are_spread():

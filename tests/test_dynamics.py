@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bae_lens import dynamics as dynamics_module
+from bae_lens import position_states
 from bae_lens.demo_model import load_demo_model
-from bae_lens.dynamics import Cell, DynamicsSettings, EntropyDynamics, entropy_dynamics, fit_saturation
+from bae_lens.dynamics import Cell, DynamicsSettings, EntropyDynamics, entropy_dynamics, held_out
 from bae_lens.entropy import EntropyEstimate, estimate_entropy
 from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.position_states import PositionStates, random_windows
@@ -28,7 +29,7 @@ def run(tiny_model, tiny_tokenizer, tiny_dataset, tmp_path):
 
 
 def estimate(bits: float, share: float = 0.5) -> EntropyEstimate:
-    return EntropyEstimate(bits, bits, (bits - 1, bits + 1), 0.0, 2, share, 10, 4, 4)
+    return EntropyEstimate(bits, bits, (0.9 * bits, 1.2 * bits), bits / 4, 2, share, 10, 4, 4)
 
 
 def result(curve: dict[int, list[tuple[float, float]]]) -> EntropyDynamics:
@@ -37,28 +38,45 @@ def result(curve: dict[int, list[tuple[float, float]]]) -> EntropyDynamics:
         for position, points in curve.items()
         for i, point in enumerate(points)
     ]
-    return EntropyDynamics("model", ["hook"], list(curve), 10, 0, 0, [1] * len(curve), 4, cells)
+    return EntropyDynamics("model", ["hook"], list(curve), 10, 5, 0, 0, [1] * len(curve), 4, cells)
 
 
 def test_every_hook_position_and_price_is_measured(run):
     dynamics = run()
     assert len(dynamics.cells) == 2 * 3 * 2
     assert [cell.entropy_coefficient for cell in dynamics.at(HOOKS[1], 4)] == [0.1, 2.0]
-    assert all(cell.estimate.n_vectors == dynamics.n_windows // 5 for cell in dynamics.cells)
+    assert dynamics.n_documents == dynamics.n_windows / 3
     assert all(1 < n <= 60 for n in dynamics.distinct_tokens)
-    assert EntropyDynamics.from_dict(json.loads(json.dumps(dynamics.to_dict()))) == dynamics
+    assert EntropyDynamics.from_dict(json.loads(json.dumps({**dynamics.to_dict(), "saturations": []}))) == dynamics
 
 
-def test_batched_equals_looped(run, tmp_path):
+def test_batched_equals_looped_and_no_document_is_on_both_sides(run, tmp_path):
     dynamics = run()
     states = PositionStates(tmp_path / "hidden_states")
     vectors = states.vectors([(1, 2)])[0]
-    held_out = len(vectors) // 5
-    bae = fit_bae(vectors[:-held_out], 16, 0, 2.0, SETTINGS.fit)
-    alone = estimate_entropy(bae, vectors[-held_out:])
+    first = states.documents.unique()[-(len(vectors) // 5 // 3) - 1 :].min()  # three windows a document
+    test = states.documents > first
+    assert not set(states.documents[test].tolist()) & set(states.documents[~test].tolist())
+    bae = fit_bae(vectors[~test], 16, 0, 2.0, SETTINGS.fit)
+    alone = estimate_entropy(bae, vectors[test], clusters=states.documents[test])
     cell = dynamics.at(HOOKS[1], 8)[1]
+    assert cell.estimate.n_vectors == test.sum()
     assert cell.estimate.bits == pytest.approx(alone.bits, rel=1e-3)
     assert cell.estimate.explained_variance == pytest.approx(alone.explained_variance, abs=1e-3)
+    assert cell.estimate.interval == pytest.approx(alone.interval, rel=1e-3)
+
+
+def test_last_documents_are_held_out_whole():
+    documents = torch.tensor([7, 7, 7, 7, 9, 9, 9, 9, 12, 12])
+    assert held_out(documents, 2).tolist() == [False] * 8 + [True] * 2
+    assert held_out(torch.cat([documents, torch.tensor([12] * 2 + [13])]), 2).tolist() == [False] * 8 + [True] * 5
+    assert held_out(torch.arange(60), 16).sum() == 12
+
+
+@pytest.mark.parametrize("documents", [torch.zeros(60).long(), torch.arange(60) // 30, torch.arange(8)])
+def test_too_few_windows_or_documents_are_refused(documents):
+    with pytest.raises(ValueError, match=r"a batch of 40 windows, and 2 of other documents held out, but \d+ windows"):
+        held_out(documents, 40)
 
 
 def test_interrupted_run_goes_on_after_its_last_batch_of_baes(run, monkeypatch):
@@ -87,41 +105,57 @@ def test_folder_of_other_settings_is_refused(run):
         run(replace(SETTINGS, d_sae=8))
 
 
-def test_too_few_windows_are_refused(run):
-    with pytest.raises(ValueError, match="at least a batch of 100 vectors"):
+def test_too_few_windows_are_refused_before_the_model_runs(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamics_module, "collect", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match="a batch of 100 windows"):
         run(replace(SETTINGS, fit=FitSettings(batch_size=100)))
+    assert not list(tmp_path.iterdir())
 
 
-def test_bits_at_one_explained_variance_are_none_out_of_reach():
-    dynamics = result({1: [(10.0, 0.5), (20.0, 0.75)], 2: [(12.0, 0.7), (16.0, 0.8)]})
-    assert dynamics.bits("hook") == [10.0, 12.0]
-    assert dynamics.bits("hook", 0.75) == [20.0, pytest.approx(12 + 4 * np.log(0.3 / 0.25) / np.log(0.3 / 0.2))]
-    assert dynamics.bits("hook", 0.6)[1] is None
+def test_too_few_windows_are_refused_when_massive_ones_are_gone(run, monkeypatch):
+    monkeypatch.setattr(position_states, "MASSIVE_NORM", 1.3)
+    with pytest.raises(ValueError, match=r"but \d+ windows \(\d+ are left out for massive states\)"):
+        run(replace(SETTINGS, fit=FitSettings(batch_size=45)))
 
 
-def test_saturation_of_a_known_curve():
-    positions = np.array([1.0, 2, 4, 8, 16, 32, 64, 128])
-    bits = 100 - 60 * np.exp(-(positions - 1) / 10)
-    found = fit_saturation("hook", positions, bits, np.full(8, 0.5))
-    assert found is not None
-    assert found.level == pytest.approx(100, abs=0.1)
-    assert found.position == pytest.approx(1 + 10 * np.log(20), rel=0.03)
-    assert found.reached
-    assert found.level_interval[0] < 100 < found.level_interval[1] < 102
-    assert found.position_interval[0] < found.position < found.position_interval[1]
+def test_tokens_of_massive_windows_are_not_counted(run, monkeypatch):
+    everything = run().distinct_tokens
+    monkeypatch.setattr(PositionStates, "kept", torch.arange(20))
+    monkeypatch.setattr(dynamics_module, "_entropies", lambda *_: [])
+    few = run()
+    assert (few.massive, few.n_windows) == (40, 20)
+    assert all(n <= 20 < before for n, before in zip(few.distinct_tokens, everything, strict=True))
 
 
-def test_a_curve_that_goes_on_rising_has_not_saturated():
-    positions = np.array([1.0, 2, 4, 8, 16])
-    found = fit_saturation("hook", positions, 10 + positions, np.full(5, 0.1))
-    assert found is not None
-    assert not found.reached
-    assert found.position_interval[1] > 100
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"d_sae": 0}, "d_sae must be at least 1"),
+        ({"entropy_coefficients": ()}, "at least one entropy coefficient"),
+        ({"entropy_coefficients": (1.0, float("nan"))}, "finite and at least 0"),
+    ],
+)
+def test_settings_are_checked(values, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SETTINGS, **values)
 
 
-def test_no_saturation_of_three_points_or_of_a_falling_curve():
-    assert fit_saturation("hook", np.arange(1.0, 4), np.arange(3.0), np.ones(3)) is None
-    assert fit_saturation("hook", np.arange(1.0, 6), -np.arange(5.0), np.ones(5)) is None
+def test_curve_at_one_explained_variance():
+    dynamics = result({1: [(10.0, 0.5), (20.0, 0.75)], 2: [(12.0, 0.7), (16.0, 0.8)], 4: [(3.0, 0.8), (9.0, 0.9)]})
+    first, second, third = dynamics.curve("hook")
+    assert [first.bits, second.bits, third.bits] == [10.0, 12.0, 3.0]
+    assert (first.interval, first.joint_bits_bound, first.explained_variance) == ((9.0, 12.0), 7.5, 0.5)
+    first, second = dynamics.curve("hook", 0.75)
+    assert first.bits == 20.0
+    bits = 12 + 4 * np.log(0.3 / 0.25) / np.log(0.3 / 0.2)
+    assert second.position == 2
+    assert second.bits == pytest.approx(bits)
+    assert second.interval == pytest.approx((0.9 * bits, 1.2 * bits))
+    assert second.joint_bits_bound == pytest.approx(0.75 * bits)
+    assert second.explained_variance == 0.75
+
+
+def test_no_saturations_of_two_points():
     assert result({1: [(1.0, 0.5)], 2: [(2.0, 0.5)]}).saturations() == []
 
 
@@ -130,7 +164,8 @@ def test_saturations_at_a_share_that_nothing_reaches():
 
 
 @pytest.mark.slow
-def test_demonstrations_of_a_real_model(tmp_path):
+def test_demonstrations_of_a_real_model(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
     benchmark = Path(__file__).parent.parent / "benchmarks" / "in_context.py"
     demonstrations = runpy.run_path(str(benchmark))["demonstrations"]
     model = load_demo_model()

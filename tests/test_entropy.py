@@ -5,9 +5,9 @@ from itertools import product
 import pytest
 import torch
 
-from bae_lens import BAE, BAEConfig
+from bae_lens import BAE, BAEConfig, entropy
 from bae_lens.entropy import EntropyEstimate, estimate_entropy, jackknife_entropy
-from bae_lens.synthetic import biased_coins
+from bae_lens.synthetic import biased_coins, correlated_coins
 
 
 class Coins:
@@ -49,28 +49,93 @@ def test_bits_and_explained_variance_by_hand():
 
 
 def test_copies_of_a_feature_share_their_bits():
-    coins = words(8)
-    estimate = estimate_entropy(Coins(copies=2), coins)
+    estimate = estimate_entropy(Coins(copies=2), words(8))
     assert estimate.bits == pytest.approx(16.0)
-    # Each of 8 pairs shares 1 bit, less what describing it costs: log2(256) / 512.
-    assert estimate.shared_bits == pytest.approx(8 * (1 - 8 / 512))
-    assert estimate.joint_bits_bound == pytest.approx(8 + 8 * 8 / 512)
+    assert estimate.shared_bits == pytest.approx(8, abs=0.05)
+    assert estimate.joint_bits_bound == pytest.approx(8, abs=0.05)
 
 
 def test_three_copies_share_two_bits():
     # The information of pairs is summed over a tree: three pairs would count 3 bits where only 2 are shared.
     estimate = estimate_entropy(Coins(copies=3), words(8)[:, :1].contiguous())
-    assert estimate.shared_bits == pytest.approx(2 * (1 - 8 / 512))
+    assert estimate.shared_bits == pytest.approx(2, abs=0.05)
 
 
-def test_batches_count_like_one_tensor():
-    x = (torch.rand(900, 5) < 0.3).float()
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_independent_coins_share_nothing_even_if_they_are_few(rate):
+    known = biased_coins(5 * 200, [rate] * 200, 200, torch.Generator().manual_seed(0))
+    for part in known.coefficients.split(200):
+        assert estimate_entropy(Coins(), part).shared_bits < 0.3
+
+
+def test_most_that_correlated_coins_share_is_found():
+    known = correlated_coins(200, 16, 16, torch.Generator().manual_seed(0))
+    noise = biased_coins(200, [0.5] * 180, 180, torch.Generator().manual_seed(1))
+    code = torch.cat([known.coefficients, noise.coefficients], 1)
+    shared = known.marginal_bits - known.joint_bits
+    estimate = estimate_entropy(Coins(), code)
+    assert 0.85 * shared < estimate.shared_bits < 1.05 * shared
+    assert estimate.joint_bits_bound == estimate.corrected_bits - estimate.shared_bits
+
+
+def test_what_clusters_have_in_common_is_not_shared_by_features():
+    # 20 clusters of equal vectors: features agree by chance in all vectors of a cluster.
+    known = biased_coins(20, [0.5] * 100, 100, torch.Generator().manual_seed(0))
+    code, clusters = known.coefficients.repeat_interleave(20, 0), torch.arange(20).repeat_interleave(20)
+    assert estimate_entropy(Coins(), code).shared_bits > 20
+    assert estimate_entropy(Coins(), code, clusters=clusters).shared_bits == 0
+
+
+def test_batches_make_no_difference(monkeypatch):
+    monkeypatch.setattr(entropy, "ROWS", 64)
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.linspace(0.001, 0.5, 300)
+    x = (torch.rand(900, 300, generator=generator) < rates).float()
+    whole = estimate_entropy(Coins(), x, clusters=torch.arange(900) // 3)
+    for sizes in ((1, 39, 0, 860), (300, 300, 300)):
+        assert estimate_entropy(Coins(), x.split(sizes), clusters=torch.arange(900) // 3) == whole
     whole = estimate_entropy(Coins(), x)
-    parts = estimate_entropy(Coins(), (part for part in (x[:1], x[1:40], x[40:40], x[40:].view(43, 20, 5))))
-    assert parts.bits == pytest.approx(whole.bits)
-    assert parts.n_vectors == 900
-    assert parts.explained_variance == whole.explained_variance
-    assert parts.corrected_bits == pytest.approx(whole.corrected_bits)
+    assert 200 < whole.sampled_features <= 256
+    assert estimate_entropy(Coins(), [x[:40], x[40:].view(43, 20, 300)]) == whole
+
+
+def test_correction_stays_below_a_bit_a_feature():
+    estimate = estimate_entropy(Coins(), words(3))
+    assert estimate.corrected_bits == 3.0
+    assert estimate.interval[1] == 3.0
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_interval_is_as_wide_as_theory_says(copies):
+    # The bits of n vectors have variance p (1 - p) h'(p)^2 / n a coin; coins that repeat one another add up linearly.
+    rates = torch.tensor([0.8, 0.9, 0.1, 0.7])
+    known = biased_coins(4000, rates.tolist(), 4, torch.Generator().manual_seed(0))
+    slope = ((1 - rates) / rates).log2()
+    deviation = copies * (rates * (1 - rates) * slope**2 / 4000).sum().sqrt().item()
+    low, high = estimate_entropy(Coins(copies), known.coefficients).interval
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.12)
+
+
+def test_clusters_widen_the_interval():
+    known = biased_coins(1000, [0.1, 0.8], 2, torch.Generator().manual_seed(0))
+    order = torch.randperm(9000, generator=torch.Generator().manual_seed(1))
+    x, clusters = known.coefficients.repeat(9, 1)[order], torch.arange(1000).repeat(9)[order]
+    once, naive, clustered = (
+        high - low
+        for low, high in (
+            estimate_entropy(Coins(), known.coefficients).interval,
+            estimate_entropy(Coins(), x).interval,
+            estimate_entropy(Coins(), x, clusters=clusters).interval,
+        )
+    )
+    assert naive == pytest.approx(once / 3, rel=0.3)
+    assert clustered == pytest.approx(once, rel=0.3)
+
+
+@pytest.mark.parametrize("n", [5, 11])
+def test_clusters_are_of_every_vector(n):
+    with pytest.raises(ValueError, match="clusters must name one for each"):
+        estimate_entropy(Coins(), words(3), clusters=torch.arange(n))
 
 
 def test_explained_variance_survives_a_distant_origin():

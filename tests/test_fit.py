@@ -105,6 +105,23 @@ def test_eliminated_features_stay_out(sets):
     assert bae.W_dec[bae.prior == 0].abs().max() == 0
 
 
+def test_eliminated_features_have_no_momentum(sets, monkeypatch):
+    original, dropped = _Weights.eliminate, []
+
+    def once(self, *arguments):
+        if not dropped:
+            original(self, *arguments)
+            dropped.append((self.W_dec == 0).all(2))
+
+    monkeypatch.setattr(_Weights, "eliminate", once)
+    baes = fit_baes(sets, 10, settings=FitSettings(steps=100, batch_size=32))
+    assert dropped[0].any(1).all()
+    for bae, gone in zip(baes, dropped[0], strict=True):
+        assert not bae.W_enc[:, gone].any()
+        assert not bae.W_dec[gone].any()
+        assert (bae.b_enc[gone] == -1).all()
+
+
 def test_without_elimination_all_features_keep_their_decoder(sets):
     bae = fit_bae(sets[1], 10, settings=FitSettings(steps=12, batch_size=32, elimination=False))
     assert (bae.W_dec.norm(dim=1) > 0).all()
@@ -116,6 +133,7 @@ def test_without_elimination_all_features_keep_their_decoder(sets):
         (lambda x: x[:, :20], "at least a batch of 32 vectors, got 20"),
         (lambda x: torch.cat([x[:2], torch.full_like(x[:1], math.nan)]), "of model 2 must be finite"),
         (lambda x: torch.cat([x[:2], torch.full_like(x[:1], 0.7)]), "of model 2 are all the same"),
+        (lambda x: x.long(), r"must be floating-point numbers, got torch.int64; pass vectors.float\(\)"),
     ],
 )
 def test_bad_vectors_are_refused(sets, change, message):
@@ -126,8 +144,10 @@ def test_bad_vectors_are_refused(sets, change, message):
 def test_bad_sizes_and_prices_are_refused(sets):
     with pytest.raises(ValueError, match="d_sae must be at least 1, got 0"):
         fit_baes(sets, 0, settings=SHORT)
-    for prices in ([0.1, 0.2], [0.1, -0.2, 0.3]):
-        with pytest.raises(ValueError, match="one entropy coefficient"):
+    with pytest.raises(ValueError, match="one entropy coefficient"):
+        fit_baes(sets, 10, entropy_coefficients=[0.1, 0.2], settings=SHORT)
+    for prices in ([0.1, -0.2, 0.3], [math.nan], [math.inf]):
+        with pytest.raises(ValueError, match="must be finite and at least 0"):
             fit_baes(sets, 10, entropy_coefficients=prices, settings=SHORT)
 
 
@@ -137,6 +157,8 @@ def test_bad_sizes_and_prices_are_refused(sets):
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": math.nan}, "lr must be positive"),
+        ({"encoder_bias": math.inf}, "encoder_bias must be finite"),
         ({"lr_decay": 1.5}, "lr_decay must lie"),
         ({"entropy_from": -0.1}, "entropy_from must lie"),
     ],

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,14 @@ def test_windows_are_pieces_of_the_text_that_do_not_overlap(tiny_tokenizer):
     assert not torch.equal(found, other)
 
 
+def test_windows_know_their_document_and_are_few_of_each(tiny_tokenizer):
+    long, short = " ".join(f"w{i}" for i in range(60)), "w1 w2"
+    documents = [{"text": text} for text in (long, short, long, long)]
+    assert random_windows(tiny_tokenizer, documents, 3, 18).document.tolist() == [0] * 8 + [2] * 8 + [3] * 2
+    assert random_windows(tiny_tokenizer, documents, 3, 12, per_document=12).document.tolist() == [0] * 12
+    assert Windows(torch.ones(3, 2).long()).document.tolist() == [0, 1, 2]
+
+
 def test_windows_do_not_begin_where_documents_do(tiny_tokenizer):
     words = " ".join(f"w{i}" for i in range(60))
     first = random_windows(tiny_tokenizer, [{"text": words}] * 200, 32, 200).tokens[:, 1]
@@ -44,10 +53,13 @@ def test_short_documents_are_counted(tiny_tokenizer):
 
 
 def test_too_little_text_is_refused(tiny_tokenizer):
-    with pytest.raises(ValueError, match=r"1 of 2 windows of 3 tokens \(1 documents are shorter\)"):
+    with pytest.raises(ValueError, match=r"1 of 2 windows of 3 tokens, at most 8 a document \(1 documents are"):
         random_windows(tiny_tokenizer, [{"text": "w1 w2 w3"}, {"text": "w1"}], 3, 2)
     with pytest.raises(ValueError, match="at least 1 token long, got 0"):
         random_windows(tiny_tokenizer, [], 0, 2)
+    for numbers in ((0, 8), (2, 0)):
+        with pytest.raises(ValueError, match=f"got {numbers[0]} and {numbers[1]}"):
+            random_windows(tiny_tokenizer, [], 3, numbers[0], per_document=numbers[1])
 
 
 def test_states_are_the_models(tiny_model, windows, tmp_path):
@@ -91,6 +103,7 @@ def test_massive_states_take_their_window_out_everywhere(tiny_model, windows, tm
     array.flush()
     states = PositionStates(tmp_path)
     assert 7 not in states.kept
+    assert torch.equal(states.documents, windows.document[states.kept])
     assert len(states.kept) == 39
     assert states.vectors([(0, 0), (0, 1)]).shape == (2, 39, 16)
 
@@ -100,7 +113,9 @@ def test_folder_of_something_else_is_refused(tiny_model, windows, tmp_path):
     with pytest.raises(ValueError, match="choose another folder"):
         collect(tiny_model, windows, HOOKS, [2], tmp_path)
     with pytest.raises(ValueError, match="choose another folder"):
-        collect(tiny_model, Windows(windows.tokens.flip(0), True), HOOKS, [1], tmp_path)
+        collect(tiny_model, replace(windows, tokens=windows.tokens.flip(0)), HOOKS, [1], tmp_path)
+    with pytest.raises(ValueError, match="choose another folder"):
+        collect(tiny_model, replace(windows, documents=None), HOOKS, [1], tmp_path)
 
 
 @pytest.mark.parametrize(

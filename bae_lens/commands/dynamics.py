@@ -1,16 +1,20 @@
 """`bae-lens dynamics`."""
 
 import json
-from dataclasses import dataclass, replace
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from bae_lens.dynamics import FEW_VECTORS, DynamicsSettings, EntropyDynamics, Saturation, entropy_dynamics
+from bae_lens.dynamics import FEW_VECTORS, DynamicsSettings, EntropyDynamics, entropy_dynamics
+from bae_lens.fit import FitSettings
 from bae_lens.harvest import write_text
 from bae_lens.plots_entropy import entropy_by_position
-from bae_lens.position_states import random_windows
+from bae_lens.position_states import WINDOWS_PER_DOCUMENT, random_windows
+from bae_lens.run_folder import Stopwatch
+from bae_lens.saturation import Saturation
 from bae_lens.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text
 
 LAYERS = 6  # looked at by default, evenly spaced
@@ -35,7 +39,9 @@ class Dynamics:
     max_position: int = 256
     """Positions are the powers of two up to this one; windows are as long."""
     windows: int = 1024
-    """Windows of text, from random places; a fifth is held out."""
+    """Windows of text, from random places; those of the last documents, a fifth, are held out."""
+    windows_per_document: int = WINDOWS_PER_DOCUMENT
+    """Windows from one document at most."""
     d_sae: int | None = None
     """Features of each BAE; by default one a dimension."""
     entropy_coefficients: tuple[float, ...] = (1.0,)
@@ -44,41 +50,65 @@ class Dynamics:
     """Compare bits at this explained variance, so that positions are seen at equal distortion."""
     steps: int = 256
     """Training steps of each BAE."""
+    batch_size: int = FEW_VECTORS.batch_size
+    """Windows per step."""
     seed: int = 0
     """Seed of the windows, the initial weights and the resampling."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where the model runs."""
 
     def run(self) -> str:
-        if self.max_position < 1:
-            raise ValueError(f"max_position must be at least 1, got {self.max_position}")
-        text = load_text(self.text, self.text_column, self.text_split).shuffle(seed=self.seed)
-        model = load_model(self.model, self.device)
-        positions = [2**i for i in range(self.max_position.bit_length())]
-        hooks = [f"blocks.{layer}.hook_resid_post" for layer in self.layers or default_layers(model.cfg.n_layers)]
-        if positions[-1] >= model.cfg.n_ctx:
-            raise ValueError(
-                f"max_position must be below the model's context of {model.cfg.n_ctx}, got {positions[-1]}"
-            )
-        windows = random_windows(model.tokenizer, text, positions[-1], self.windows, self.seed)
-        settings = DynamicsSettings(
-            d_sae=self.d_sae or model.cfg.d_model,
-            entropy_coefficients=self.entropy_coefficients,
-            fit=replace(FEW_VECTORS, steps=self.steps),
-            seed=self.seed,
-        )
+        self._check()
+        fit = replace(FEW_VECTORS, steps=self.steps, batch_size=self.batch_size)
         self.output.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.output / ".lock", timeout=0):
-                dynamics = entropy_dynamics(model, windows, hooks, positions, settings, self.output)
+                dynamics = self._dynamics(fit)
         except Timeout as error:
             raise ValueError(f"another process is at work in {self.output}; wait, or choose another folder") from error
-        write_text(self.output / "dynamics.json", json.dumps(dynamics.to_dict(), indent=1))
+        result = {
+            **dynamics.to_dict(),
+            "explained_variance": self.explained_variance,
+            "saturations": [asdict(saturation) for saturation in dynamics.saturations(self.explained_variance)],
+        }
+        write_text(self.output / "dynamics.json", json.dumps(result, indent=1))
         figure = entropy_by_position(dynamics, self.explained_variance)
         write_text(
             self.output / "dynamics.html", figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
         )
         return f"{table(dynamics, self.explained_variance)}\n\nresults and figure are in {self.output}"
+
+    def _check(self) -> None:
+        """Before anything is loaded."""
+        if self.max_position < 1:
+            raise ValueError(f"max_position must be at least 1, got {self.max_position}")
+        if self.d_sae is not None and self.d_sae < 1:
+            raise ValueError(f"d_sae must be at least 1, got {self.d_sae}")
+        if self.explained_variance is None:
+            return
+        if not 0 < self.explained_variance < 1:
+            raise ValueError(f"explained_variance must lie between 0 and 1, got {self.explained_variance}")
+        if len(set(self.entropy_coefficients)) < 2:
+            raise ValueError(
+                "an explained variance is reached between two prices; give several --entropy-coefficients, got "
+                f"{', '.join(map(str, self.entropy_coefficients))}"
+            )
+
+    def _dynamics(self, fit: FitSettings) -> EntropyDynamics:
+        with Stopwatch(self.output).stage("model and windows"):
+            text = load_text(self.text, self.text_column, self.text_split).shuffle(seed=self.seed)
+            model = load_model(self.model, self.device)
+            positions = [2**i for i in range(self.max_position.bit_length())]
+            hooks = [f"blocks.{layer}.hook_resid_post" for layer in self.layers or default_layers(model.cfg.n_layers)]
+            if positions[-1] >= model.cfg.n_ctx:
+                raise ValueError(
+                    f"max_position must be below the model's context of {model.cfg.n_ctx}, got {positions[-1]}"
+                )
+            d_sae = model.cfg.d_model if self.d_sae is None else self.d_sae
+            settings = DynamicsSettings(d_sae, self.entropy_coefficients, fit, self.seed)
+            sizes = (positions[-1], self.windows, self.seed, self.windows_per_document)
+            windows = random_windows(model.tokenizer, text, *sizes)
+        return entropy_dynamics(model, windows, hooks, positions, settings, self.output)
 
 
 def default_layers(n_layers: int) -> list[int]:
@@ -87,19 +117,24 @@ def default_layers(n_layers: int) -> list[int]:
 
 
 def table(dynamics: EntropyDynamics, explained_variance: float | None = None) -> str:
-    """Bits by hook and position in Markdown, each with its explained variance; then where the curves saturate."""
-    rows = [["", *map(str, dynamics.positions)], ["distinct tokens", *map(str, dynamics.distinct_tokens)]]
+    """Bits by hook and position in Markdown, what they are at most jointly, and where the curves saturate."""
+    distinct = dynamics.distinct_tokens
+    rows = [
+        ["", *map(str, dynamics.positions)],
+        ["---", *["---:"] * len(dynamics.positions)],
+        ["distinct tokens", *map(str, distinct)],
+        ["log2 of them", *(f"{math.log2(n):.1f}" for n in distinct)],
+    ]
     for hook in dynamics.hook_names:
-        bits = ["-" if b is None else f"{b:.0f}" for b in dynamics.bits(hook, explained_variance)]
-        if explained_variance is None:
-            shares = [dynamics.at(hook, p)[0].estimate.explained_variance for p in dynamics.positions]
-            bits = [f"{b} ({share:.2f})" for b, share in zip(bits, shares, strict=True)]
-        rows.append([hook, *bits])
-    rows.insert(1, ["---", *["---:"] * len(dynamics.positions)])
+        points = {point.position: point for point in dynamics.curve(hook, explained_variance)}
+        found = [points.get(position) for position in dynamics.positions]
+        share = "" if explained_variance is not None else " ({:.2f})"
+        rows.append([hook, *("-" if p is None else f"{p.bits:.0f}{share.format(p.explained_variance)}" for p in found)])
+        rows.append(["at most jointly", *("-" if p is None else f"{p.joint_bits_bound:.0f}" for p in found)])
     quality = "explained variance in brackets" if explained_variance is None else f"at EV {explained_variance}"
     note = (
-        f"Bits per hidden state by position, {quality}; {dynamics.n_windows} windows, {dynamics.massive} left out for "
-        f"massive states, {dynamics.too_short} documents too short."
+        f"Bits per hidden state by position, {quality}; {dynamics.n_windows} windows of {dynamics.n_documents} "
+        f"documents, {dynamics.massive} left out for massive states, {dynamics.too_short} documents too short."
     )
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", note, *map(_sentence, dynamics.saturations(explained_variance))])

@@ -63,7 +63,9 @@ class Entropy:
             return self._report(estimate_entropy(sae, x, self.seed))
         train = x[: len(x) - len(x) // HELD_OUT]
         settings = FitSettings(steps=self.steps, batch_size=self.batch_size)
-        bae = fit_bae(train, self.d_sae or 4 * x.shape[1], self.seed, self.entropy_coefficient, settings)
+        bae = fit_bae(
+            train, 4 * x.shape[1] if self.d_sae is None else self.d_sae, self.seed, self.entropy_coefficient, settings
+        )
         return self._report(estimate_entropy(bae, x[len(train) :], self.seed))
 
     def _report(self, estimate: EntropyEstimate) -> str:
@@ -108,7 +110,8 @@ def read_vectors(path: Path) -> Float[Tensor, "n d"]:
     try:
         found = readers[path.suffix](path)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = str(error).split("\n")[0] or "it is empty or breaks off"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
     if not isinstance(found, Tensor) or found.ndim != 2 or found.is_complex():
         shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ValueError(f"{path} must hold one array (n, d), got {shape}")
@@ -116,7 +119,11 @@ def read_vectors(path: Path) -> Float[Tensor, "n d"]:
 
 
 def _read_npy(path: Path) -> object:
-    return torch.from_numpy(np.load(path, allow_pickle=False))
+    with path.open("rb") as file:
+        found = np.lib.format.read_array(file, allow_pickle=False)
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"it holds values of type {found.dtype} instead of numbers")
+    return torch.from_numpy(found.astype(np.float32))
 
 
 def _read_pt(path: Path) -> object:
