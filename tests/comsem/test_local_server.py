@@ -5,8 +5,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from bae_lens.comsem import ComSem
+from bae_lens.comsem.client import ChatClient
 from bae_lens.comsem.corpus import CorpusSettings
-from bae_lens.comsem.judge import ChatClient, LanguageModelJudge
+from bae_lens.comsem.judge import LanguageModelJudge
 from bae_lens.comsem.local_server import LOCAL_MODEL, local_server
 
 
