@@ -148,17 +148,19 @@ class Comsem:
     def _prices(self) -> dict[str, Price]:
         """By model; empty without."""
         judge = LOCAL_MODEL if self.local_judge else self.model
-        describer = self.describer or judge
-        found = {
-            judge: _price(self.price_input, self.price_output, "price"),
-            describer: _price(self.describer_price_input, self.describer_price_output, "describer_price"),
-        }
-        if describer != judge and (found[judge] is None) != (found[describer] is None):
+        found = {judge: _price(self.price_input, self.price_output, "price")}
+        of_describer = _price(self.describer_price_input, self.describer_price_output, "describer_price")
+        if self.describer not in (None, judge):
+            found[self.describer] = of_describer
+        elif of_describer:
+            raise ValueError("describer_price_input is the price of a describer other than the judge; there is none")
+        prices = {model: price for model, price in found.items() if price is not None}
+        if len(prices) == 1 < len(found):
             raise ValueError(
-                f"{judge} and {describer} have a price each: give price_input, price_output, describer_price_input "
-                f"and describer_price_output, or none"
+                f"{' and '.join(found)} have a price each: give price_input, price_output, describer_price_input and "
+                "describer_price_output, or none of them"
             )
-        return {model: price for model, price in found.items() if price is not None}
+        return prices
 
     @contextmanager
     def _judges(self, folder: Path, prices: dict[str, Price]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,5 @@
 import asyncio
+from itertools import pairwise
 
 from bae_lens.comsem.instances import Instance, Verdict
 from bae_lens.comsem.mixed import ask_mixed
@@ -41,7 +42,7 @@ def test_both_kinds_are_mixed_in_one_list_and_verdicts_come_back_in_order():
     assert [(verdict.yes, verdict.probability) for verdict in others] == [(False, n / 10) for n in range(6)]
     (shown,) = judge.lists
     kinds = [sentence.startswith("fits") for sentence in shown]
-    assert sum(a != b for a, b in zip(kinds, kinds[1:], strict=False)) > 3
+    assert sum(a != b for a, b in pairwise(kinds)) > 3
     assert sorted(shown) == sorted(instance.sentence for instance in [*FITTING, *OTHERS])
 
 

@@ -3,6 +3,7 @@ import zlib
 from collections import Counter
 from contextlib import nullcontext
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_what_activates_a_feature_and_what_does_not_are_mixed_in_one_question(
             questions = [(text, shown) for text, shown in asked if sorted(shown) == sorted(held_out + controls)]
             (shown,) = {tuple(shown) for _, shown in questions}
             kinds = [marked in held_out for marked in shown]
-            assert sum(a != b for a, b in zip(kinds, kinds[1:], strict=False)) > 3
+            assert sum(a != b for a, b in pairwise(kinds)) > 3
         texts = [text for text, shown in lists["marked token"] if sorted(shown) == sorted(held_out + controls)]
         assert len(texts) == 2, "its own description and another's"
 
