@@ -88,7 +88,7 @@ def test_a_server_with_a_label_may_move(chat_server, cache_file):
     cache = AnswerCache(cache_file)
     first = ask_all(ChatClient(chat_server.url, cache, label="the same model"), range(5))
     elsewhere = "http://127.0.0.1:9/v1"  # where nobody answers
-    client = ChatClient(elsewhere, cache, label="the same model")
+    client = ChatClient(elsewhere, cache, label="the same model", max_retries=0, timeout=1.0)
     assert ask_all(client, range(5)) == first
     assert (client.tally.asked, client.tally.cached) == (0, 5)
     other = ChatClient(elsewhere, cache, label="another model")
