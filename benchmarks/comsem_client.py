@@ -144,7 +144,7 @@ class ComSemClient:
     calls: int = 400
     concurrency: tuple[int, ...] = (1, 8, 32)
     latency: float = 0.05
-    tokens: tuple[int, ...] = (16_384, 65_536, 262_144)
+    tokens: tuple[int, ...] = (16_384, 65_536)
     output: Path = field(default=Path(__file__).parent / "results" / "comsem_client.json")
 
     def run(self) -> None:
