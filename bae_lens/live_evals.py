@@ -99,7 +99,7 @@ def _code_metrics(
             yield feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
 
     counter, prior = CodeCounter(sae.cfg.d_sae), None
-    with _heads_concatenated(sae):
+    with heads_concatenated(sae):
         if is_binary(sae):
             fired, n = torch.zeros(sae.cfg.d_sae, device=sae.device), 0
             for feature_acts in codes():
@@ -111,7 +111,7 @@ def _code_metrics(
 
 
 @contextmanager
-def _heads_concatenated(sae: SAE[Any]) -> Iterator[None]:
+def heads_concatenated(sae: SAE[Any]) -> Iterator[None]:
     """A dictionary at hook_z that takes heads side by side, for as long as the block runs."""
     reshaping = sae.hook_z_reshaping_mode
     sae.turn_off_forward_pass_hook_z_reshaping()

@@ -8,16 +8,19 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from bae_lens.comsem import ComSem
 from bae_lens.comsem.cache import AnswerCache
+from bae_lens.comsem.client import ChatClient
 from bae_lens.comsem.corpus import CorpusSettings
 from bae_lens.comsem.embedding_judge import EmbeddingJudge
 from bae_lens.comsem.exports import save
-from bae_lens.comsem.judge import ChatClient, LanguageModelJudge
-from bae_lens.comsem.local_server import LOCAL_MODEL, local_server
-from bae_lens.comsem.spending import Budget, Price, Tally
+from bae_lens.comsem.judge import LanguageModelJudge
+from bae_lens.comsem.local_server import LOCAL_MODEL, local_label, local_server
+from bae_lens.comsem.spending import Budget, Price
+from bae_lens.contexts import HELD_OUT_EVERY
 from bae_lens.harvest import read_json
 from bae_lens.report_comsem import write_comsem_report
 from bae_lens.run_folder import LOCK_FILE, RUN_FILE
@@ -42,7 +45,7 @@ class Comsem:
     model: str = "gpt-4.1-mini"
     """Model that judges, by its name on the server."""
     describer: str | None = None
-    """Model that describes, by its name on the server; the judge by default."""
+    """Model that describes, by its name on the same server; the judge by default."""
     base_url: str | None = None
     """Address of a server that speaks the OpenAI protocol; OPENAI_BASE_URL or OpenAI's own by default."""
     local_judge: bool = False
@@ -50,13 +53,14 @@ class Comsem:
     embedding_judge: bool = False
     """Judge by sentence embeddings instead: no server, no key; good at what words mean, at nothing else."""
     setting: Literal["paper", "robust"] = "robust"
-    """The paper's procedure, or seeded samples with marked tokens in structured calls."""
+    """The paper's procedure (all features, instances in the order of the corpus, a call for each question; see with
+    --dry-run first what that costs), or seeded samples with marked tokens in structured calls."""
     dictionaries: tuple[str, ...] = ()
     """Which of the run's dictionaries; all by default."""
     tokens: int = 32_768
     """Tokens of held-out documents from which instances are taken."""
-    max_features: int = 256
-    """Features scored per dictionary, a seeded sample; 0 for all."""
+    max_features: int | None = None
+    """Features scored per dictionary, a seeded sample; 0 for all. By default 256, and all in the paper's setting."""
     passage_scores: bool = True
     """Ask for the detection and fuzzing scores too."""
     concurrency: int = 16
@@ -69,6 +73,10 @@ class Comsem:
     """Of a million input tokens, for estimates and a budget."""
     price_output: float | None = None
     """Of a million output tokens."""
+    describer_price_input: float | None = None
+    """Of a million input tokens of the model that describes, if it is another."""
+    describer_price_output: float | None = None
+    """Of a million output tokens of the model that describes."""
     budget: float | None = None
     """Stop before spending more than this on one run, in the currency of the prices."""
     budget_tokens: int | None = None
@@ -85,31 +93,34 @@ class Comsem:
     def run(self) -> str:
         """The table, or the estimate."""
         run = self._read_run()
-        price = self._price()
+        prices = self._prices()
         folder = self.output or self.run_folder / "comsem"
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(folder / LOCK_FILE, timeout=0), self._judges(folder, price) as judges:
-                return self._run(run, judges, folder, price)
+            with FileLock(folder / LOCK_FILE, timeout=0), self._judges(folder, prices) as judges:
+                return self._run(run, judges, folder)
         except Timeout as error:
             raise ValueError(
                 f"another process is at work in {folder}; wait for it, or choose another folder"
             ) from error
 
-    def _run(self, run: dict[str, Any], judges: dict[str, Any], folder: Path, price: Price | None) -> str:
+    def _run(self, run: dict[str, Any], judges: dict[str, Any], folder: Path) -> str:
         comsem = ComSem(
             **judges,
             setting=self.setting,
-            corpus=CorpusSettings(tokens=self.tokens, context_size=run["contexts"]["context_size"], held_out_only=True),
-            max_features=self.max_features or None,
+            corpus=CorpusSettings(tokens=self.tokens, context_size=run["contexts"]["context_size"]),
+            max_features=self.max_features,
             passage_scores=self.passage_scores,
             accept_failing_judge=self.accept_failing_judge or self.local_judge,
             seed=self.seed,
         )
-        text = load_text(run["text"], run["text_column"], run["text_split"]).shuffle(seed=run["seed"])
+        text = held_out_documents(
+            load_text(run["text"], run["text_column"], run["text_split"]), run["seed"], self.setting == "paper"
+        )
         saes = self._dictionary_folders(run)
         if self.dry_run:
-            return describe_estimate(comsem.estimate(load_model(run["model"], self.device), saes, text), price)
+            estimate = comsem.estimate(load_model(run["model"], self.device), saes, text)
+            return f"{estimate.estimate}; nothing was asked"
         report = comsem.score(load_model(run["model"], self.device), saes, text)
         report = replace(report, model=run["model"])
         save(report, folder)
@@ -122,6 +133,8 @@ class Comsem:
             raise ValueError(f"{self.run_folder} holds no {RUN_FILE}; choose what bae-lens demo or train wrote")
         if self.local_judge and self.embedding_judge:
             raise ValueError("choose one of local_judge and embedding_judge")
+        if self.describer and (self.local_judge or self.embedding_judge):
+            raise ValueError("describer is a model on a server; leave it out with local_judge and embedding_judge")
         return read_json(path)
 
     def _dictionary_folders(self, run: dict[str, Any]) -> dict[str, Any]:
@@ -132,35 +145,56 @@ class Comsem:
                 raise ValueError(f"{self.run_folder} has no finished dictionary {name!r}; finished ones: {known}")
         return {name: self.run_folder / "dictionaries" / name for name in self.dictionaries or finished}
 
-    def _price(self) -> Price | None:
-        if (self.price_input is None) != (self.price_output is None):
-            raise ValueError("price_input and price_output go together; give both or none")
-        return None if self.price_input is None else Price(self.price_input, self.price_output or 0.0)
+    def _prices(self) -> dict[str, Price]:
+        """By model; empty without."""
+        judge = LOCAL_MODEL if self.local_judge else self.model
+        found = {judge: _price(self.price_input, self.price_output, "price")}
+        of_describer = _price(self.describer_price_input, self.describer_price_output, "describer_price")
+        if self.describer not in (None, judge):
+            found[self.describer] = of_describer
+        elif of_describer:
+            raise ValueError("describer_price_input is the price of a describer other than the judge; there is none")
+        prices = {model: price for model, price in found.items() if price is not None}
+        if len(prices) == 1 < len(found):
+            raise ValueError(
+                f"{' and '.join(found)} have a price each: give price_input, price_output, describer_price_input and "
+                "describer_price_output, or none of them"
+            )
+        return prices
 
     @contextmanager
-    def _judges(self, folder: Path, price: Price | None) -> Iterator[dict[str, Any]]:
+    def _judges(self, folder: Path, prices: dict[str, Price]) -> Iterator[dict[str, Any]]:
         if self.embedding_judge:
             yield {"judge": EmbeddingJudge()}
         elif self.local_judge:
             with local_server() as url:
-                yield self._chat_judges(folder, price, LOCAL_MODEL, base_url=url, concurrency=1, timeout=LOCAL_TIMEOUT)
+                options = {"base_url": url, "label": local_label(), "concurrency": 1, "timeout": LOCAL_TIMEOUT}
+                yield self._chat_judges(folder, prices, LOCAL_MODEL, **options)
         else:
-            yield self._chat_judges(folder, price, self.model, base_url=self.base_url, concurrency=self.concurrency)
+            yield self._chat_judges(folder, prices, self.model, base_url=self.base_url, concurrency=self.concurrency)
 
-    def _chat_judges(self, folder: Path, price: Price | None, model: str, **options: Any) -> dict[str, Any]:
+    def _chat_judges(self, folder: Path, prices: dict[str, Price], model: str, **options: Any) -> dict[str, Any]:
         budget = Budget(self.budget_tokens, self.budget)
-        client = ChatClient(cache=AnswerCache(folder / CACHE_FILE), budget=budget, price=price, **options)
+        client = ChatClient(cache=AnswerCache(folder / CACHE_FILE), budget=budget, prices=prices, **options)
         settings: dict[str, Any] = {"client": client, "temperature": self.temperature, "logprobs": self.logprobs}
         judges = {"judge": LanguageModelJudge(model, **settings)}
-        if self.describer and not self.local_judge:
+        if self.describer:
             judges["describer"] = LanguageModelJudge(self.describer, **settings)
         return judges
 
 
-def describe_estimate(tally: Tally, price: Price | None) -> str:
-    """What a run would take, in words."""
-    cost = "" if price is None else f", cost about {price(tally.input_tokens, tally.output_tokens):.2f}"
-    return (
-        f"{tally.asked:,} calls would be made and {tally.cached:,} are cached: about {tally.input_tokens:,} input and "
-        f"{tally.output_tokens:,} output tokens{cost}; nothing was asked"
-    )
+def held_out_documents(text: Any, seed: int, in_corpus_order: bool) -> Any:
+    """The documents that training left out: every tenth of the shuffled ones, in that order or in the corpus'.
+
+    A text that is streamed from a hub keeps the shuffled order.
+    """
+    if not isinstance(text, Dataset):
+        return (row for index, row in enumerate(text.shuffle(seed=seed)) if index % HELD_OUT_EVERY == 0)
+    rows = Dataset.from_dict({"row": range(len(text))}).shuffle(seed=seed)["row"][::HELD_OUT_EVERY]
+    return text.select(sorted(rows) if in_corpus_order else rows)
+
+
+def _price(of_input: float | None, of_output: float | None, name: str) -> Price | None:
+    if (of_input is None) != (of_output is None):
+        raise ValueError(f"{name}_input and {name}_output go together; give both or none")
+    return None if of_input is None or of_output is None else Price(of_input, of_output)

@@ -35,12 +35,12 @@ class AnswerCache:
 
     def get(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The answer to the same request, if it was asked before."""
-        row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (_key(request),)).fetchone()
+        row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (fingerprint(request),)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def put(self, request: dict[str, Any], answer: dict[str, Any]) -> None:
         """Keeps an answer."""
-        row = (_key(request), json.dumps(request), json.dumps(answer))
+        row = (fingerprint(request), json.dumps(request), json.dumps(answer))
         self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", row)
 
     def __len__(self) -> int:
@@ -51,5 +51,6 @@ class AnswerCache:
         self._connection.close()
 
 
-def _key(request: dict[str, Any]) -> str:
+def fingerprint(request: dict[str, Any]) -> str:
+    """Of the whole request, whatever the order of its parts."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

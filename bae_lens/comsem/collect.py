@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -16,11 +17,13 @@ from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bae_lens.comsem.background import Background
 from bae_lens.comsem.corpus import CorpusSettings, Spool, TextContext, text_contexts
 from bae_lens.comsem.dictionaries import fires
-from bae_lens.comsem.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows
+from bae_lens.comsem.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows, read_instance
 from bae_lens.evals import activated_features, is_binary
 from bae_lens.harvest import MASSIVE_NORM, stop_layer
+from bae_lens.live_evals import heads_concatenated
 from bae_lens.sources import resolve_hook
 
 BATCH_BITS = 2**27  # tokens times features of a batch, at most
@@ -38,8 +41,9 @@ def collect(
     """Runs the model once over the documents, up to the deepest hook, and samples instances of each dictionary.
 
     Special tokens are skipped, and so are tokens whose norm is over `MASSIVE_NORM` times the median of their batch.
-    A binary dictionary's `prior` is set to its exact firing rates over these tokens before strengths are compared; its
-    codes wait for that in a temporary file. Memory depends on the dictionaries, not on the length of the corpus.
+    The strengths of a binary dictionary's bits are relative to its exact firing rates over these tokens, whatever its
+    own `prior`; its codes wait for them in a temporary file. Dictionaries stay as they are; at hook_z they take heads
+    concatenated for the time being. Memory depends on the dictionaries, not on the length of the corpus.
     Raises ValueError for an unknown hook, a dictionary of another width, and a text without tokens of content.
     """
     hooks = {name: resolve_hook(model, str(sae.cfg.metadata.hook_name)) for name, sae in dictionaries.items()}
@@ -48,41 +52,41 @@ def collect(
     largest = max(sae.cfg.d_sae for sae in dictionaries.values())
     batch_size = max(1, min(CONTEXTS_PER_BATCH, BATCH_BITS // (corpus.context_size * largest)))
     samplers = {name: FeatureSampler(sae.cfg.d_sae, sampling) for name, sae in dictionaries.items()}
-    counts = _Counts(torch.zeros(vocabulary, dtype=torch.int64))
-    with tempfile.TemporaryDirectory(prefix="comsem-") as folder:
-        spool = Spool(Path(folder) / "contexts.jsonl")
-        codes = {name: (Path(folder) / f"{i}.npy").open("w+b") for i, name in enumerate(dictionaries)}
-        try:
-            contexts = text_contexts(model.tokenizer, documents, corpus, sampling.seed)
-            with tqdm(total=corpus.tokens, desc="collecting instances", unit="token") as progress:
-                while batch := list(islice(contexts, batch_size)):
-                    states, content = _run(model, batch, sorted(set(hooks.values())), special)
-                    rows = counts.rows(batch, content, [spool.write(context) for context in batch])
-                    for name, sae in dictionaries.items():
-                        feature_acts = _encode(sae, name, states[hooks[name]][content])
-                        if is_binary(sae):
-                            _write(codes[name], rows, feature_acts)
-                        else:
-                            samplers[name].add(rows, activated_features(sae, feature_acts), fires(sae, feature_acts))
-                    progress.update(sum(len(context.tokens) for context in batch))
-            if counts.tokens == 0:
-                raise ValueError("the text holds no tokens of content to analyse")
-            for name, sae in dictionaries.items():
-                if is_binary(sae):
-                    _add_codes(samplers[name], sae, codes[name], counts.tokens)
-            return Collection(
-                n_documents=counts.documents,
-                n_contexts=counts.contexts,
-                n_sentences=counts.sentences,
-                n_tokens=counts.tokens,
-                dictionaries={
-                    name: samplers[name].finish(spool, counts.token_counts, counts.tokens) for name in dictionaries
-                },
-            )
-        finally:
-            spool.close()
-            for file in codes.values():
-                file.close()
+    counts, background = _Counts(torch.zeros(vocabulary, dtype=torch.int64)), Background(sampling.seed)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comsem-")))
+        spool = stack.enter_context(closing(Spool(folder / "contexts.jsonl")))
+        codes = {name: stack.enter_context((folder / f"{i}.npy").open("w+b")) for i, name in enumerate(dictionaries)}
+        for sae in dictionaries.values():
+            stack.enter_context(heads_concatenated(sae))
+        contexts = text_contexts(model.tokenizer, documents, corpus, sampling.seed)
+        with tqdm(total=corpus.tokens, desc="collecting instances", unit="token") as progress:
+            while batch := list(islice(contexts, batch_size)):
+                states, content = _run(model, batch, sorted(set(hooks.values())), special)
+                rows = counts.rows(batch, content, [spool.write(context) for context in batch])
+                background.add(torch.stack([rows.place, rows.position, rows.token, rows.text], 1))
+                for name, sae in dictionaries.items():
+                    feature_acts = _encode(sae, name, states[hooks[name]][content])
+                    if is_binary(sae):
+                        _write(codes[name], rows, feature_acts)
+                    else:
+                        samplers[name].add(rows, activated_features(sae, feature_acts), fires(sae, feature_acts))
+                progress.update(sum(len(context.tokens) for context in batch))
+        if counts.tokens == 0:
+            raise ValueError("the text holds no tokens of content to analyse")
+        for name, sae in dictionaries.items():
+            if is_binary(sae):
+                _add_codes(samplers[name], sae, codes[name], counts.tokens)
+        collected = {name: samplers[name].finish(spool, counts.token_counts, counts.tokens) for name in dictionaries}
+        shown = set().union(*(sampler.shown for sampler in samplers.values()))
+        return Collection(
+            n_documents=counts.documents,
+            n_contexts=counts.contexts,
+            n_sentences=counts.sentences,
+            n_tokens=counts.tokens,
+            dictionaries=collected,
+            background=[read_instance(spool, item) for item in background.outside(shown)],
+        )
 
 
 @dataclass
@@ -172,10 +176,9 @@ def _add_codes(sampler: FeatureSampler, sae: Any, file: IO[bytes], n_tokens: int
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
     for _, code in _read(file, sae.cfg.d_sae):
         fired += code.sum(0).long()
-    sae.prior.copy_(fired.double() / n_tokens)
+    prior = (fired.double() / n_tokens).float()
     for rows, code in _read(file, sae.cfg.d_sae):
-        feature_acts = code.to(sae.device)
-        sampler.add(rows, activated_features(sae, feature_acts).cpu(), fires(sae, feature_acts).cpu())
+        sampler.add(rows, activated_features(sae, code, prior), fires(sae, code, prior))
 
 
 def _sentence_hashes(context: TextContext) -> list[int]:

@@ -12,7 +12,6 @@ import numpy as np
 
 from bae_lens.comsem.instances import Instance, Span
 from bae_lens.comsem.sentences import sentence_spans
-from bae_lens.contexts import HELD_OUT_EVERY
 from bae_lens.sources import TEXT_COLUMN
 
 MARGIN = 300  # characters of a sentence shown on either side of a token, for text without full stops
@@ -28,8 +27,6 @@ class CorpusSettings:
     """Tokens per context, BOS included."""
     contexts_per_document: int | None = 16
     """At most so many contexts, at random places, from one document; None for all, in order."""
-    held_out_only: bool = False
-    """Only every tenth document: those that `bae-lens train` and `bae-lens demo` did not train on."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that leave nothing to analyse."""
@@ -85,8 +82,6 @@ def text_contexts(
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     room, missing = settings.context_size - len(bos), settings.tokens
     for index, row in enumerate(documents):
-        if settings.held_out_only and index % HELD_OUT_EVERY != 0:
-            continue
         text = row if isinstance(row, str) else row[TEXT_COLUMN]
         if not isinstance(text, str):
             raise ValueError(f"row {index} of the text holds {text!r} instead of a string; remove the row")

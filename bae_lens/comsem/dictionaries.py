@@ -17,12 +17,11 @@ Dictionary = SAE[Any] | str | Path
 def load_dictionary(source: Dictionary, device: str = "cpu") -> SAE[Any]:
     """An SAE object as it is, a folder as `SAE.load_from_disk` takes it, or `RELEASE/SAE_ID` on the hub.
 
-    At hook_z it takes heads concatenated afterwards. Raises ValueError for anything else.
+    Raises ValueError for anything else, and for a dictionary that does not say where it reads.
     """
     sae = source if isinstance(source, SAE) else _load(str(source), device)
     if not sae.cfg.metadata.hook_name:
         raise ValueError("this dictionary does not say which hook it reads; set sae.cfg.metadata.hook_name")
-    sae.turn_off_forward_pass_hook_z_reshaping()
     return sae
 
 
@@ -48,8 +47,14 @@ def _load(source: str, device: str) -> SAE[Any]:
     return SAE.from_pretrained(release, sae_id, device)
 
 
-def fires(sae: SAE[Any], feature_acts: Float[Tensor, "n d_sae"]) -> Bool[Tensor, "n d_sae"]:
-    """Which features say something about a token: activations over 0, or bits that differ from the prior's mode."""
+def fires(
+    sae: SAE[Any], feature_acts: Float[Tensor, "n d_sae"], prior: Float[Tensor, " d_sae"] | None = None
+) -> Bool[Tensor, "n d_sae"]:
+    """Which features say something about a token: activations over 0, or bits that differ from the prior's mode.
+
+    `prior` takes the place of the BAE's own.
+    """
     if is_binary(sae):
-        return burstiness(feature_acts, sae.prior) > MORE_SURPRISING_THAN_NOT  # pyright: ignore[reportArgumentType]
+        known: Any = sae.prior if prior is None else prior
+        return burstiness(feature_acts, known) > MORE_SURPRISING_THAN_NOT
     return feature_acts > 0

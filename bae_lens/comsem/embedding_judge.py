@@ -27,17 +27,18 @@ Embed = Callable[[list[str]], Float[Tensor, "n d"]]
 class EmbeddingJudge:
     """Says yes where an instance is nearer to the description than 90 % of the ordinary tokens of the corpus are.
 
-    It describes by words: those most characteristic of the examples and what stands around them, by log odds against
-    ordinary tokens. `embed` gives a unit vector for each text, by default all-MiniLM-L6-v2.
+    They are those of `prepare`, in the self-test as in scoring, and none of them is judged. It describes by words:
+    those most characteristic of the examples and what stands around them, by log odds against ordinary tokens. `embed`
+    gives a unit vector for each text, by default all-MiniLM-L6-v2.
     """
 
     name = "embeddings (all-MiniLM-L6-v2)"
+    needs_background = True
 
     def __init__(self, embed: Embed | None = None) -> None:
         """Raises ImportError if the extra is not installed and no `embed` is given."""
         self._embed = embed or load_minilm()
         self._known: dict[str, Float[Tensor, " d"]] = {}
-        self._background: list[Instance] = []
         self._ordinary_words: dict[str, float] = {}
         self._ordinary: dict[Question, Float[Tensor, "n d"]] = {}
 
@@ -45,7 +46,6 @@ class EmbeddingJudge:
         if not background:
             raise ValueError("an embedding judge needs ordinary tokens to compare with, got none")
         self._known.clear()
-        self._background = background
         self._ordinary_words = _words(background)
         self._ordinary = {
             "marked token": self._vectors([near_token(instance) for instance in background]),
@@ -63,6 +63,8 @@ class EmbeddingJudge:
         return ", ".join(best)
 
     async def judge(self, description: str, instances: list[Instance], question: Question) -> list[Verdict]:
+        if not self._ordinary:
+            raise ValueError("an embedding judge needs ordinary tokens to compare with; call prepare first")
         (target,) = self._vectors([description])
         if question == "passage":
             ordinary = self._ordinary["passage"] @ target

@@ -101,9 +101,11 @@ class Judge(Protocol):
     """Whoever puts into words what tokens have in common, and says whether the words fit others."""
 
     name: str
+    needs_background: bool
+    """Whether it judges by comparison with the corpus: then it is tested after instances have been collected."""
 
     def prepare(self, background: list[Instance]) -> None:
-        """Shows the judge ordinary tokens of the corpus, once, before anything is asked."""
+        """Shows the judge ordinary tokens of the corpus, once, before it is asked about the corpus."""
         ...
 
     async def describe(self, examples: list[Instance], marked: bool) -> str | None:

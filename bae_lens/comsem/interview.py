@@ -2,11 +2,13 @@
 
 import random
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from tqdm.auto import tqdm
 
 from bae_lens.comsem.instances import FeatureInstances, Instance, Judge, Question, Verdict
 from bae_lens.comsem.measures import auc, balanced_accuracy, jeffreys_interval, mean, share_of_no, share_of_yes
+from bae_lens.comsem.mixed import ask_mixed
 from bae_lens.comsem.results import FeatureScore, Judged
 from bae_lens.comsem.self_test import Calibration
 from bae_lens.comsem.spending import BudgetSpentError
@@ -28,6 +30,8 @@ class Interview:
     controls: bool
     passage_scores: bool
     seed: int
+    purpose: Literal["scoring", "estimating"] = "scoring"
+    """For the progress bar."""
 
     async def score_features(
         self, features: list[FeatureInstances], name: str
@@ -36,7 +40,7 @@ class Interview:
         scores: dict[int, FeatureScore] = {}
         waiting = iter(enumerate(features))
         stopped: list[str] = []
-        with tqdm(total=len(features), desc=f"scoring {name}", unit="feature") as progress:
+        with tqdm(total=len(features), desc=f"{self.purpose} {name}", unit="feature") as progress:
 
             async def work() -> None:
                 for number, feature in waiting:
@@ -60,22 +64,16 @@ class Interview:
         if not description:
             return _undescribed(instances, failed=description is None)
         controls = instances.controls if self.controls else []
-        passages = [*instances.held_out, *instances.controls] if self.passage_scores and instances.controls else []
-        order = random.Random(f"{self.seed} {instances.feature}").sample(range(len(passages)), len(passages))
-        shuffled = [passages[number] for number in order]
+        passages = (instances.held_out, instances.controls) if self.passage_scores and instances.controls else ([], [])
         answers = await together(
             [
-                self._ask(description, instances.held_out, self.question),
-                self._ask(description, controls, self.question),
-                self._ask(description, shuffled, "passage"),
-                self._ask(description, shuffled, "highlights"),
+                self._ask(description, instances.feature, instances.held_out, controls, self.question),
+                self._ask(description, instances.feature, *passages, "passage"),
+                self._ask(description, instances.feature, *passages, "highlights"),
             ]
         )
-        back = [order.index(number) for number in range(len(order))]
-        passage, highlights = ([verdicts[number] for number in back] for verdicts in answers[2:])
-        n = len(instances.held_out)
-        held_out, control = answers[:2]
-        verdicts = [verdict for answer in answers for verdict in answer]
+        (held_out, control), passage, highlights = answers
+        verdicts = [verdict for answer in answers for kind in answer for verdict in kind]
         answered = [verdict for verdict in held_out if not verdict.failed]
         probabilities = [verdict.probability for verdict in held_out if verdict.probability is not None]
         return FeatureScore(
@@ -94,33 +92,41 @@ class Interview:
             balanced_accuracy=balanced_accuracy(held_out, control),
             auc=auc(held_out, control),
             probability=mean([self.calibration(value) for value in probabilities]) if self.calibration else None,
-            detection=balanced_accuracy(passage[:n], passage[n:]),
-            fuzzing=balanced_accuracy(highlights[:n], highlights[n:]),
+            detection=balanced_accuracy(*passage),
+            fuzzing=balanced_accuracy(*highlights),
             unparsable=sum(verdict.yes is None and not verdict.failed for verdict in verdicts),
             failed=sum(verdict.failed for verdict in verdicts),
         )
 
-    async def _ask(self, description: str, instances: list[Instance], question: Question) -> list[Verdict]:
-        return await self.judge.judge(description, instances, question) if instances else []
+    async def _ask(
+        self, description: str, feature: int, held_out: list[Instance], controls: list[Instance], question: Question
+    ) -> tuple[list[Verdict], list[Verdict]]:
+        return await ask_mixed(self.judge, description, held_out, controls, question, f"{self.seed} {feature}")
 
     async def shuffle(self, features: list[FeatureScore], n: int) -> tuple[list[FeatureScore], str | None]:
-        """Adds the share of yes with another feature's description for n of the features, or why it stopped."""
+        """Adds the share of yes with another feature's description for n of the features, or why it stopped.
+
+        The tokens, controls among them, are those that were asked about with the right description, in the same order.
+        """
         described = [number for number, feature in enumerate(features) if feature.description is not None]
         chosen = random.Random(self.seed).sample(described, min(n, len(described)))
-        pairs = list(zip(chosen, [*chosen[1:], *chosen[:1]], strict=True)) if len(chosen) > 1 else []
-        held_out = [[judged.instance for judged in features[number].held_out] for number in chosen]
-        descriptions = [str(features[other].description) for _, other in pairs]
+        others = [*chosen[1:], *chosen[:1]] if len(chosen) > 1 else []
         try:
             answers = await together(
                 [
-                    self._ask(description, instances, self.question)
-                    for description, instances in zip(descriptions, held_out, strict=False)
+                    self._ask_again(str(features[other].description), features[number])
+                    for number, other in zip(chosen, others, strict=False)
                 ]
             )
         except BudgetSpentError as error:
             return features, f"{error}: the baselines are incomplete; answers so far are kept"
-        shares = {number: share_of_yes(answer) for (number, _), answer in zip(pairs, answers, strict=True)}
+        shares = dict(zip(chosen, map(share_of_yes, answers), strict=False))
         return [replace(feature, shuffled=shares.get(number)) for number, feature in enumerate(features)], None
+
+    async def _ask_again(self, description: str, feature: FeatureScore) -> list[Verdict]:
+        controls = [] if self.question == "token" else [judged.instance for judged in feature.controls]
+        held_out = [judged.instance for judged in feature.held_out]
+        return (await self._ask(description, feature.feature, held_out, controls, self.question))[0]
 
 
 def _undescribed(instances: FeatureInstances, failed: bool) -> FeatureScore:

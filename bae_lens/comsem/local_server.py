@@ -3,6 +3,7 @@
 It serves the packaged SmolLM2-135M-Instruct, whose judgements are near chance: it is there to exercise the client.
 """
 
+import hashlib
 import importlib
 import importlib.util
 from collections.abc import Iterator
@@ -38,6 +39,11 @@ def local_server() -> Iterator[str]:
         yield f"{server.listening_address}/v1"
     finally:
         del server
+
+
+def local_label() -> str:
+    """What stands for the server in a cache of answers, since its port is another each time: the model's file."""
+    return f"{LOCAL_MODEL} {hashlib.sha256(_weights().read_bytes()).hexdigest()}"
 
 
 def _weights() -> Path:

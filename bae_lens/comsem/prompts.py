@@ -8,7 +8,7 @@ from typing import Any
 from bae_lens.comsem.instances import Instance, Question
 
 LONGEST_DESCRIPTION = 200  # characters
-DESCRIPTION_TOKENS = 60
+DESCRIPTION_TOKENS = (15, 256)  # expected, and at most allowed: of longer answers the first line is taken
 UNKNOWN_DESCRIPTION = "description number {} of the typical length of some ten words"  # in estimates
 
 DESCRIBER = (

@@ -144,8 +144,8 @@ class ComSemReport:
     """Random tokens in the place of features: what a score means."""
     tally: Tally
     """Calls and tokens of this run."""
-    cost: float | None
-    """Of this run, where a price was given."""
+    failures: dict[str, int]
+    """Why calls failed, and how often."""
     stopped: str | None
     """Why not all features were scored; None if all were."""
 
@@ -184,13 +184,21 @@ class ComSemReport:
         """Scores and controls as a table in Markdown, with the judge's self-test below."""
         headings, *rows = self.rows()
         lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-        notes = [self.self_test.summary, *([self.warning] if self.warning else []), *filter(None, [self.stopped])]
+        notes = [self.self_test.summary, *filter(None, [self.warning, self.lost, self.stopped])]
         return "\n".join([*(f"| {' | '.join(row)} |" for row in lines), "", *notes])
 
     @property
     def warning(self) -> str:
         """What the mark means; empty if there is none."""
         return self.mark and "† by a judge that failed its self-test: differences may be the judge's, not the features'"
+
+    @property
+    def lost(self) -> str:
+        """What became of calls that failed; empty if none did."""
+        if not self.failures:
+            return ""
+        reasons = ", ".join(f"{kind}: {n}" for kind, n in self.failures.items())
+        return f"{self.tally.failed} calls failed ({reasons}); the same command asks them again"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "self_test": self.self_test.to_dict()}
@@ -230,6 +238,7 @@ TABLE: dict[str, Callable[[DictionaryScores], str]] = {
     "specificity": lambda d: _number(d.mean("specificity")),
     "balanced accuracy": lambda d: _number(d.mean("balanced_accuracy")),
     "AUC": lambda d: _number(d.mean("auc")),
+    "P(yes)": lambda d: _number(d.mean("probability")),
     "shuffled": lambda d: _number(d.mean("shuffled")),
     "detection": lambda d: _number(d.mean("detection")),
     "fuzzing": lambda d: _number(d.mean("fuzzing")),

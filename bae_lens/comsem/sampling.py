@@ -8,13 +8,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from bae_lens.activation import INSTANCES_TO_COUNT, count_instances
+from bae_lens.comsem.background import kept_apart
 from bae_lens.comsem.corpus import Spool, TextContext
 from bae_lens.comsem.instances import FeatureInstances, Instance
 from bae_lens.comsem.reservoirs import Reservoirs, TokenPool, first_of_each
 
 SPARE = 8  # instances kept beyond those needed, in case a sentence occurs several times in the corpus
 POOL_SIZE = 1024  # tokens from which controls are matched
-BACKGROUND_SIZE = 256  # of them, shown to a judge as ordinary tokens
 REACH = 31  # tokens on either side within which an instance's other firing tokens are remembered, as bits of an int64
 
 
@@ -73,8 +73,6 @@ class CollectedDictionary:
     """The scoreable ones, or a sample of them."""
     random_features: list[FeatureInstances]
     """Tokens drawn at random, in the place of features: what a dictionary must beat."""
-    background: list[Instance]
-    """Ordinary tokens of the corpus."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,16 @@ class Collection:
     n_tokens: int
     """Tokens of content."""
     dictionaries: dict[str, CollectedDictionary]
+    background: list[Instance]
+    """Ordinary tokens, from sentences of which nothing is asked."""
 
 
 class FeatureSampler:
-    """Samples the instances of one dictionary's features from a stream of tokens, in memory that does not grow."""
+    """Samples the instances of one dictionary's features from a stream of tokens, in memory that does not grow.
+
+    What is asked stands in none of the sentences that are kept apart as background, except in corpus order, where the
+    first instances are the first. `shown` holds the hashes of the sentences that came to be shown.
+    """
 
     def __init__(self, d_sae: int, settings: SamplingSettings) -> None:
         self.d_sae, self.settings = d_sae, settings
@@ -99,6 +103,7 @@ class FeatureSampler:
         self.n_fired = torch.zeros(d_sae, dtype=torch.int64)
         self.reservoirs = Reservoirs(d_sae, settings.examples + settings.held_out + SPARE, width=5)
         self.pool = TokenPool(POOL_SIZE, d_sae)
+        self.shown: set[int] = set()
         self._instance_keys = torch.Generator().manual_seed(settings.seed)
         self._pool_keys = torch.Generator().manual_seed(settings.seed)  # the same pool for every dictionary
 
@@ -111,7 +116,10 @@ class FeatureSampler:
 
     def _add_instances(self, rows: TokenRows, activated: Int[Tensor, "n k"], fires: Bool[Tensor, "n d_sae"]) -> None:
         activated = activated.sort(1).values  # so that equal codes draw equal keys, whatever the order of strength
-        row, column = (activated >= 0).nonzero().unbind(1)
+        taken = activated >= 0
+        if not self.settings.in_corpus_order:
+            taken &= ~kept_apart(rows.text)[:, None]
+        row, column = taken.nonzero().unbind(1)
         feature = activated[row, column]
         if self.settings.in_corpus_order:
             key = rows.index[row].double()
@@ -127,6 +135,7 @@ class FeatureSampler:
     def _add_to_pool(self, rows: TokenRows, fires: Bool[Tensor, "n d_sae"]) -> None:
         key = torch.rand(len(rows.index), generator=self._pool_keys, dtype=torch.float64)
         chosen = first_of_each(rows.sentence, key)
+        chosen = chosen[~kept_apart(rows.text[chosen])]
         sentences, number = rows.sentence.unique(return_inverse=True)
         anywhere = torch.zeros(len(sentences), self.d_sae).index_add_(0, number, fires.float()) > 0
         item = torch.stack([rows.place[chosen], rows.position[chosen], rows.token[chosen]], 1)
@@ -153,7 +162,6 @@ class FeatureSampler:
             scoreable=scoreable,
             features=sorted(features, key=lambda instances: instances.feature),
             random_features=self._random_features(spool, token_counts),
-            background=[_instance(spool, item) for item in self.pool.items[:BACKGROUND_SIZE].tolist()],
         )
 
     def _usable(self, feature: int) -> list[list[int]]:
@@ -173,7 +181,8 @@ class FeatureSampler:
         candidates: Int[Tensor, " n"],
         token_counts: Int[Tensor, " vocabulary"],
     ) -> FeatureInstances:
-        examples = [_instance(spool, item) for item in items]
+        examples = [read_instance(spool, item) for item in items]
+        self.shown.update(item[-1] for item in items)
         m = self.settings.examples
         held_out = torch.tensor(items[m:])
         shown = {instance.sentence for instance in examples}
@@ -181,7 +190,7 @@ class FeatureSampler:
         n_highlights = [len(instance.highlights) for instance in examples[m:]]
         rng = random.Random(f"{self.settings.seed} {feature}")
         controls = [
-            _instance(spool, item, n_highlights=n, rng=rng)
+            read_instance(spool, item, n_highlights=n, rng=rng)
             for item, n in zip(self.pool.items[matched].tolist(), n_highlights, strict=False)
         ]
         controls = [instance for instance in controls if instance.sentence not in shown]
@@ -216,7 +225,7 @@ def _firing_nearby(
     return bits
 
 
-def _instance(spool: Spool, item: list[int], n_highlights: int = 1, rng: random.Random | None = None) -> Instance:
+def read_instance(spool: Spool, item: list[int], n_highlights: int = 1, rng: random.Random | None = None) -> Instance:
     """From (place, position, token id) and, of a firing one, the bits of `_firing_nearby`."""
     place, position = item[:2]
     context = spool.read(place)

@@ -2,17 +2,20 @@
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from tqdm.auto import tqdm
 
+from bae_lens.comsem.client import ChatClient
 from bae_lens.comsem.collect import collect
 from bae_lens.comsem.corpus import CorpusSettings
 from bae_lens.comsem.dictionaries import Dictionary, load_dictionaries
-from bae_lens.comsem.instances import Judge, Question
+from bae_lens.comsem.instances import Instance, Judge, Question
 from bae_lens.comsem.interview import Interview
 from bae_lens.comsem.judge import LanguageModelJudge
 from bae_lens.comsem.results import ComSemReport, DictionaryScores, FeatureScore
@@ -21,7 +24,8 @@ from bae_lens.comsem.self_test import SelfTest, ask_cases, run_self_test
 from bae_lens.comsem.spending import Tally
 from bae_lens.sources import load_model, load_text
 
-SETTINGS = ("max_features", "examples", "held_out", "controls", "passage_scores", "baseline_features", "seed")
+ROBUST_FEATURES = 256  # scored per dictionary by default
+SETTINGS = ("examples", "held_out", "controls", "passage_scores", "baseline_features", "seed")
 T = TypeVar("T")
 
 
@@ -30,8 +34,10 @@ class ComSem:
     """Scores the features of dictionaries; see each field.
 
     The paper's score is always the share of yes on held-out activating tokens. What stands beside it (matched tokens
-    that do not activate the feature, other features' descriptions, random tokens) is asked in questions of its own and
-    never changes it.
+    that do not activate the feature, other features' descriptions, random tokens) is never counted in it, and in the
+    paper's setting not in its questions either. In the robust one, held-out tokens and those that do not activate the
+    feature are mixed in one question in seeded order, because in a list of nothing but the former a judge that answers
+    by place or by habit could not be told from a good one; so there `controls` is part of what a judge sees.
     """
 
     judge: Judge
@@ -40,11 +46,12 @@ class ComSem:
     """Describes; the judge itself by default."""
     setting: Literal["paper", "robust"] = "robust"
     """"paper": instances in corpus order, one call for each, the sentence unmarked. "robust": a seeded sample with no
-    sentence twice, the token marked in its sentence, one structured call for all."""
+    sentence twice, the token marked in its sentence, one structured call for all, controls among them."""
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
     """What is analysed. In the paper's setting all contexts of a document are, in order."""
-    max_features: int | None = 256
-    """Features scored per dictionary, a seeded sample of those with enough instances; None for all, as in the paper."""
+    max_features: int | None = None
+    """Features scored per dictionary, a seeded sample of those with enough instances; 0 for all. By default all in the
+    paper's setting, as published, and 256 in the robust one."""
     examples: int = 5
     """Instances from which a feature is described (m in the paper)."""
     held_out: int = 8
@@ -61,10 +68,10 @@ class ComSem:
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that leave nothing to describe or judge."""
-        for name in ("examples", "held_out", "max_features"):
+        for name, least in (("examples", 1), ("held_out", 1), ("max_features", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.setting not in ("paper", "robust"):
             raise ValueError(f"setting must be 'paper' or 'robust', got {self.setting!r}")
 
@@ -73,40 +80,47 @@ class ComSem:
     ) -> ComSemReport:
         """Tests the judge, collects instances in one pass over the text, and scores every dictionary.
 
+        A judge that compares with the corpus is tested after the collection, as it will judge. Before a language model
+        is asked about features, what that takes is written to stderr.
+
         `model` and `dataset` are objects, or names as `load_model` and `load_text` take them; `dataset` holds strings,
         or rows with a column `text`. `sae` is one dictionary or several by name: SAELens objects, folders, or
-        RELEASE/SAE_ID. Raises ValueError if the judge is near chance on its self-test or a dictionary does not fit the
-        model, and what the judge raises.
+        RELEASE/SAE_ID. All stay as they are. Raises ValueError if the judge is near chance on its self-test or a
+        dictionary does not fit the model, and what the judge raises.
         """
+        self_test = None if self.judge.needs_background else self._passed_test()
+        model, saes, collection = self.collect(model, sae, dataset)
+        self._prepare(collection.background)
+        self_test = self_test or self._passed_test()
+        if self._clients:
+            tqdm.write(f"to ask about features: {self._estimate(saes, collection).estimate}", file=sys.stderr)
+        return _finish(self._score(str(model.cfg.model_name), saes, collection, self_test))
+
+    def estimate(self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str) -> Tally:
+        """Collects instances as `score` does, and counts what would be asked: calls, and tokens by estimate.
+
+        What the cache holds already counts as cached. Raises ValueError without a language model to ask.
+        """
+        if not self._clients:
+            raise ValueError(f"{self.judge.name} costs nothing, so there is nothing to estimate")
+        model, saes, collection = self.collect(model, sae, dataset)
+        self._prepare(collection.background)
+        return self._estimate(saes, collection)
+
+    def test_judge(self, background: list[Instance] | None = None) -> SelfTest:
+        """The judge's answers to the built-in cases; `background` are ordinary tokens, for a judge that needs them."""
+        if background:
+            self.judge.prepare(background)
+        return _finish(self._closing(run_self_test(self.judge, self._question)))
+
+    def _passed_test(self) -> SelfTest:
         self_test = self.test_judge()
         tqdm.write(self_test.summary, file=sys.stderr)
         if self_test.near_chance and not self.accept_failing_judge:
             raise ValueError(
                 f"{self_test.summary}, which is near chance: use a better judge, or accept_failing_judge to go on"
             )
-        model, saes, collection = self.collect(model, sae, dataset)
-        return _finish(self._score(str(model.cfg.model_name), saes, collection, self_test))
-
-    def estimate(self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str) -> Tally:
-        """Collects instances as `score` does, and counts what would be asked: calls, and tokens by estimate.
-
-        What the cache holds already counts as cached. Raises ValueError for a judge that is no language model.
-        """
-        if not isinstance(self.judge, LanguageModelJudge):
-            raise ValueError(f"{self.judge.name} costs nothing, so there is nothing to estimate")
-        model, saes, collection = self.collect(model, sae, dataset)
-        describer = self._describer
-        with self.judge.client.dry_run() as tally:
-            if isinstance(describer, LanguageModelJudge) and describer.client is not self.judge.client:
-                with describer.client.dry_run() as other:
-                    _finish(self._estimate(saes, collection))
-                return Tally(**{name: value + getattr(other, name) for name, value in asdict(tally).items()})
-            _finish(self._estimate(saes, collection))
-        return tally
-
-    def test_judge(self) -> SelfTest:
-        """The judge's answers to the built-in cases."""
-        return _finish(self._closing(run_self_test(self.judge, self._question)))
+        return self_test
 
     def collect(
         self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str
@@ -116,12 +130,18 @@ class ComSem:
         saes = load_dictionaries(sae, str(model.cfg.device))
         documents = load_text(dataset) if isinstance(dataset, str) else dataset
         paper = self.setting == "paper"
-        sampling = SamplingSettings(self.examples, self.held_out, paper, self.max_features, self.seed)
+        sampling = SamplingSettings(self.examples, self.held_out, paper, self._max_features, self.seed)
         return model, saes, collect(model, saes, documents, self._corpus, sampling)
 
     @property
     def _corpus(self) -> CorpusSettings:
         return replace(self.corpus, contexts_per_document=None) if self.setting == "paper" else self.corpus
+
+    @property
+    def _max_features(self) -> int | None:
+        """None for all."""
+        default = None if self.setting == "paper" else ROBUST_FEATURES
+        return default if self.max_features is None else self.max_features or None
 
     @property
     def _question(self) -> Question:
@@ -131,43 +151,56 @@ class ComSem:
     def _describer(self) -> Judge:
         return self.describer or self.judge
 
+    @property
+    def _judges(self) -> list[Judge]:
+        return [self.judge] if self._describer is self.judge else [self.judge, self._describer]
+
+    @property
+    def _clients(self) -> list[ChatClient]:
+        models = [judge for judge in self._judges if isinstance(judge, LanguageModelJudge)]
+        return list({id(judge.client): judge.client for judge in models}.values())
+
+    def _prepare(self, background: list[Instance]) -> None:
+        for judge in self._judges:
+            judge.prepare(background)
+
     async def _closing(self, work: Coroutine[Any, Any, T]) -> T:
         try:
             return await work
         finally:
-            await self.judge.close()
-            await self._describer.close()
+            for judge in self._judges:
+                await judge.close()
 
-    async def _estimate(self, saes: dict[str, Any], collection: Collection) -> None:
-        await ask_cases(self.judge, self._question)
-        await self._closing(self._ask_everything(saes, collection, None))
+    def _estimate(self, saes: dict[str, Any], collection: Collection) -> Tally:
+        async def everything() -> None:
+            await ask_cases(self.judge, self._question)
+            await self._closing(self._ask_everything(saes, collection, None))
+
+        with ExitStack() as stack:
+            tallies = [stack.enter_context(client.dry_run()) for client in self._clients]
+            _finish(everything())
+        return Tally.total(tallies)
 
     async def _score(
         self, model_name: str, saes: dict[str, Any], collection: Collection, self_test: SelfTest
     ) -> ComSemReport:
         asked = self._ask_everything(saes, collection, self_test)
         dictionaries, random_features, stopped = await self._closing(asked)
-        clients = {
-            id(judge.client): judge.client
-            for judge in (self.judge, self._describer)
-            if isinstance(judge, LanguageModelJudge)
-        }.values()
-        tallies = [asdict(client.tally) for client in clients]
-        costs = [client.cost for client in clients if client.cost is not None]
         return ComSemReport(
             setting=self.setting,
             model=model_name,
             judge=self.judge.name,
             describer=self._describer.name,
             base_url=self.judge.client.base_url if isinstance(self.judge, LanguageModelJudge) else None,
-            settings={name: getattr(self, name) for name in SETTINGS} | {"corpus": asdict(self._corpus)},
+            settings={name: getattr(self, name) for name in SETTINGS}
+            | {"max_features": self._max_features, "corpus": asdict(self._corpus)},
             self_test=self_test,
             n_tokens=collection.n_tokens,
             n_sentences=collection.n_sentences,
             dictionaries=dictionaries,
             random_features=random_features,
-            tally=Tally(**{name: sum(tally[name] for tally in tallies) for name in asdict(Tally())}),
-            cost=sum(costs) if costs else None,
+            tally=Tally.total(client.tally for client in self._clients),
+            failures=dict(sum((client.failures for client in self._clients), Counter())),
             stopped=stopped,
         )
 
@@ -176,11 +209,16 @@ class ComSem:
     ) -> tuple[list[DictionaryScores], list[FeatureScore], str | None]:
         """Scores, random tokens' scores, and why it stopped early if it did."""
         first = next(iter(collection.dictionaries.values()))
-        for judge in (self.judge, self._describer):
-            judge.prepare(first.background)
         calibration = self_test.calibration if self_test else None
         interview = Interview(
-            self.judge, self._describer, self._question, calibration, self.controls, self.passage_scores, self.seed
+            self.judge,
+            self._describer,
+            self._question,
+            calibration,
+            self.controls,
+            self.passage_scores,
+            self.seed,
+            "scoring" if self_test else "estimating",
         )
         random_features, stopped = await interview.score_features(
             first.random_features[: self.baseline_features], "random tokens"

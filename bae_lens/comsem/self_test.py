@@ -8,11 +8,13 @@ import numpy as np
 
 from bae_lens.comsem.instances import Instance, Judge, Question, Verdict
 from bae_lens.comsem.measures import balanced_accuracy, share_of_no, share_of_yes
-from bae_lens.comsem.self_test_cases import CASES
+from bae_lens.comsem.mixed import ask_mixed
+from bae_lens.comsem.self_test_cases import CASES, CaseGroup
 from bae_lens.comsem.together import together
 
 PASSED = 0.75  # balanced accuracy from which a judge's scores are not marked
 NEAR_CHANCE = 0.6  # up to which a judge is refused
+ORDER_SEED = 0  # of the cases in one question; always the same, so that the answers are kept
 
 
 @dataclass(frozen=True)
@@ -82,25 +84,26 @@ class SelfTest:
         return cls(content["judge"], overall, kinds, content["unparsable"], calibration)
 
 
-async def ask_cases(judge: Judge, question: Question) -> list[list[Verdict]]:
-    """A judge's verdicts on each group of built-in cases, those that the description fits first."""
-    fits = [[Instance.from_marked(text) for text in group.fits] for group in CASES]
-    others = [[Instance.from_marked(text) for text in group.does_not] for group in CASES]
-    judge.prepare([instance for instances in fits + others for instance in instances])
-    questions = zip(CASES, fits, others, strict=True)
-    return await together([judge.judge(group.description, [*yes, *no], question) for group, yes, no in questions])
+async def ask_cases(judge: Judge, question: Question) -> list[tuple[list[Verdict], list[Verdict]]]:
+    """A judge's verdicts on each group of built-in cases: on those that the description fits, and on the others.
+
+    They are asked as features are (`ask_mixed`).
+    """
+
+    async def ask(group: CaseGroup) -> tuple[list[Verdict], list[Verdict]]:
+        fits, others = ([Instance.from_marked(text) for text in texts] for texts in (group.fits, group.does_not))
+        return await ask_mixed(judge, group.description, fits, others, question, f"{ORDER_SEED} {group.description}")
+
+    return await together([ask(group) for group in CASES])
 
 
 async def run_self_test(judge: Judge, question: Question) -> SelfTest:
-    """Asks a judge about all built-in cases, fitting and not fitting ones together, with its own `question`.
+    """Asks a judge, prepared as for scoring, about all built-in cases, with the `question` that it will be asked.
 
     Raises OSError if it does not answer.
     """
     answers = await ask_cases(judge, question)
-    verdicts = [
-        (group.kind, answer[: len(group.fits)], answer[len(group.fits) :])
-        for group, answer in zip(CASES, answers, strict=True)
-    ]
+    verdicts = [(group.kind, yes, no) for group, (yes, no) in zip(CASES, answers, strict=True)]
     kinds = {
         kind: _accuracy([(yes, no) for other, yes, no in verdicts if other == kind])
         for kind in dict.fromkeys(group.kind for group in CASES)

@@ -1,7 +1,8 @@
 """What asking costs: an estimate before, a tally while it happens, and a limit."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 BYTES_PER_TOKEN = 4  # of English in the byte-pair vocabularies of current models, roughly
@@ -30,7 +31,7 @@ class Budget:
     tokens: int | None = None
     """Input and output tokens together."""
     cost: float | None = None
-    """In the currency of the price."""
+    """In the currency of the prices."""
 
 
 @dataclass
@@ -42,17 +43,39 @@ class Tally:
     cached: int = 0
     """Calls answered by the cache, which cost nothing."""
     failed: int = 0
-    """Calls without an answer after all retries; they are not cached, so that running again asks only them."""
+    """Calls without an answer of use; they are not cached, so that running again asks only them."""
     input_tokens: int = 0
     output_tokens: int = 0
+    cost: float = 0.0
+    """In the currency of the prices; 0 without any."""
 
-    def check(self, budget: Budget, price: Price | None, in_flight: tuple[int, int]) -> None:
-        """Raises BudgetSpentError if what was spent and what is on its way (input, output tokens) exceed the budget."""
-        tokens = (self.input_tokens + in_flight[0], self.output_tokens + in_flight[1])
-        if budget.tokens is not None and sum(tokens) > budget.tokens:
+    def add(self, input_tokens: int, output_tokens: int, price: Price | None) -> None:
+        """Counts a call's tokens, and their cost where there is a price."""
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
+        self.cost += price(input_tokens, output_tokens) if price else 0.0
+
+    def check(self, budget: Budget, tokens: int, cost: float) -> None:
+        """Raises BudgetSpentError if what was spent, and `tokens` and `cost` on their way, exceed the budget."""
+        if budget.tokens is not None and self.input_tokens + self.output_tokens + tokens > budget.tokens:
             raise BudgetSpentError(f"the budget of {budget.tokens:,} tokens is spent")
-        if budget.cost is not None and price is not None and price(*tokens) > budget.cost:
+        if budget.cost is not None and self.cost + cost > budget.cost:
             raise BudgetSpentError(f"the budget of {budget.cost:g} is spent")
+
+    @property
+    def estimate(self) -> str:
+        """What a dry run found, in words."""
+        cost = f", cost about {self.cost:.2f}" if self.cost else ""
+        return (
+            f"{self.asked:,} calls to be made and {self.cached:,} cached: about {self.input_tokens:,} input and "
+            f"{self.output_tokens:,} output tokens{cost}"
+        )
+
+    @classmethod
+    def total(cls, tallies: Iterable["Tally"]) -> "Tally":
+        """The sum of several."""
+        parts = [asdict(tally) for tally in tallies]
+        return cls(**{name: sum((part[name] for part in parts), zero) for name, zero in asdict(cls()).items()})
 
 
 def estimate_input_tokens(request: dict[str, Any]) -> int:

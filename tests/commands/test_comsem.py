@@ -1,12 +1,18 @@
 import json
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
+from datasets import Dataset
 
 from bae_lens import cli
+from bae_lens.commands.comsem import Comsem, held_out_documents
+from bae_lens.comsem.client import ChatClient
 from bae_lens.comsem.embedding_judge import EmbeddingJudge
 from bae_lens.comsem.instances import Verdict
+from bae_lens.comsem.spending import Price
+from bae_lens.sources import load_text
 
 
 class LetterJudge(EmbeddingJudge):
@@ -47,13 +53,18 @@ def test_a_run_is_scored_on_its_held_out_documents(comsem, run_folder, capsys, m
     from bae_lens.comsem import corpus
 
     cut = corpus._cut
-    monkeypatch.setattr(corpus, "_cut", lambda document, *rest: (seen.append(document), cut(document, *rest))[1])
+    monkeypatch.setattr(
+        corpus, "_cut", lambda document, text, *rest: (seen.append(text), cut(document, text, *rest))[1]
+    )
     comsem("--embedding-judge", "--accept-failing-judge", "--max-features", "5")
     out = capsys.readouterr().out
     assert "| bae† |" in out
     assert "report and scores are in" in out
+    run = json.loads((run_folder / "run.json").read_text())
+    documents = load_text(run["text"]).shuffle(seed=run["seed"])["text"]
     assert seen
-    assert all(document % 10 == 0 for document in seen)
+    assert set(seen) <= set(documents[::10])
+    assert not set(seen) & {text for number, text in enumerate(documents) if number % 10}
     result = json.loads((run_folder / "comsem" / "comsem.json").read_text())
     assert len(result["dictionaries"][0]["features"]) == 5
     for file in ("comsem.html", "saebench/bae.json", "neuronpedia/bae.jsonl"):
@@ -69,7 +80,7 @@ def test_other_folders_and_dictionaries_may_be_chosen(comsem, tmp_path):
 def test_dry_run_asks_nothing_and_tells_the_cost(comsem, run_folder, capsys):
     comsem("--dry-run", "--price-input", "0.4", "--price-output", "1.6", "--max-features", "3")
     out = capsys.readouterr().out
-    assert "calls would be made and 0 are cached" in out
+    assert "calls to be made and 0 cached" in out
     assert "cost about 0.0" in out
     assert not (run_folder / "comsem" / "comsem.json").exists()
 
@@ -81,6 +92,7 @@ def test_dry_run_asks_nothing_and_tells_the_cost(comsem, run_folder, capsys):
         (["--price-input", "1"], "price_input and price_output go together"),
         (["--budget", "1"], "a budget of money needs the price"),
         (["--local-judge", "--embedding-judge"], "choose one of local_judge and embedding_judge"),
+        (["--embedding-judge", "--describer", "m"], "describer is a model on a server; leave it out"),
         ([], "needs a key: set the environment variable OPENAI_API_KEY"),
         (["--embedding-judge"], "which is near chance"),
         (["--base-url", "here"], "base_url must be an address"),
@@ -98,6 +110,58 @@ def test_users_error_ends_with_one_line(comsem, capsys, monkeypatch, arguments, 
     assert stop.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+PRICES = {"price_input": 1.0, "price_output": 2.0}
+DESCRIBER_PRICES = {"describer_price_input": 3.0, "describer_price_output": 4.0}
+
+
+def test_judge_and_describer_have_their_own_prices(tmp_path):
+    def prices(**options):
+        return Comsem(tmp_path, model="judge", **options)._prices()
+
+    assert prices() == {}
+    assert prices(**PRICES) == prices(describer="judge", **PRICES) == {"judge": Price(1.0, 2.0)}
+    both = {"judge": Price(1.0, 2.0), "other": Price(3.0, 4.0)}
+    assert prices(describer="other", **PRICES, **DESCRIBER_PRICES) == both
+    for alone in (PRICES, DESCRIBER_PRICES):
+        with pytest.raises(ValueError, match="judge and other have a price each"):
+            prices(describer="other", **alone)
+    with pytest.raises(ValueError, match="a describer other than the judge"):
+        prices(**PRICES, **DESCRIBER_PRICES)
+    with pytest.raises(ValueError, match="describer_price_input and describer_price_output go together"):
+        prices(describer="other", describer_price_input=1.0)
+
+
+def test_papers_setting_reads_the_same_documents_in_the_order_of_the_corpus():
+    text = Dataset.from_dict({"text": [f"{number:02}" for number in range(50)]})
+    robust, paper = ([row["text"] for row in held_out_documents(text, 3, order)] for order in (False, True))
+    assert robust == text.shuffle(seed=3)["text"][::10]
+    assert paper == sorted(robust) != robust
+    assert len(list(held_out_documents(text.to_iterable_dataset(), 3, True))) == 5
+
+
+def test_the_local_judge_is_known_by_its_model_and_not_by_its_port(comsem, monkeypatch, capsys):
+    clients = []
+
+    class Client(ChatClient):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            clients.append(self)
+
+    @contextmanager
+    def server():
+        yield f"http://127.0.0.1:{9 + len(clients)}/v1"
+
+    monkeypatch.setattr("bae_lens.commands.comsem.ChatClient", Client)
+    monkeypatch.setattr("bae_lens.commands.comsem.local_server", server)
+    for _ in range(2):
+        comsem("--local-judge", "--dry-run", "--max-features", "1")
+    assert "nothing was asked" in capsys.readouterr().out
+    first, second = clients
+    assert first.base_url != second.base_url
+    assert first.label == second.label
+    assert first.label.startswith("SmolLM2")
 
 
 def test_a_folder_that_is_no_run_is_refused(monkeypatch, tmp_path, capsys):

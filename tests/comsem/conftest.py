@@ -139,6 +139,7 @@ class RuleJudge:
     """Describes and judges by rules, so that the right scores are known."""
 
     name = "rules"
+    needs_background = False
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
@@ -193,7 +194,8 @@ class ChatServer:
         self.answered: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.fault: Callable[[int], str | None] = lambda _: None
-        self.answer: Callable[[dict[str, Any]], str] = lambda _: "Yes"
+        self.answer: Callable[[dict[str, Any]], Any] = lambda _: "Yes"
+        self.usage: dict[str, int] | None = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
         self.latency = 0.0
         self.retry_after = "0.02"
         self._lock, self._released = threading.Lock(), threading.Event()
@@ -261,7 +263,7 @@ class ChatServer:
         request.wfile.write(data)
 
     def _completion(self, body: dict[str, Any], fault: str | None) -> dict[str, Any]:
-        text = self.answer(body)
+        text = {"blank": " ", "no content": None}.get(fault or "", self.answer(body))
         if fault == "truncated":
             text = text[: len(text) // 2]
         choice = {
@@ -275,7 +277,7 @@ class ChatServer:
             "created": 0,
             "model": body["model"],
             "choices": [] if fault == "empty" else [choice],
-            "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
+            "usage": self.usage,
         }
 
     def close(self) -> None:

@@ -1,12 +1,15 @@
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig, Transcoder, TranscoderConfig
 
+from bae_lens import BAE, BAEConfig
 from bae_lens.comsem.collect import collect
 from bae_lens.comsem.corpus import CorpusSettings, text_contexts
-from bae_lens.comsem.sampling import SamplingSettings
+from bae_lens.comsem.sampling import FeatureSampler, SamplingSettings
 
 NAMES = ("digits", "the", "sentence end", "nothing")
 CORPUS = CorpusSettings(tokens=1500, context_size=16)
@@ -72,7 +75,9 @@ def test_controls_stand_in_sentences_without_the_feature_and_are_highlighted_as_
     assert all("the" not in instance.sentence.split() for instance in instances.controls)
     assert [len(instance.highlights) for instance in instances.controls] == [1] * 8
     several = collection.dictionaries["sae"].features[3]
-    assert {len(instance.highlights) for instance in several.controls} > {1}
+    wanted = [len(instance.highlights) for instance in several.held_out]
+    assert [len(instance.highlights) for instance in several.controls] == wanted
+    assert max(wanted) > 1
 
 
 def test_special_tokens_are_neither_instances_nor_counted(word_model, known_sae, word_texts):
@@ -104,12 +109,59 @@ def test_zero_activation_is_never_activated(word_model, word_texts):
 
 
 def test_prior_is_the_exact_firing_rate_over_the_corpus(word_model, known_bae, word_texts):
-    known_bae.prior.fill_(0.9)
+    known_bae.prior.fill_(0.9)  # with which nothing would be surprising but silence
     collected = collect(word_model, {"bae": known_bae}, word_texts, CORPUS, SAMPLING).dictionaries["bae"]
     rates = torch.tensor([instances.firing_rate for instances in collected.features])
-    assert torch.equal(known_bae.prior, rates)
+    tokens = [t for context in text_contexts(word_model.tokenizer, word_texts, CORPUS, 0) for t in context.tokens[1:]]
+    assert torch.equal(rates, known_bae.encode(word_model.W_E[tokens]).mean(0))
     n = torch.tensor([instances.n_instances for instances in collected.features])
     assert torch.equal(n, (rates * 1500).round().long())
+
+
+@pytest.fixture
+def bae_at_z():
+    """At hook_z of the second layer: 2 heads of 8."""
+    bae = BAE(BAEConfig(d_in=16, d_sae=4, reshape_activations="hook_z"))
+    bae.cfg.metadata.hook_name = "blocks.1.attn.hook_z"
+    bae.turn_on_forward_pass_hook_z_reshaping()
+    return bae
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_dictionaries_stay_as_they_are(word_model, known_bae, bae_at_z, word_texts, monkeypatch, fails):
+    dictionaries = {"known": known_bae, "at z": bae_at_z}
+    for bae in dictionaries.values():
+        bae.prior.fill_(0.3)
+    before = {name: deepcopy(bae.state_dict()) for name, bae in dictionaries.items()}
+    if fails:
+        monkeypatch.setattr(FeatureSampler, "finish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        collect(word_model, dictionaries, word_texts, replace(CORPUS, tokens=300), SAMPLING)
+    for name, bae in dictionaries.items():
+        assert all(torch.equal(value, before[name][key]) for key, value in bae.state_dict().items())
+        assert set(before[name]) == set(bae.state_dict())
+    assert (known_bae.hook_z_reshaping_mode, bae_at_z.hook_z_reshaping_mode) == (False, True)
+    assert bae_at_z(torch.randn(2, 3, 2, 8)).shape == (2, 3, 2, 8)
+
+
+@pytest.mark.parametrize("in_corpus_order", [False, True])
+def test_background_stands_in_no_sentence_of_which_anything_is_asked(
+    word_model, known_sae, word_texts, in_corpus_order
+):
+    sampling = replace(SAMPLING, in_corpus_order=in_corpus_order)
+    collected = collect(word_model, {"sae": known_sae}, word_texts, CORPUS, sampling)
+    (dictionary,) = collected.dictionaries.values()
+    asked = [
+        instance.sentence
+        for instances in [*dictionary.features, *dictionary.random_features]
+        for instance in [*instances.describe, *instances.held_out, *instances.controls]
+    ]
+    background = {instance.sentence for instance in collected.background}
+    assert len(background) > 3
+    assert len(collected.background) > 40
+    assert not background & set(asked)
+    tokens = collected.background[0].text, collected.background[0].sentence
+    assert tokens[0] in tokens[1]
 
 
 def test_a_bit_that_is_mostly_on_is_activated_by_its_absence(word_model, known_bae, word_texts):

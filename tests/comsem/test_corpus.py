@@ -38,11 +38,6 @@ def test_only_some_contexts_of_a_document_and_a_seed(word_tokenizer, word_texts)
     assert found == again != other
 
 
-def test_held_out_documents_are_those_that_training_leaves_out(word_tokenizer, word_texts):
-    found = contexts(word_tokenizer, [{"text": text} for text in word_texts[:31]], held_out_only=True)
-    assert sorted({context.document for context in found}) == [0, 10, 20, 30]
-
-
 def test_text_without_full_stops_is_kept_to_what_is_near(word_tokenizer):
     text = " ".join(["word1"] * 400) + " the " + " ".join(["word2"] * 400)
     found = contexts(word_tokenizer, [text], context_size=32, contexts_per_document=None)

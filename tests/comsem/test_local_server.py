@@ -1,3 +1,4 @@
+import asyncio
 import socket
 import sys
 from urllib.parse import urlsplit
@@ -5,9 +6,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from bae_lens.comsem import ComSem
+from bae_lens.comsem.cache import AnswerCache
+from bae_lens.comsem.client import ChatClient
 from bae_lens.comsem.corpus import CorpusSettings
-from bae_lens.comsem.judge import ChatClient, LanguageModelJudge
-from bae_lens.comsem.local_server import LOCAL_MODEL, local_server
+from bae_lens.comsem.judge import LanguageModelJudge
+from bae_lens.comsem.local_server import LOCAL_MODEL, local_label, local_server
 
 
 def test_missing_server_is_named(monkeypatch):
@@ -22,10 +25,11 @@ def test_one_feature_end_to_end_on_the_real_wire(word_model, known_sae, word_tex
     async def few_cases(judge, question):  # 20 groups of cases take the small model minutes
         group = CASES[0]
         fits, others = ([Instance.from_marked(text) for text in texts] for texts in (group.fits, group.does_not))
-        return [await judge.judge(group.description, [*fits, *others], question)]
+        return [await ask_mixed(judge, group.description, fits, others, question, "0")]
 
     from bae_lens.comsem import self_test
     from bae_lens.comsem.instances import Instance
+    from bae_lens.comsem.mixed import ask_mixed
     from bae_lens.comsem.self_test_cases import CASES
 
     monkeypatch.setattr(self_test, "ask_cases", few_cases)
@@ -47,6 +51,26 @@ def test_one_feature_end_to_end_on_the_real_wire(word_model, known_sae, word_tex
     assert feature.failed == feature.unparsable == 0
     assert feature.score is not None
     assert all(judged.verdict.probability is not None for judged in feature.held_out)
-    assert report.tally.asked == 6
+    assert report.tally.asked == 5
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=5)
+
+
+@pytest.mark.slow
+def test_a_second_server_of_the_same_model_is_asked_nothing(cache_file):
+    async def ask(client):
+        try:
+            message = {"role": "user", "content": "Say yes."}
+            return await client.ask({"model": LOCAL_MODEL, "messages": [message], "max_completion_tokens": 40}, 4)
+        finally:
+            await client.close()
+
+    cache = AnswerCache(cache_file)
+    with local_server() as first, local_server() as second:
+        assert first != second
+        clients = [ChatClient(url, cache, timeout=600.0, label=local_label()) for url in (first, second)]
+        answers = [asyncio.run(ask(client)) for client in clients]
+    assert answers[0].text
+    assert answers[0] == answers[1]
+    assert [(client.tally.asked, client.tally.cached) for client in clients] == [(1, 0), (0, 1)]
+    cache.close()

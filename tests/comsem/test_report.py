@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 from bae_lens import plots_comsem
+from bae_lens.comsem.spending import Tally
 from bae_lens.report_comsem import n_wrong, worst_first, write_comsem_report
 
 
@@ -11,6 +12,14 @@ def test_page_is_one_file_with_the_table_and_wrong_verdicts_first(report, tmp_pa
     assert 'src="http' not in html
     assert html.index("3: word") < html.index("1: the")
     assert 'class="wrong"' in html
+
+
+def test_failures_and_costs_are_told(report, tmp_path):
+    lost = replace(report, failures={"cut off": 2}, tally=Tally(failed=2, cost=1.5))
+    html = write_comsem_report(lost, tmp_path).read_text()
+    assert "2 calls failed (cut off: 2); the same command asks them again" in html
+    assert "cost\n  1.5000" in html
+    assert "calls failed (" not in write_comsem_report(report, tmp_path).read_text()
 
 
 def test_text_of_the_corpus_is_escaped(report, tmp_path):

@@ -1,14 +1,19 @@
 import json
 import zlib
 from collections import Counter
+from contextlib import nullcontext
+from copy import deepcopy
+from itertools import pairwise
 
 import pytest
+import torch
 
 from bae_lens import ComSem, ComSemReport
 from bae_lens.comsem.cache import AnswerCache
+from bae_lens.comsem.client import ChatClient
 from bae_lens.comsem.corpus import CorpusSettings
 from bae_lens.comsem.instances import Verdict
-from bae_lens.comsem.judge import ChatClient, LanguageModelJudge
+from bae_lens.comsem.judge import LanguageModelJudge
 from bae_lens.comsem.spending import Budget
 
 CORPUS = CorpusSettings(tokens=1200, context_size=16)
@@ -67,6 +72,73 @@ def test_controls_and_baselines_never_change_the_score(comsem, word_model, known
     assert bare.random_features == []
 
 
+def test_what_activates_a_feature_and_what_does_not_are_mixed_in_one_question(
+    comsem, rule_judge, word_model, known_sae, word_texts
+):
+    lists = {"marked token": [], "passage": [], "highlights": []}
+    judge = rule_judge.judge
+
+    async def record(description, instances, question):
+        lists[question].append((description, [instance.marked for instance in instances]))
+        return await judge(description, instances, question)
+
+    rule_judge.judge = record
+    report = comsem().score(word_model, known_sae, word_texts)
+    for feature in report.dictionaries[0].features:
+        held_out = [judged.instance.marked for judged in feature.held_out]
+        controls = [judged.instance.marked for judged in feature.controls]
+        for asked in lists.values():
+            questions = [(text, shown) for text, shown in asked if sorted(shown) == sorted(held_out + controls)]
+            (shown,) = {tuple(shown) for _, shown in questions}
+            kinds = [marked in held_out for marked in shown]
+            assert sum(a != b for a, b in pairwise(kinds)) > 3
+        texts = [text for text, shown in lists["marked token"] if sorted(shown) == sorted(held_out + controls)]
+        assert len(texts) == 2, "its own description and another's"
+
+
+def test_a_judge_that_compares_with_the_corpus_is_tested_as_it_judges(
+    comsem, rule_judge, word_model, known_sae, word_texts
+):
+    prepared, asked = [], []
+    judge = rule_judge.judge
+
+    async def record(description, instances, question):
+        asked.extend(instances)
+        assert len(prepared) == 1, "the self-test comes after the preparation"
+        return await judge(description, instances, question)
+
+    rule_judge.needs_background, rule_judge.judge, rule_judge.prepare = True, record, prepared.append
+    comsem().score(word_model, known_sae, word_texts)
+    ((background),) = prepared
+    assert background
+    assert not {instance.sentence for instance in background} & {instance.sentence for instance in asked}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_dictionaries_stay_as_they_are(comsem, rule_judge, word_model, known_bae, word_texts, fails):
+    async def fail(*_):
+        raise OSError("no judge")
+
+    known_bae.prior.fill_(0.3)
+    before = deepcopy(known_bae.state_dict()), known_bae.cfg.to_dict(), known_bae.training
+    if fails:
+        rule_judge.needs_background, rule_judge.judge = True, fail  # after the collection
+    with pytest.raises(OSError, match="no judge") if fails else nullcontext():
+        comsem(max_features=1).score(word_model, known_bae, word_texts)
+    state, *flags = before
+    assert all(torch.equal(value, state[name]) for name, value in known_bae.state_dict().items())
+    assert [known_bae.cfg.to_dict(), known_bae.training] == flags
+
+
+def test_papers_setting_scores_all_features_and_the_robust_one_a_sample(rule_judge):
+    limits = [
+        ComSem(rule_judge, setting=setting, max_features=given)._max_features
+        for setting in ("paper", "robust")
+        for given in (None, 0, 7)
+    ]
+    assert limits == [None, None, 7, 256, None, 7]
+
+
 def test_a_judge_near_chance_is_refused_before_anything_is_collected(rule_judge, word_model, known_sae):
     with pytest.raises(ValueError, match="which is near chance"):
         ComSem(rule_judge).score(word_model, known_sae, [])
@@ -113,8 +185,10 @@ def llm(chat_server, **options):
     return LanguageModelJudge("m", ChatClient(chat_server.url, **options))
 
 
-@pytest.mark.parametrize(("setting", "calls"), [("paper", 1 + 8 + 8 + 1 + 1), ("robust", 5)])
-def test_calls_per_feature_and_the_estimate_of_them(chat_server, word_model, known_sae, word_texts, setting, calls):
+@pytest.mark.parametrize(("setting", "calls"), [("paper", 1 + 8 + 8 + 1 + 1), ("robust", 4)])
+def test_calls_per_feature_and_the_estimate_of_them(
+    capsys, chat_server, word_model, known_sae, word_texts, setting, calls
+):
     known_sae.W_enc.data[:, 1:3] = 0.0  # two features are left, which share the instances 1 and 3
     judge = llm(chat_server)
     comsem = ComSem(judge, setting=setting, corpus=CORPUS, baseline_features=0, accept_failing_judge=True)
@@ -123,6 +197,7 @@ def test_calls_per_feature_and_the_estimate_of_them(chat_server, word_model, kno
     report = comsem.score(word_model, known_sae, word_texts)
     self_test = 80 if setting == "paper" else 20
     assert chat_server.received == report.tally.asked == estimate.asked == self_test + 2 * calls
+    assert f"to ask about features: {2 * calls} calls to be made and {self_test} cached" in capsys.readouterr().err
 
 
 def test_a_refused_key_ends_everything_at_once(chat_server, word_model, known_sae, word_texts):
@@ -150,10 +225,10 @@ def test_a_spent_budget_keeps_what_was_done_and_the_next_run_goes_on(chat_server
         comsem = ComSem(judge, corpus=CORPUS, passage_scores=False, baseline_features=0, accept_failing_judge=True)
         return comsem.score(word_model, known_sae, word_texts)
 
-    # 20 questions of the self-test and 12 about features, at 12 tokens each, and the estimate of the one on its way
-    first = run(Budget(tokens=700))
+    # 20 questions of the self-test and 8 about features, at 12 tokens each, and the estimate of the one on its way
+    first = run(Budget(tokens=900))
     assert first.stopped is not None
-    assert "the budget of 700 tokens is spent" in first.table()
+    assert "the budget of 900 tokens is spent" in first.table()
     assert len(first.dictionaries[0].features) < 4
     second = run(None)
     assert second.stopped is None
@@ -171,3 +246,4 @@ def test_lost_calls_are_counted_and_left_out(chat_server, word_model, known_sae,
     assert report.tally.failed == sum(feature.failed > 0 for feature in features) == 2
     assert sum(feature.description is None for feature in features) == 2
     assert len(report.dictionaries[0].scores) == 2
+    assert "2 calls failed (status 503: 2); the same command asks them again" in report.table()

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import json
 
 import pytest
@@ -19,13 +20,14 @@ class Judge:
     """Answers as `answer` says, given the truth and a running number."""
 
     name = "made up"
+    needs_background = False
 
     def __init__(self, answer):
         self.answer = answer
         self.number = -1
 
     def prepare(self, background):
-        assert len(background) == len(TRUTH)
+        raise AssertionError(background)
 
     async def describe(self, *_, **__):
         raise AssertionError
@@ -71,6 +73,15 @@ def test_a_judge_that_always_says_the_same_is_near_chance(answer):
     assert not result.passed
     assert result.calibration is None
     assert result.unparsable == (len(TRUTH) if answer is None else 0)
+
+
+def test_a_judge_that_answers_by_position_is_near_chance():
+    class ByPosition(Judge):
+        async def judge(self, description, instances, question):  # noqa: ARG002
+            return [Verdict(yes) for yes in self.answer[: len(instances)]]
+
+    for answers in itertools.product([True, False], repeat=4):
+        assert asyncio.run(run_self_test(ByPosition(answers), "marked token")).near_chance
 
 
 def test_a_weak_judge_fails_without_being_near_chance():
