@@ -44,9 +44,7 @@ def _run() -> None:
         )
         if n_launched() > 1 and not isinstance(command, Train):
             name = type(command).__name__.lower()
-            raise ValueError(
-                f"torchrun started {n_launched()} processes, which only train shares; run {name} without it"
-            )
+            raise ValueError(f"torchrun started {n_launched()} processes, but only train shares them; run {name} alone")
         print(command.run())
     except KeyboardInterrupt:
         if launch_index() == 0:

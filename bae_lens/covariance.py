@@ -71,9 +71,7 @@ class _AbsoluteCovariance(torch.autograd.Function):
             return (h * gradient).sum() / 2, gradient
 
     @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Callable[[Tensor], Tensor]], output: tuple[Tensor, Tensor]
-    ) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: tuple[Tensor, Tensor]) -> None:
         gradient = output[1]
         ctx.mark_non_differentiable(gradient)
         ctx.save_for_backward(gradient)

@@ -63,12 +63,12 @@ def is_first() -> bool:
     return process_index() == 0
 
 
-def own_rows(rows: Shaped[Tensor, "n *features"]) -> Shaped[Tensor, "own *features"]:
-    """This process's share, in order: those of all processes one after another are the whole, and differ by one row."""
+def own_rows(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "own ..."]:
+    """The share of this process. Those of all, one after another, are the whole; they differ by one row at most."""
     return rows.tensor_split(n_processes())[process_index()]
 
 
-def gather_rows(rows: Shaped[Tensor, "own *features"], sent_as: torch.dtype | None = None) -> Shaped[Tensor, "n *_"]:
+def gather_rows(rows: Shaped[Tensor, "own ..."], sent_as: torch.dtype | None = None) -> Shaped[Tensor, "n ..."]:
     """The rows of all processes one after another, differentiable with respect to this one's.
 
     They may differ in number, and travel as `sent_as`, which must hold their values: a code is whole in uint8.
@@ -155,5 +155,5 @@ def _naming_the_cause() -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ConnectionError(
-            f"another process of this run has ended or cannot be reached ({reason}); if it printed an error, that is why"
+            f"another process of this run has ended or cannot be reached ({reason}); an error that it printed says why"
         ) from error

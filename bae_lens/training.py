@@ -203,13 +203,8 @@ class _Run:
         trainer, settings = self.trainer, self.settings
         batches = self.states.shuffled(settings.batch_size, self.source["seed"], trainer.n_training_steps)
         saved = time.monotonic()
-        progress = tqdm(
-            total=settings.steps,
-            initial=trainer.n_training_steps,
-            desc=f"training {self.name}",
-            unit="step",
-            disable=not is_first(),
-        )
+        progress = tqdm(total=settings.steps, initial=trainer.n_training_steps, unit="step", disable=not is_first())
+        progress.set_description(f"training {self.name}")
         if trainer.cfg.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(trainer.cfg.device)
         with progress, _interruption() as interrupted:
