@@ -236,7 +236,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         self.prior = self.prior.lerp(rate.to(self.prior.dtype), weight)
         if self.cfg.target_l0 is not None and n_training_steps >= self.cfg.entropy_start_step:
             excess = (rate.sum() / self.cfg.target_l0 - 1).clamp(-1, 1)
-            factor = self.entropy_multiplier * torch.exp(CONTROLLER_GAIN * excess)
+            factor = self.entropy_multiplier * torch.exp(CONTROLLER_GAIN * excess).to(self.entropy_multiplier.dtype)
             self.entropy_multiplier = factor.clamp(*CONTROLLER_RANGE)
 
     def to_inference(self) -> BAE:

@@ -15,36 +15,32 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from jaxtyping import install_import_hook
-
-with install_import_hook("bae_lens", "beartype.beartype"):
-    import bae_lens.training
-    from bae_lens import TrainingBAEConfig, TrainingBinaryTranscoderConfig, covariance, parallel
-    from bae_lens.contexts import ContextSettings, choose_contexts
-    from bae_lens.harvest import HiddenStates, harvest
-    from bae_lens.recipe import Recipe, TrainingSettings
-    from bae_lens.sources import load_model, load_text
-    from bae_lens.sparse_matmul import sums_rows
-    from bae_lens.training import train_dictionary
-
 import torch
 import torch.distributed as dist
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 
+import bae_lens.training
+from bae_lens import TrainingBAEConfig, TrainingBinaryTranscoderConfig, covariance, parallel
+from bae_lens.contexts import ContextSettings, choose_contexts
+from bae_lens.harvest import HiddenStates, harvest
+from bae_lens.recipe import Recipe, TrainingSettings
+from bae_lens.sources import load_model, load_text
+from bae_lens.sparse_matmul import sums_rows
+from bae_lens.training import train_dictionary
+
 HOOK = "blocks.0.hook_resid_post"
 ROWS = (32, 33, 2, 41)  # of the batches, in turn: neither 2 nor 3 processes share them all equally
 SETTINGS = TrainingSettings(training_tokens=33 * 24, batch_size=33)
-SIZES = {"d_in": 16, "d_sae": 160, "dtype": "float64"}
-PENALTIES = {"entropy_coefficient": 0.5, "covariance_coefficient": 0.02}
+SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 160, "dtype": "float64"}
+PENALTIES: dict[str, Any] = {"entropy_coefficient": 0.5, "covariance_coefficient": 0.02}
 CONFIGS = {
     "sparse": TrainingBAEConfig(**SIZES, **PENALTIES),
-    "dense": TrainingBAEConfig(**SIZES, **PENALTIES, encoder_bias_init=-0.5),
-    "sparse_sample": TrainingBAEConfig(**SIZES, **PENALTIES, covariance_sample=80),
-    "dense_sample": TrainingBAEConfig(**SIZES, **PENALTIES, covariance_sample=80, encoder_bias_init=-0.5),
-    "target_l0": TrainingBAEConfig(**SIZES, target_l0=8.0, entropy_start_step=5),
-    "no_bias": TrainingBAEConfig(**SIZES, **PENALTIES, apply_encoder_bias=False, encoder_bias_init=0.0),
+    "sparse, sampled": TrainingBAEConfig(**SIZES, **PENALTIES, covariance_sample=80),
+    "dense": TrainingBAEConfig(**SIZES, **PENALTIES, apply_encoder_bias=False, encoder_bias_init=0.0),
+    "dense, sampled": TrainingBAEConfig(**SIZES, **PENALTIES, covariance_sample=80, encoder_bias_init=-0.5),
+    "steered": TrainingBAEConfig(**SIZES, target_l0=8.0, entropy_start_step=5),
     "transcoder": TrainingBinaryTranscoderConfig(**SIZES, **PENALTIES, d_out=7),
 }
 RECIPE = Recipe(TrainingBAEConfig(**{**SIZES, "d_sae": 64}, **PENALTIES, target_l0=8.0), lr=4e-3)
@@ -86,6 +82,7 @@ def parts() -> None:
     own = parallel.own_rows(whole).clone().requires_grad_()
     gathered = parallel.gather_rows(own)
     gathered.square().sum().backward()
+    assert own.grad is not None
     index = parallel.process_index()
     uneven = parallel.gather_rows(torch.full((index,), index))
     code = parallel.gather_rows(parallel.own_rows((whole > 0).double()), sent_as=torch.uint8)
@@ -130,7 +127,9 @@ def _train_steps(cfg: TrainingBAEConfig) -> dict[str, Any]:
     for step in range(24):
         batch = 2 * torch.randn(ROWS[step % len(ROWS)], 16 + getattr(cfg, "d_out", 0), dtype=torch.float64)
         output = trainer.step(parallel.own_rows(batch))
-        losses.append([value.item() for value in (output.loss, *output.losses.values(), *output.metrics.values())])
+        losses.append(
+            [torch.as_tensor(value) for value in (output.loss, *output.losses.values(), *output.metrics.values())]
+        )
         sparse.append(sums_rows(output.feature_acts.detach()))
         trainer.n_training_steps += 1
     return {
@@ -188,11 +187,14 @@ def interrupted_training(name: str) -> None:
         try:
             train(name)
         except KeyboardInterrupt:
-            write(f"interrupted-{name}", [path.name for path in (folder / "trained" / name / "checkpoints/bae").iterdir()])
+            write(
+                f"interrupted-{name}", [path.name for path in (folder / "trained" / name / "checkpoints/bae").iterdir()]
+            )
 
 
 def killed_training(name: str) -> None:
     """The second process is killed in step 17; the others must say so at once."""
+    start = time.monotonic()
     with (
         during_step(17, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
         mock.patch.object(bae_lens.training, "CHECKPOINT_SECONDS", 0.0),
@@ -200,12 +202,11 @@ def killed_training(name: str) -> None:
         try:
             train(name)
         except ConnectionError as error:
-            write(f"killed-{name}", str(error))
+            write(f"killed-{name}", {"message": str(error), "seconds": time.monotonic() - start})
 
 
 def main() -> None:
     found: dict[str, list[int]] = {}
-    T=time.monotonic(); print("start",time.process_time(),flush=True)
     for n in (1, 2, 3):
         found[f"parts {n}"] = together(n, parts)
         found[f"steps {n}"] = together(n, train_steps)
@@ -216,9 +217,7 @@ def main() -> None:
     for n in (1, 3):
         found[f"train interrupted for {n}"] = together(2, interrupted_training, f"from-2-to-{n}")
         found[f"train resumed by {n}"] = together(n, train, f"from-2-to-{n}")
-    start = time.monotonic()
     found["train killed"] = together(3, killed_training, "killed")
-    torch.save(time.monotonic() - start, folder / "seconds.pt")
     found["train resumed after kill"] = together(2, train, "killed")
     torch.save(found, folder / "exits.pt")
 
