@@ -182,7 +182,7 @@ class _Run:
         except ConnectionError as error:
             raise ConnectionError(
                 f"the training of {self.name} stopped at step {self.trainer.n_training_steps}: {error}; the same "
-                f"command, with any number of processes, goes on from the last checkpoint, step {self.saved_step}"
+                f"command, with any number of processes, goes on from step {self.saved_step}, where it was last saved"
             ) from error
         if is_first():
             self._save(folder)

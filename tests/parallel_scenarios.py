@@ -128,7 +128,10 @@ def _train_steps(cfg: TrainingBAEConfig) -> dict[str, Any]:
         batch = 2 * torch.randn(ROWS[step % len(ROWS)], 16 + getattr(cfg, "d_out", 0), dtype=torch.float64)
         output = trainer.step(parallel.own_rows(batch))
         losses.append(
-            [torch.as_tensor(value) for value in (output.loss, *output.losses.values(), *output.metrics.values())]
+            [
+                torch.as_tensor(value).detach()
+                for value in (output.loss, *output.losses.values(), *output.metrics.values())
+            ]
         )
         sparse.append(sums_rows(output.feature_acts.detach()))
         trainer.n_training_steps += 1
