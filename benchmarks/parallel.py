@@ -59,16 +59,16 @@ class Parallel:
 
 
 def _summary(measured: list[dict[str, float]]) -> dict[str, float]:
-    """Medians over the rounds, of ratios taken within each."""
+    """Of each, the median over the rounds, of ratios taken within a round."""
+    median = {name: statistics.median(turn[name] for turn in measured) for name in measured[0]}
     ratios = sorted(turn["alone"] / turn["shared"] for turn in measured)
     return {
-        "seconds_alone": statistics.median(turn["alone"] for turn in measured),
-        "seconds_shared": statistics.median(turn["shared"] for turn in measured),
+        **median,
         "steps_per_second_ratio": statistics.median(ratios),
         "lowest_ratio": ratios[0],
         "highest_ratio": ratios[-1],
+        "cpu_ratio": statistics.median(turn["cpu_alone"] / turn["cpu_shared"] for turn in measured),
         "share_in_communication": statistics.median(turn["talking"] / turn["shared"] for turn in measured),
-        "density": statistics.median(turn["density"] for turn in measured),
     }
 
 
@@ -78,17 +78,18 @@ def _take_turns(rank: int, settings: Parallel, d_in: int, d_sae: int, folder: Pa
     measured: list[dict[str, float]] = []
     for turn in tqdm(range(settings.rounds + 1), f"{d_in} x {d_sae}", disable=rank > 0):
         batches = torch.randn(settings.steps, settings.batch_size, d_in)
-        seconds = _time(alone, batches)[0] if rank == 0 else 0.0
+        seconds, cpu, density = _time(alone, batches) if rank == 0 else (0.0, 0.0, 0.0)
         dist.init_process_group("gloo", init_method=f"file://{folder}/{turn}", rank=rank, world_size=2)
         if turn == 0:
             sum_gradients(shared.sae)
         dist.barrier()
         with _timed_collectives() as talking:
-            together, density = _time(shared, torch.stack([own_rows(batch) for batch in batches]))
+            together, cpu_together, _ = _time(shared, torch.stack([own_rows(batch) for batch in batches]))
         dist.destroy_process_group()
         if turn > 0:
-            per_step = (value / settings.steps for value in (seconds, together, sum(talking)))
-            measured.append({**dict(zip(("alone", "shared", "talking"), per_step, strict=True)), "density": density})
+            times = {"alone": seconds, "shared": together, "cpu_alone": cpu, "cpu_shared": cpu_together}
+            times["talking"] = sum(talking)
+            measured.append({name: value / settings.steps for name, value in times.items()} | {"density": density})
     if rank == 0:
         write_text(folder / "measured.json", json.dumps(measured))
 
@@ -102,13 +103,13 @@ def _trainer(settings: Parallel, d_in: int, d_sae: int) -> SAETrainer[TrainingBA
     return SAETrainer(trainer, TrainingBAE(cfg), data_provider=iter(()))
 
 
-def _time(trainer: SAETrainer[TrainingBAE, TrainingBAEConfig], batches: torch.Tensor) -> tuple[float, float]:
-    """Seconds of all steps, and the density of the last code."""
-    start = time.perf_counter()
+def _time(trainer: SAETrainer[TrainingBAE, TrainingBAEConfig], batches: torch.Tensor) -> tuple[float, float, float]:
+    """Seconds of all steps, by the clock and of this process's work, and the density of the last code."""
+    start, work = time.perf_counter(), time.process_time()
     for batch in batches:
         output = trainer.step(batch)
         trainer.n_training_steps += 1
-    return time.perf_counter() - start, output.feature_acts.mean().item()
+    return time.perf_counter() - start, time.process_time() - work, output.feature_acts.mean().item()
 
 
 @contextmanager
