@@ -1,7 +1,9 @@
 """The command line: `bae-lens` and its subcommands."""
 
+import io
 import sys
 import warnings
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import tyro
@@ -12,10 +14,19 @@ from bae_lens.commands.demo import Demo
 from bae_lens.commands.dynamics import Dynamics
 from bae_lens.commands.entropy import Entropy
 from bae_lens.commands.train import Train
+from bae_lens.parallel import launch_index, n_launched
 
 
 def main() -> None:
-    """Runs a command; errors of the user's making end with one line and exit status 2."""
+    """Runs a command; errors of the user's making end with one line and exit status 2.
+
+    Of several processes, the first alone says what all have to say.
+    """
+    with redirect_stdout(io.StringIO() if launch_index() > 0 else sys.stdout):
+        _run()
+
+
+def _run() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     subcommand, arguments = sys.argv[1:2], sys.argv[2:]
     try:
@@ -31,10 +42,15 @@ def main() -> None:
             description="Binary autoencoders for language models",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
+        if n_launched() > 1 and not isinstance(command, Train):
+            name = type(command).__name__.lower()
+            raise ValueError(f"torchrun started {n_launched()} processes, but only train shares them; run {name} alone")
         print(command.run())
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        if launch_index() == 0:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        process = f" in process {launch_index()}" if launch_index() > 0 else ""
+        print(f"error{process}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -16,6 +16,7 @@ from bae_lens.evals import DictionaryMetrics, evaluate_dictionary
 from bae_lens.features import FeaturePortrait, portray_features
 from bae_lens.harvest import HiddenStates, harvest, hook_widths, read_json, write_text
 from bae_lens.paired import PairedStates
+from bae_lens.parallel import leave_the_rest_to_the_first
 from bae_lens.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantisation
 from bae_lens.recipe import Contender, Recipe, check_contenders
 from bae_lens.results import (
@@ -31,7 +32,7 @@ from bae_lens.results import (
 from bae_lens.run_folder import Stopwatch, claimed
 from bae_lens.sources import resolve_hook
 from bae_lens.splicing import LanguageModelLoss, LossMeter
-from bae_lens.training import TrainedDictionary, check_widths, train_dictionary
+from bae_lens.training import TrainedDictionary, check_processes, check_widths, train_dictionary
 
 LOSS_CONTEXTS = 32  # held-out contexts on which the model's loss is measured
 L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
@@ -59,11 +60,11 @@ def compare(
     `folder` keeps the hidden states, every dictionary (`dictionaries/NAME`, other seeds under `seeds`, other trials
     under `trials`), `result.json` and SAEBench's keys in `saebench`. An interrupted comparison goes on where it
     stopped, and nothing that is finished is done again. `loading_seconds` is what model and text took to load, for the
-    report.
+    report. Several processes share the pass and the training; all but the first end after it.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
     does not have or whose widths disagree with the configs, for contexts longer than the model's, for a split without
-    documents, and for a folder that holds anything else.
+    documents, for a folder that holds anything else, and for what several processes cannot share.
     """
     experiment = replace(experiment, hook_name=resolve_hook(model, experiment.hook_name))
     if experiment.contexts.context_size > model.cfg.n_ctx:
@@ -125,6 +126,7 @@ class _Comparing:
             for name, (recipe, _) in chosen.items()
             for seed in self.experiment.seeds
         }
+        leave_the_rest_to_the_first()
         metrics = {(name, seed): self._measure(name, seed, trained[name, seed].sae) for name, seed in trained}
         losses = self._language_model_losses({key: dictionary.sae for key, dictionary in trained.items()})
         train, test = self._states("train"), self._states("test")
@@ -281,4 +283,5 @@ def _check_hooks(contenders: Mapping[str, Contender], experiment: Experiment, wi
         if order.index(hooks[0]) > order.index(hooks[-1]):
             raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
         for recipe in contender.trials:
+            check_processes(name, recipe.cfg, len(contender.trials))
             check_widths(name, recipe.cfg, {hook: widths[hook] for hook in hooks})

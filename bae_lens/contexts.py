@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bae_lens.parallel import is_first
 from bae_lens.sources import TEXT_COLUMN
 
 HELD_OUT_EVERY = 10  # every tenth document is held out for evaluation
@@ -70,7 +71,7 @@ def choose_contexts(
     chosen: dict[str, list[tuple[int, list[int]]]] = {split: [] for split in wanted}
     missing = dict(wanted)
     index = -1
-    with tqdm(total=sum(missing.values()), desc="choosing contexts", unit="token") as progress:
+    with tqdm(total=sum(missing.values()), desc="choosing contexts", unit="token", disable=not is_first()) as progress:
         for index, document in enumerate(documents):
             split = {0: "test", TUNING_AFTER: "tune"}.get(index % HELD_OUT_EVERY, "train")
             if missing.get(split, 0) <= 0:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import einops
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.contexts import PADDING, Contexts
+from bae_lens.parallel import is_first, n_processes, own_rows, process_index, wait_for_all
 from bae_lens.sources import resolve_hook
 
 MASSIVE_NORM = 5.0  # times the median norm: such tokens are attention sinks, not content
@@ -117,7 +119,8 @@ class HiddenStates:
     def shuffled(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Endless standardised batches, every epoch in a new order that depends on the seed alone; batches are full.
 
-        Begins at `start_step`, so that a resumed run goes on where it stopped.
+        Begins at `start_step`, so that a resumed run goes on where it stopped. Of several processes, each gets its own
+        rows of these batches.
         Raises ValueError if there is less content than a batch.
         """
         per_epoch = len(self.content) // batch_size
@@ -131,7 +134,7 @@ class HiddenStates:
             epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
             order = torch.randperm(len(self.content), generator=torch.Generator().manual_seed(epoch_seed))
             for batch in order[: per_epoch * batch_size].view(per_epoch, batch_size)[first:]:
-                yield self.standardisation(self.rows(self.content[batch]))
+                yield self.standardisation(self.rows(self.content[own_rows(batch)]))
             step = (epoch + 1) * per_epoch
 
 
@@ -151,8 +154,8 @@ def harvest(
     """Runs the model over the contexts once, up to the deepest hook's layer, and keeps the hidden states at all hooks.
 
     They lie in `folder` in float32, and are returned under the names that were asked for. By the norms at the first
-    hook it is decided which tokens are massive. An interrupted harvest goes on after its last complete batch; one that
-    is complete is opened as it is.
+    hook it is decided which tokens are massive. An interrupted harvest goes on with the batches that are missing; one
+    that is complete is opened as it is. Several processes share the batches, and write into the same folder.
     Raises ValueError for an unknown hook, one that is not one vector a token, hidden states that are not finite
     (naming the batch), and a folder that holds hidden states of other hooks, another model or other contexts.
     """
@@ -166,31 +169,36 @@ def harvest(
     _claim(folder, source, contexts)
     if not (folder / "complete.json").exists():
         _harvest_missing(model, contexts, source["hook_names"], folder, batch_size)
-        write_text(folder / "complete.json", json.dumps(source))
+        wait_for_all()
+        if is_first():
+            write_text(folder / "complete.json", json.dumps(source))
+        wait_for_all()
     return {hook_name: HiddenStates(folder, name) for hook_name, name in resolved.items()}
 
 
 def _claim(folder: Path, source: dict[str, Any], contexts: Contexts) -> None:
     """Writes down what the folder is for, or compares it with what it is for already."""
     path = folder / "source.json"
-    if not path.exists():
+    if is_first() and not path.exists():
         _save_array(folder / "tokens.npy", contexts.tokens)
         _save_array(folder / "document.npy", contexts.document)
         write_text(path, json.dumps(source))
+    wait_for_all()
     same_contexts = np.array_equal(_load_array(folder / "tokens.npy"), contexts.tokens.numpy())
     if read_json(path) != source or not same_contexts:
         raise ValueError(f"{folder} holds hidden states of another model, other hooks or text; choose another folder")
 
 
 def _harvest_missing(model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int) -> None:
-    progress_file = folder / "progress.json"
-    done = read_json(progress_file)["contexts"] if progress_file.exists() else 0
     n, context_size = contexts.tokens.shape
-    mode = "r+" if done else "w+"
-    norms = _open_array(folder / "norms.npy", mode, (n, context_size))
+    norms = _open_array(folder / "norms.npy", (n, context_size))
+    done = _open_array(folder / "done.npy", (n,))
+    missing = [start for start in range(0, n, batch_size) if not done[start : start + batch_size].all()]
+    wait_for_all()  # before one of them is done
     states: dict[str, np.memmap] = {}
-    with tqdm(total=n, initial=done, desc=f"hidden states at {', '.join(hook_names)}", unit="context") as progress:
-        for start in range(done, n, batch_size):
+    description = f"hidden states at {', '.join(hook_names)}"
+    with tqdm(total=n, initial=int(done.sum()), desc=description, unit="context", disable=not is_first()) as progress:
+        for start in missing[process_index() :: n_processes()]:
             tokens = contexts.tokens[start : start + batch_size].clamp(min=0)
             rows = slice(start, start + len(tokens))
             batches = _hidden_states(model, tokens, hook_names)
@@ -202,13 +210,14 @@ def _harvest_missing(model: Any, contexts: Contexts, hook_names: list[str], fold
                 if hook_name not in states:
                     (folder / hook_name).mkdir(exist_ok=True)
                     shape = (n, context_size, batch.shape[-1])
-                    states[hook_name] = _open_array(folder / hook_name / "states.npy", mode, shape)
+                    states[hook_name] = _open_array(folder / hook_name / "states.npy", shape)
                 states[hook_name][rows] = batch.numpy()
                 states[hook_name].flush()
             norms[rows] = batches[hook_names[0]].norm(dim=-1).numpy()
             norms.flush()
-            write_text(progress_file, json.dumps({"contexts": start + len(tokens)}))
-            progress.update(len(tokens))
+            done[rows] = 1
+            done.flush()
+            progress.update(int(done.sum()) - progress.n)
 
 
 def _hidden_states(
@@ -243,8 +252,14 @@ def stop_layer(hook_names: Sequence[str]) -> int | None:
     return None if None in layers else max(layer for layer in layers if layer is not None)
 
 
-def _open_array(path: Path, mode: str, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=shape)  # pyright: ignore[reportArgumentType]
+def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """The array for writing, which the process that comes first makes, of zeros."""
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            partial = path.with_suffix(".partial.npy")
+            np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+            os.replace(partial, path)
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def _save_array(path: Path, values: Int[Tensor, "..."]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bae_lens.harvest import read_json, write_text
+from bae_lens.parallel import is_first, wait_for_all
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -52,7 +53,8 @@ class Stopwatch:
         before = self.stages.get(name, Stage(name, 0.0, 0.0))
         peak = max(before.peak_memory_gib, _peak_memory_gib())
         self.stages[name] = Stage(name, before.seconds + seconds, peak)
-        write_text(self.path, json.dumps([asdict(stage) for stage in self.stages.values()]))
+        if is_first():
+            write_text(self.path, json.dumps([asdict(stage) for stage in self.stages.values()]))
 
 
 def check_folder(folder: Path) -> None:
@@ -69,14 +71,20 @@ def check_folder(folder: Path) -> None:
 def claimed(folder: Path, purpose: dict[str, Any]) -> Iterator[None]:
     """Holds `folder` for a run of this purpose, made of JSON values, alone among processes.
 
+    Of several processes that share a run, the first holds it for all of them.
     Raises ValueError as `check_folder`, if another process holds it, and if it is the home of another run, saying what
     differs.
     """
+    if not is_first():
+        wait_for_all()
+        yield
+        return
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK_FILE, timeout=0):
             _claim(folder, {**purpose, "version": version("bae-lens")})
+            wait_for_all()
             yield
     except Timeout as error:
         raise ValueError(f"another process is at work in {folder}; wait for it, or choose another folder") from error

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import threading
@@ -21,17 +20,20 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from bae_lens.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
 from bae_lens.harvest import HiddenStates, read_json
 from bae_lens.paired import PairedStates
+from bae_lens.parallel import any_process, is_first, n_processes, sum_gradients, wait_for_all
 from bae_lens.recipe import Recipe, TrainingSettings
+from bae_lens.training_bae import TrainingBAEConfig
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
 CURVE_POINTS = 200  # of a loss curve, at most
 # A feature silent for an eighth of a short run counts as dead, so that Top-k's auxiliary loss has something to revive.
 DEAD_WINDOW_SHARE = 8
-TRAINING_FILE = "training.json"
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,17 @@ def train_dictionary(
     that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost). A finished dictionary is loaded,
     an interrupted one goes on with the batches it has not seen, and ends with the same weights.
 
+    Several processes share every step, see `parallel`, and end with the dictionary of a single one, up to rounding; an
+    interrupted run may go on with another number of them. If one of them ends before, the others raise ConnectionError.
+
     `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
     dictionary is saved to take heads apart, and returned to take them concatenated.
-    Raises ValueError for a width other than the hidden states', an architecture whose input cannot be standardised, a
-    folder that holds this name with another recipe, and a checkpoint that cannot be read.
+    Raises ValueError for a width other than the hidden states', an architecture whose input cannot be standardised or
+    that several processes cannot share, a folder that holds this name with another recipe, and a checkpoint that cannot
+    be read.
     """
     check_widths(name, recipe.cfg, states.widths)
+    check_processes(name, recipe.cfg)
     finished = folder / "dictionaries" / name
     source = {"recipe": recipe.to_dict(), "training": asdict(settings), "seed": seed}
     if not finished.exists():
@@ -96,6 +103,19 @@ def check_widths(name: str, cfg: TrainingSAEConfig, widths: Mapping[str, int]) -
         if getattr(cfg, field) != width:
             configured = getattr(cfg, field)
             raise ValueError(f"{name} has {field} {configured}, but the hidden states at {hook_name} are {width} wide")
+
+
+def check_processes(name: str, cfg: TrainingSAEConfig, n_trials: int = 1) -> None:
+    """Raises ValueError if there are several processes and they cannot share this training.
+
+    They share what a BAE's loss needs of the whole batch; other architectures have statistics of their own.
+    """
+    if n_processes() > 1 and not (isinstance(cfg, TrainingBAEConfig) and n_trials == 1):
+        kind = f"{n_trials} trials of a dictionary" if n_trials > 1 else f"a {cfg.architecture()} dictionary"
+        raise ValueError(
+            f"{n_processes()} processes cannot share {name}, {kind}, but only one setting of a bae or a "
+            "binary_transcoder; train it in a single process, without torchrun"
+        )
 
 
 def _check_source(earlier: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -152,12 +172,25 @@ class _Run:
         )
         for group in self.trainer.optimizer.param_groups:
             group["fused"] = True
+        sum_gradients(sae)
         self.curve: list[dict[str, int | float]] = []
         self.seconds = self.memory_gib = 0.0
+        self.saved_step = 0
         self._resume()
 
     def finish(self, folder: Path) -> None:
-        self._train()
+        try:
+            self._train()
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"the training of {self.name} stopped at step {self.trainer.n_training_steps}: {error}; the same "
+                f"command, with any number of processes, goes on from step {self.saved_step}, where it was last saved"
+            ) from error
+        if is_first():
+            self._save(folder)
+        wait_for_all()
+
+    def _save(self, folder: Path) -> None:
         sae = self.trainer.sae
         self.states.standardisation.fold_into(sae)
         self.trainer.set_final_sae_metadata()
@@ -171,35 +204,41 @@ class _Run:
     def _train(self) -> None:
         trainer, settings = self.trainer, self.settings
         batches = self.states.shuffled(settings.batch_size, self.source["seed"], trainer.n_training_steps)
-        every = math.ceil(settings.steps / CURVE_POINTS)
         saved = time.monotonic()
-        progress = tqdm(
-            total=settings.steps, initial=trainer.n_training_steps, desc=f"training {self.name}", unit="step"
-        )
+        progress = tqdm(total=settings.steps, initial=trainer.n_training_steps, unit="step", disable=not is_first())
+        progress.set_description(f"training {self.name}")
         if trainer.cfg.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(trainer.cfg.device)
         with progress, _interruption() as interrupted:
             while trainer.n_training_steps < settings.steps:
-                batch = next(batches)
-                start = time.perf_counter()
-                trainer.maybe_reset_sparsity()
-                output = trainer.step(batch)
-                if not torch.isfinite(output.loss):
-                    raise ValueError(
-                        f"the loss of {self.name} is {output.loss.item()} at step {trainer.n_training_steps}; "
-                        "lower its learning rate or its coefficients"
-                    )
-                if trainer.n_training_steps % every == 0:
-                    self.curve.append({"step": trainer.n_training_steps, **_scalars(output)})
-                    self.memory_gib = max(self.memory_gib, memory_gib(trainer.cfg.device))
-                trainer.n_training_steps += 1
-                self.seconds += time.perf_counter() - start
+                self._step(next(batches))
                 progress.update()
-                if interrupted.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    self._save_checkpoint()
+                stop, due = any_process(interrupted.is_set(), time.monotonic() - saved > CHECKPOINT_SECONDS)
+                if stop or due:
+                    if is_first():
+                        save_checkpoint(trainer, self.checkpoints, json.dumps(self._report()))
+                    wait_for_all()
+                    self.saved_step = trainer.n_training_steps
                     saved = time.monotonic()
-                if interrupted.is_set():
+                if stop:
                     raise KeyboardInterrupt
+
+    def _step(self, batch: Tensor) -> None:
+        trainer, settings = self.trainer, self.settings
+        start = time.perf_counter()
+        trainer.maybe_reset_sparsity()
+        output = trainer.step(batch)
+        if not torch.isfinite(output.loss):
+            raise ValueError(
+                f"the loss of {self.name} is {output.loss.item()} at step {trainer.n_training_steps}; "
+                "lower its learning rate or its coefficients"
+            )
+        if trainer.n_training_steps % math.ceil(settings.steps / CURVE_POINTS) == 0:
+            self.curve.append({"step": trainer.n_training_steps, **_scalars(output)})
+            self.memory_gib = max(self.memory_gib, memory_gib(trainer.cfg.device))
+        trainer.n_training_steps += 1
+        trainer.n_training_samples = trainer.n_training_steps * settings.batch_size  # of all processes
+        self.seconds += time.perf_counter() - start
 
     def _report(self) -> dict[str, Any]:
         return {
@@ -209,31 +248,15 @@ class _Run:
             "curve": self.curve,
         }
 
-    def _save_checkpoint(self) -> None:
-        """Writes a complete checkpoint beside the last one before that is removed, so that one is always whole."""
-        name = f"{self.trainer.n_training_steps:08d}"
-        partial = f"{name}.partial"
-        self.trainer.save_checkpoint(partial, base_path=self.checkpoints)
-        (self.checkpoints / partial / TRAINING_FILE).write_text(json.dumps(self._report()))
-        shutil.rmtree(self.checkpoints / name, ignore_errors=True)
-        os.replace(self.checkpoints / partial, self.checkpoints / name)
-        for other in self.checkpoints.iterdir():
-            if other.name != name:
-                shutil.rmtree(other)
-
     def _resume(self) -> None:
-        whole = sorted(path for path in self.checkpoints.glob("*") if path.suffix != ".partial")
-        if not whole:
+        last = last_checkpoint(self.checkpoints)
+        if last is None:
             return
-        report = read_json(whole[-1] / TRAINING_FILE)
-        _check_source(report["source"], self.source, whole[-1])
-        try:
-            self.trainer.sae.load_weights_from_checkpoint(whole[-1])
-            self.trainer.load_trainer_state(whole[-1])
-        except Exception as error:
-            reason = repr(error).splitlines()[0]
-            raise ValueError(f"checkpoint {whole[-1]} cannot be read ({reason}); remove it to start over") from error
+        report = read_json(last / TRAINING_FILE)
+        _check_source(report["source"], self.source, last)
+        load_checkpoint(self.trainer, last)
         self.seconds, self.memory_gib, self.curve = report["seconds"], report["memory_gib"], report["curve"]
+        self.saved_step = self.trainer.n_training_steps
 
 
 @contextmanager

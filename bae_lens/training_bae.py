@@ -25,7 +25,7 @@ from bae_lens.bae import (
     refuse_fold_of_decoder_norm,
 )
 from bae_lens.binarize import SURROGATES, Surrogate, step
-from bae_lens.covariance import covariance_penalty
+from bae_lens.covariance import code_times_signs, covariance_penalty
 from bae_lens.losses import (
     ENTROPY_FORMS,
     RECONSTRUCTIONS,
@@ -34,6 +34,7 @@ from bae_lens.losses import (
     marginal_entropy,
     reconstruction_error,
 )
+from bae_lens.parallel import add_parts, gather_rows
 
 Preset = Literal["default", "paper", "authors"]
 
@@ -139,7 +140,11 @@ class TrainingBAEConfig(TrainingSAEConfig):
 
 
 class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
-    """A `BAE` with its training loss (Eq. 5). Buffers `prior` and `entropy_multiplier` are part of every checkpoint."""
+    """A `BAE` with its training loss (Eq. 5). Buffers `prior` and `entropy_multiplier` are part of every checkpoint.
+
+    Of several processes, see `parallel`, each passes its own rows of a batch forward, and gets the code, the losses and
+    the metrics of the whole batch, so that all keep the same statistics.
+    """
 
     b_enc: nn.Parameter
     prior: Tensor
@@ -179,7 +184,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Raises ValueError for a batch of one row, which has no statistics, or with NaN or infinite activations."""
-        _check_batch(step_input)
+        _check_finite(step_input)
         output = self.reconstruct(step_input)
         with torch.no_grad():
             rate = _firing_rate(output.feature_acts)
@@ -193,7 +198,18 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
 
     def reconstruct(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Code, reconstruction and losses of a batch, without a trace in the running statistics."""
-        return super().training_forward_pass(step_input)
+        return self.reconstruct_target(step_input.sae_in, step_input)
+
+    def reconstruct_target(self, target: Float[Tensor, "batch _"], step_input: TrainStepInput) -> TrainStepOutput:
+        """Code, reconstruction of the target and losses, the code and the losses being those of the whole batch."""
+        feature_acts, hidden_pre = self.encode_with_hidden_pre(step_input.sae_in)
+        sae_out = self.decode(feature_acts)
+        error = gather_rows(self.mse_loss_fn(sae_out, target).sum(-1))
+        code = gather_rows(feature_acts, sent_as=torch.uint8)
+        if len(code) < 2:
+            raise ValueError(f"a training batch needs at least 2 rows to have statistics, got {len(code)}")
+        losses = {"mse_loss": error.mean(), **self.calculate_aux_loss(step_input, code, hidden_pre, sae_out)}
+        return TrainStepOutput(target, sae_out, code, hidden_pre, torch.stack([*losses.values()]).sum(), losses)
 
     @override
     def calculate_aux_loss(
@@ -204,7 +220,8 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         losses = {"entropy_loss": coefficient * marginal_entropy(rate, self.cfg.entropy)}
         if self.cfg.covariance_coefficient > 0:
             drawing = torch.Generator().manual_seed(step_input.n_training_steps)
-            penalty = covariance_penalty(feature_acts, self.cfg.covariance_sample, drawing)
+            times_signs = partial(add_parts, code_times_signs)
+            penalty = covariance_penalty(feature_acts, self.cfg.covariance_sample, drawing, times_signs)
             losses["covariance_loss"] = step_input.coefficients["covariance"] * penalty
         return losses
 
@@ -219,7 +236,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         self.prior = self.prior.lerp(rate.to(self.prior.dtype), weight)
         if self.cfg.target_l0 is not None and n_training_steps >= self.cfg.entropy_start_step:
             excess = (rate.sum() / self.cfg.target_l0 - 1).clamp(-1, 1)
-            factor = self.entropy_multiplier * torch.exp(CONTROLLER_GAIN * excess)
+            factor = self.entropy_multiplier * torch.exp(CONTROLLER_GAIN * excess).to(self.entropy_multiplier.dtype)
             self.entropy_multiplier = factor.clamp(*CONTROLLER_RANGE)
 
     def to_inference(self) -> BAE:
@@ -254,10 +271,8 @@ def _firing_rate(feature_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " 
     return feature_acts.mean(0, dtype=torch.promote_types(feature_acts.dtype, torch.float32))
 
 
-def _check_batch(step_input: TrainStepInput) -> None:
+def _check_finite(step_input: TrainStepInput) -> None:
     x = step_input.sae_in
-    if x.shape[0] < 2:
-        raise ValueError(f"a training batch needs at least 2 rows to have statistics, got {x.shape[0]}")
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).any(-1).sum())
         raise ValueError(

@@ -153,7 +153,8 @@ class TrainingBinaryTranscoder(TrainingBAE):
 
     @override
     def reconstruct(self, step_input: TrainStepInput) -> TrainStepOutput:
-        return _forward_pass_on_pairs(self, step_input)
+        sae_in, target = _split_pairs(self, step_input)
+        return self.reconstruct_target(target, replace(step_input, sae_in=sae_in))
 
 
 def _check_transcoder(cfg: TrainingSAEConfig) -> None:
@@ -191,12 +192,7 @@ def _forward_pass_on_pairs(sae: TrainingSAE[Any], step_input: TrainStepInput) ->
     The output's `sae_in` is the target, so that the explained variance that SAELens logs is of the target.
     Raises ValueError for a batch of another width.
     """
-    d_in, d_out, width = sae.cfg.d_in, sae.cfg.d_out, step_input.sae_in.shape[-1]
-    if width != d_in + d_out:
-        raise ValueError(
-            f"a transcoder is trained on input and target side by side, {d_in} + {d_out} wide, got {width}; see paired"
-        )
-    sae_in, target = step_input.sae_in.split([d_in, d_out], dim=-1)
+    sae_in, target = _split_pairs(sae, step_input)
     feature_acts, hidden_pre = sae.encode_with_hidden_pre(sae_in)
     sae_out = sae.decode(feature_acts)
     losses = {"mse_loss": sae.mse_loss_fn(sae_out, target).sum(dim=-1).mean()}
@@ -204,3 +200,15 @@ def _forward_pass_on_pairs(sae: TrainingSAE[Any], step_input: TrainStepInput) ->
     assert isinstance(auxiliary, dict)
     losses |= auxiliary
     return TrainStepOutput(target, sae_out, feature_acts, hidden_pre, torch.stack([*losses.values()]).sum(), losses)
+
+
+def _split_pairs(
+    sae: TrainingSAE[Any], step_input: TrainStepInput
+) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]:
+    d_in, d_out, width = sae.cfg.d_in, sae.cfg.d_out, step_input.sae_in.shape[-1]
+    if width != d_in + d_out:
+        raise ValueError(
+            f"a transcoder is trained on input and target side by side, {d_in} + {d_out} wide, got {width}; see paired"
+        )
+    sae_in, target = step_input.sae_in.split([d_in, d_out], dim=-1)
+    return sae_in, target

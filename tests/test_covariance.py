@@ -247,3 +247,24 @@ def test_standard_error_of_a_sample_is_about_twice_the_variation_over_its_root()
 def test_refuses_a_sample_without_pairs_or_beyond_the_features(sample):
     with pytest.raises(ValueError, match=f"between 2 features and d_sae = 3, got {sample}"):
         covariance_penalty(torch.zeros(5, 3), sample)
+
+
+@pytest.mark.usefixtures("tile")
+@pytest.mark.parametrize("n_parts", [2, 3, 7])
+def test_parts_of_the_work_add_up_and_are_of_equal_size(n_parts, monkeypatch):
+    code, signs, calls = random_code(20, 13), bae_lens.covariance._signs, []
+
+    def counted(products, *counts):
+        calls.append(len(counts))
+        return signs(products, *counts)
+
+    monkeypatch.setattr(bae_lens.covariance, "_signs", counted)
+    whole = bae_lens.covariance.code_times_signs(code)
+    n_blocks, sizes, parts = len(calls), [], []
+    for part in range(n_parts):
+        calls.clear()
+        parts.append(bae_lens.covariance.code_times_signs(code, part, n_parts))
+        sizes.append(len(calls))
+    assert torch.equal(torch.stack(parts).sum(0), whole)
+    assert sum(sizes) == n_blocks
+    assert max(sizes) - min(sizes) <= 1

@@ -8,6 +8,7 @@ from typing import Any
 from bae_lens.commands.experiment import DEFAULT_DEVICE, run_experiment, summary
 from bae_lens.contenders import DictionarySpec
 from bae_lens.contexts import ContextSettings
+from bae_lens.parallel import joined
 from bae_lens.recipe import Contender, TrainingSettings
 from bae_lens.results import Experiment
 from bae_lens.sources import DEMO_MODEL, DEMO_TEXT
@@ -16,7 +17,10 @@ from bae_lens.training_bae import Preset
 
 @dataclass(frozen=True)
 class Train:
-    """Train one dictionary on a language model's hidden states and measure it on held-out documents."""
+    """Train one dictionary on a language model's hidden states and measure it on held-out documents.
+
+    Several processes train one binary code: torchrun --nproc-per-node 2 -m bae_lens train ...
+    """
 
     hook_name: str
     """Where in the model the hidden states are taken, such as blocks.10.hook_resid_post; where a transcoder reads."""
@@ -67,7 +71,8 @@ class Train:
         def contenders(model: Any, hook_name: str) -> dict[str, Contender]:
             return {self.architecture: spec.contender(model, hook_name, self.expansion, self.training.steps)}
 
-        return summary(run_experiment(experiment, contenders, self.output, self.device), self.output)
+        with joined(self.device) as device:
+            return summary(run_experiment(experiment, contenders, self.output, device), self.output)
 
     def spec(self) -> DictionarySpec:
         config = {key: _literal(value) for key, value in self.config.items()}
