@@ -2,26 +2,28 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import einops
 import numpy as np
 import torch
-from filelock import FileLock
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bae_lens.array_files import checksum, load_array, open_array, save_array
 from bae_lens.contexts import PADDING, Contexts
 from bae_lens.parallel import is_first, n_processes, own_rows, process_index, wait_for_all
 from bae_lens.sources import resolve_hook
 
+CHECKSUMS = "checksums.npy"  # of each context, 0 where it is missing
 MASSIVE_NORM = 5.0  # times the median norm: such tokens are attention sinks, not content
 
 
@@ -56,10 +58,10 @@ class HiddenStates:
         self.folder, self.hook_name = folder, hook_name
         info = read_json(folder / "complete.json")
         self.special_tokens: list[int] = info["special_tokens"]
-        self.states = _load_array(folder / hook_name / "states.npy", mmap_mode="r")
-        self.norms = torch.from_numpy(_load_array(folder / "norms.npy")).flatten()
+        self.states = load_array(folder / hook_name / "states.npy", mmap_mode="r")
+        self.norms = torch.from_numpy(load_array(folder / "norms.npy")).flatten()
         self.contexts = Contexts(
-            *(torch.from_numpy(_load_array(folder / f"{part}.npy")) for part in ("tokens", "document"))
+            *(torch.from_numpy(load_array(folder / f"{part}.npy")) for part in ("tokens", "document"))
         )
 
     @property
@@ -155,7 +157,8 @@ def harvest(
 
     They lie in `folder` in float32, and are returned under the names that were asked for. By the norms at the first
     hook it is decided which tokens are massive. An interrupted harvest goes on with the batches that are missing; one
-    that is complete is opened as it is. Several processes share the batches, and write into the same folder.
+    that is complete is opened as it is, but for contexts that are no longer what was written, of which a warning gives
+    the number, and which are computed again. Several processes share the batches, and write into the same folder.
     Raises ValueError for an unknown hook, one that is not one vector a token, hidden states that are not finite
     (naming the batch), and a folder that holds hidden states of other hooks, another model or other contexts.
     """
@@ -167,6 +170,8 @@ def harvest(
         "special_tokens": sorted(get_special_token_ids(model.tokenizer)),
     }
     _claim(folder, source, contexts)
+    if (folder / "complete.json").exists():
+        _forget_damaged(folder, source["hook_names"])
     if not (folder / "complete.json").exists():
         _harvest_missing(model, contexts, source["hook_names"], folder, batch_size)
         wait_for_all()
@@ -180,24 +185,26 @@ def _claim(folder: Path, source: dict[str, Any], contexts: Contexts) -> None:
     """Writes down what the folder is for, or compares it with what it is for already."""
     path = folder / "source.json"
     if is_first() and not path.exists():
-        _save_array(folder / "tokens.npy", contexts.tokens)
-        _save_array(folder / "document.npy", contexts.document)
+        save_array(folder / "tokens.npy", contexts.tokens)
+        save_array(folder / "document.npy", contexts.document)
         write_text(path, json.dumps(source))
     wait_for_all()
-    same_contexts = np.array_equal(_load_array(folder / "tokens.npy"), contexts.tokens.numpy())
+    same_contexts = np.array_equal(load_array(folder / "tokens.npy"), contexts.tokens.numpy())
     if read_json(path) != source or not same_contexts:
         raise ValueError(f"{folder} holds hidden states of another model, other hooks or text; choose another folder")
 
 
 def _harvest_missing(model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int) -> None:
     n, context_size = contexts.tokens.shape
-    norms = _open_array(folder / "norms.npy", (n, context_size))
-    done = _open_array(folder / "done.npy", (n,))
-    missing = [start for start in range(0, n, batch_size) if not done[start : start + batch_size].all()]
+    norms = open_array(folder / "norms.npy", (n, context_size))
+    sums = open_array(folder / CHECKSUMS, (n,), np.int64)
+    missing = [start for start in range(0, n, batch_size) if not sums[start : start + batch_size].all()]
     wait_for_all()  # before one of them is done
     states: dict[str, np.memmap] = {}
     description = f"hidden states at {', '.join(hook_names)}"
-    with tqdm(total=n, initial=int(done.sum()), desc=description, unit="context", disable=not is_first()) as progress:
+    with tqdm(
+        total=n, initial=int((sums != 0).sum()), desc=description, unit="context", disable=not is_first()
+    ) as progress:
         for start in missing[process_index() :: n_processes()]:
             tokens = contexts.tokens[start : start + batch_size].clamp(min=0)
             rows = slice(start, start + len(tokens))
@@ -210,14 +217,32 @@ def _harvest_missing(model: Any, contexts: Contexts, hook_names: list[str], fold
                 if hook_name not in states:
                     (folder / hook_name).mkdir(exist_ok=True)
                     shape = (n, context_size, batch.shape[-1])
-                    states[hook_name] = _open_array(folder / hook_name / "states.npy", shape)
+                    states[hook_name] = open_array(folder / hook_name / "states.npy", shape)
                 states[hook_name][rows] = batch.numpy()
                 states[hook_name].flush()
             norms[rows] = batches[hook_names[0]].norm(dim=-1).numpy()
             norms.flush()
-            done[rows] = 1
-            done.flush()
-            progress.update(int(done.sum()) - progress.n)
+            sums[rows] = [
+                checksum(context) for context in zip(*(batches[name].numpy() for name in sorted(batches)), strict=True)
+            ]
+            sums.flush()
+            progress.update(int((sums != 0).sum()) - progress.n)
+
+
+def _forget_damaged(folder: Path, hook_names: list[str]) -> None:
+    """Contexts whose hidden states do not have the checksum that they were written with count as missing."""
+    states = [load_array(folder / hook_name / "states.npy", mmap_mode="r") for hook_name in sorted(hook_names)]
+    sums = open_array(folder / CHECKSUMS, (len(states[0]),), np.int64)
+    contexts = tqdm(range(process_index(), len(sums), n_processes()), desc="checking hidden states", unit="context")
+    damaged = [context for context in contexts if sums[context] != checksum(part[context] for part in states)]
+    if damaged:
+        warnings.warn(
+            f"{len(damaged)} of {len(sums)} contexts in {folder} are damaged and computed again", stacklevel=3
+        )
+        sums[damaged] = 0
+        sums.flush()
+        (folder / "complete.json").unlink(missing_ok=True)
+    wait_for_all()
 
 
 def _hidden_states(
@@ -250,29 +275,6 @@ def stop_layer(hook_names: Sequence[str]) -> int | None:
     """The layer before which a pass that reaches all these hooks may stop; None if one lies outside the layers."""
     layers = [extract_stop_at_layer_from_tlens_hook_name(hook_name) for hook_name in hook_names]
     return None if None in layers else max(layer for layer in layers if layer is not None)
-
-
-def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """The array for writing, which the process that comes first makes, of zeros."""
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            partial = path.with_suffix(".partial.npy")
-            np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-            os.replace(partial, path)
-    return np.lib.format.open_memmap(path, mode="r+")
-
-
-def _save_array(path: Path, values: Int[Tensor, "..."]) -> None:
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, values.numpy())
-    os.replace(partial, path)
-
-
-def _load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode=mmap_mode)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove its folder to start over") from error
 
 
 def write_text(path: Path, text: str) -> None:

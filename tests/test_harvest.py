@@ -127,6 +127,22 @@ def test_interrupted_harvest_computes_only_what_is_missing(tiny_model, contexts,
     assert len(calls) == 6
 
 
+def test_damaged_hidden_states_are_computed_again(tiny_model, contexts, tmp_path):
+    hooks = [HOOK, "blocks.1.mlp.hook_post"]
+    whole = {hook: states.states.copy() for hook, states in harvest(tiny_model, contexts, hooks, tmp_path).items()}
+    for hook, context in ((HOOK, 3), (hooks[1], 20)):
+        damaged = np.lib.format.open_memmap(tmp_path / hook / "states.npy", mode="r+")
+        damaged[context, 2, 1] += 1
+        damaged.flush()
+
+    with pytest.warns(UserWarning, match=f"2 of {len(contexts.tokens)} contexts .* damaged and computed again"):
+        repaired = harvest(tiny_model, contexts, hooks, tmp_path)
+
+    for hook in hooks:
+        np.testing.assert_allclose(repaired[hook].states, whole[hook], atol=1e-5)
+    harvest(tiny_model, contexts, hooks, tmp_path)  # without a warning
+
+
 def test_folder_of_another_harvest_is_refused(states, tiny_model, contexts):
     with pytest.raises(ValueError, match="another model, other hooks or text"):
         harvest(tiny_model, contexts, ["blocks.1.hook_resid_post"], states.folder)

@@ -39,7 +39,7 @@ class ChatClient:
     The key is read from the environment variable OPENAI_API_KEY when it is first needed, and kept nowhere else; a
     server on this machine needs none. Retries are the SDK's own, which follow the server's Retry-After. An answer that
     is no JSON or holds no choice counts as a bad gateway, so that it is retried like one. An answer that is empty or
-    was cut off at its limit is a failure: it is not kept, and asked again by the next run.
+    was cut off at its limit, unless its beginning will do, is a failure: not kept, and asked again by the next run.
     """
 
     def __init__(
@@ -92,8 +92,10 @@ class ChatClient:
         finally:
             self.tally, self._counted = real, None
 
-    async def ask(self, request: dict[str, Any], expected_tokens: int) -> Answer:
+    async def ask(self, request: dict[str, Any], expected_tokens: int, may_be_cut: bool = False) -> Answer:
         """The answer to a chat request, from the cache or the server. `expected_tokens`: of the answer, for estimates.
+
+        `may_be_cut` says that the beginning of an answer is of use without its end.
 
         Raises ValueError if the server refuses the key, the address or the model, or the first request of all, OSError
         if it cannot be reached any more, and BudgetSpentError before a call that might exceed the budget.
@@ -112,11 +114,13 @@ class ChatClient:
                 self.tally.add(estimate_input_tokens(request), expected_tokens, self._price(request))
             return Answer(None, [])
         if key not in self._pending:
-            self._pending[key] = asyncio.ensure_future(self._ask(keyed, request, expected_tokens))
+            self._pending[key] = asyncio.ensure_future(self._ask(keyed, request, expected_tokens, may_be_cut))
             self._pending[key].add_done_callback(lambda _: self._pending.pop(key, None))
         return await self._pending[key]
 
-    async def _ask(self, keyed: dict[str, Any], request: dict[str, Any], expected_tokens: int) -> Answer:
+    async def _ask(
+        self, keyed: dict[str, Any], request: dict[str, Any], expected_tokens: int, may_be_cut: bool
+    ) -> Answer:
         async with self._slots:
             with self._within_budget(request):
                 completion = await self._send(request)
@@ -128,7 +132,7 @@ class ChatClient:
             choice = completion.choices[0]
             text = _text(choice.message.content)
             finish_reason = getattr(choice, "finish_reason", None)
-            if finish_reason == "length":
+            if finish_reason == "length" and not may_be_cut:
                 limit = request["max_completion_tokens"]
                 return self._failed("cut off", f"an answer was cut off at its limit of {limit} tokens")
             if not text.strip():

@@ -40,7 +40,7 @@ class LanguageModelJudge:
     async def describe(self, examples: list[Instance], marked: bool) -> str | None:
         expected, allowed = DESCRIPTION_TOKENS
         request = self._request(describe_messages(examples, marked), allowed)
-        answer = await self.client.ask(request, expected)
+        answer = await self.client.ask(request, expected, may_be_cut=True)
         if answer.text is None:
             # Each of its own, because questions with the same description about the same token are asked once.
             own = zlib.crc32(json.dumps(request["messages"]).encode())

@@ -64,7 +64,7 @@ def test_nothing_is_lost_and_nothing_asked_twice_with_faults(chat_server, cache_
     )
     chat_server.answer = lambda body: body["messages"][0]["content"].replace("question", "answer")
     cache = AnswerCache(cache_file)
-    client = ChatClient(chat_server.url, cache, concurrency=16)
+    client = ChatClient(chat_server.url, cache, concurrency=16, max_retries=16)
     answers = ask_all(client, range(200))
     assert [answer.text for answer in answers] == [f"answer {number}" for number in range(200)]
     assert len(chat_server.answered) == 200
@@ -203,6 +203,21 @@ def test_an_answer_that_is_cut_off_or_empty_failed_and_is_asked_again_by_the_nex
     verdicts = asyncio.run(ask_judge(judge, "marked token"))
     assert [verdict.yes for verdict in verdicts] == [True] * 6
     assert (chat_server.received, len(cache)) == (2, 1)
+
+
+def test_a_description_that_is_cut_off_is_taken_as_far_as_it_goes(chat_server):
+    chat_server.fault = lambda _: "truncated"
+    chat_server.answer = lambda _: "words about weather\nand so on and on, and on and on"
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url))
+
+    async def describe() -> str | None:
+        try:
+            return await judge.describe([Instance.from_marked("it was <<raining>>")], True)
+        finally:
+            await judge.client.close()
+
+    assert asyncio.run(describe()) == "words about weather"
+    assert judge.client.tally.failed == 0
 
 
 def test_a_model_whose_answers_are_all_cut_off_is_given_up_with_the_reason(chat_server):
