@@ -31,7 +31,7 @@ PREAMBLE, COMMIT, CHUNK = struct.Struct("<8sII16s"), struct.Struct("<QQ"), struc
 DIGEST = 8  # bytes
 COMMIT_AT = PREAMBLE.size + DIGEST
 CHUNKS_AT = COMMIT_AT + COMMIT.size + DIGEST
-CHUNK_ROWS, CHUNK_BITS = 16_384, 2**30  # at most, so that a chunk is at most 128 MiB when it is decoded
+CHUNK_ROWS, CHUNK_BITS = 16_384, 2**30  # at most; the last chunk may have twice as many, and 256 MiB once decoded
 
 
 def digest(content: bytes, key: bytes) -> bytes:
@@ -40,7 +40,7 @@ def digest(content: bytes, key: bytes) -> bytes:
 
 
 def chunk_rows(d_sae: int) -> int:
-    """Vectors in a full chunk: the more, the less the 16 bits a feature for its prior weigh."""
+    """Vectors in a chunk but the last: the more, the less the 16 bits a feature for its prior weigh."""
     return max(1, min(CHUNK_ROWS, CHUNK_BITS // d_sae))
 
 
@@ -155,7 +155,7 @@ class CodeFile:
         magic, first, n, n_words, body = fields
         offset = position + CHUNK.size + DIGEST
         in_order = first >= row if self.skip_damaged else first == row
-        fits = 0 < n <= chunk_rows(self.d_sae) and offset + self._body_size(n_words) <= self.end
+        fits = 0 < n < 2 * chunk_rows(self.d_sae) and offset + self._body_size(n_words) <= self.end
         return (
             Chunk(range(first, first + n), offset, n_words, body)
             if magic == CHUNK_MAGIC and in_order and fits

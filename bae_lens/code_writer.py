@@ -24,8 +24,9 @@ from bae_lens.code_file import (
 
 
 class CodeWriter:
-    """Writes packed codes into a `.bae` file, a chunk as soon as it is full; a context manager.
+    """Writes packed codes into a `.bae` file, chunk by chunk; a context manager.
 
+    Only the last chunk may be longer or shorter, so that no few vectors at the end have a prior of their own.
     A new file appears under its name only when the block has ended well, and what was there before stays until then.
     An append leaves the file's vectors as they were unless the block ends well, even if the process is killed.
     Raises ValueError for an append to a file of another dictionary (naming both), to one that another process appends
@@ -55,12 +56,12 @@ class CodeWriter:
         """Adds the packed codes (n, ceil(d_sae / 8)) of n vectors."""
         self._pending.append(packed)
         size = chunk_rows(self.d_sae)
-        if sum(map(len, self._pending)) >= size:
+        if sum(map(len, self._pending)) >= 2 * size:
             rows = np.concatenate(self._pending)
-            whole = len(rows) - len(rows) % size
-            for first in range(0, whole, size):
-                self._write_chunk(rows[first : first + size])
-            self._pending = [rows[whole:]]
+            while len(rows) >= 2 * size:
+                self._write_chunk(rows[:size])
+                rows = rows[size:]
+            self._pending = [rows]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -36,7 +36,8 @@ class Compress:
             batches = HiddenStates(self.vectors, hooks_of(bae)[0]).batches(ROWS)
         else:
             batches = VectorFile(self.vectors)
-        report = compress(bae, iter(tqdm(batches, "compressing", unit="batch")), self.output, append=self.append)
+        with tqdm(batches, "compressing", unit="batch") as progress:
+            report = compress(bae, iter(progress), self.output, append=self.append)
         explained = report.explained_variance
         return (
             f"{report.n_vectors} vectors, {report.n_bytes} bytes: {report.bits:.1f} bits a vector "

@@ -39,19 +39,22 @@ class Decompress:
         bae = load_bae(self.dictionary, self.device)
         partial = self.output.with_name(f"{self.output.name}.partial")
         try:
-            with CodeFile(self.file, self.skip_damaged) as file, partial.open("wb") as out:
-                n = 0
-                write_header(out, n, bae.cfg.d_in)
-                for _, vectors in tqdm(reconstructions(file, bae, slice(self.start, self.stop)), "decompressing"):
+            with (
+                CodeFile(self.file, self.skip_damaged) as file,
+                partial.open("wb") as out,
+                tqdm(desc="decompressing", unit="vector") as progress,
+            ):
+                write_header(out, 0, bae.cfg.d_in)
+                for _, vectors in reconstructions(file, bae, slice(self.start, self.stop)):
                     out.write(vectors.float().numpy().astype("<f4").tobytes())
-                    n += len(vectors)
+                    progress.update(len(vectors))
                 out.seek(0)
-                write_header(out, n, bae.cfg.d_in)
+                write_header(out, progress.n, bae.cfg.d_in)
             os.replace(partial, self.output)
         finally:
             partial.unlink(missing_ok=True)
         lost = "".join(f"\ndamaged and left out: vectors {rows.start} to {rows.stop - 1}" for rows in file.damaged)
-        return f"{n} vectors in {self.output}{lost}"
+        return f"{progress.n} vectors in {self.output}{lost}"
 
 
 def write_header(out: BinaryIO, n: int, d_in: int) -> None:
