@@ -1,7 +1,7 @@
 """What does a hidden state cost on disk, how fast is it written and read, and what does the model lose?
 
-python benchmarks/compression.py                                    known rates: size against H(p), speed
-python benchmarks/compression.py --run-folder demo                         and a real dictionary, in the folder of a comparison
+python benchmarks/compression.py                        codes of known rates: size against H(p), speed
+python benchmarks/compression.py --run-folder demo      and a real dictionary's, in the folder of a comparison
 """
 
 import json
@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import tyro
 from machine import machine
@@ -30,7 +31,6 @@ from bae_lens.code_writer import CodeWriter
 from bae_lens.demo_model import load_demo_model
 from bae_lens.harvest import HiddenStates, write_text
 from bae_lens.losses import marginal_entropy
-from bae_lens.packed import pack_code
 from bae_lens.rate_distortion import bits_at, covariance, pca_quantisation
 from bae_lens.splicing import LossMeter
 
@@ -49,7 +49,7 @@ class Compression:
     rounds: int = 3
     n_contexts: int = 32
     """Held-out contexts on which the model's loss is measured."""
-    pca_vectors: int = 65_536
+    pca_vectors: int = 32_768
     """Training vectors that PCA is fitted on."""
     output: Path = field(default=Path(__file__).parent / "results" / "compression.json")
 
@@ -66,17 +66,14 @@ class Compression:
         rate = np.clip(rng.exponential(density, self.d_sae), 0, 0.5)  # rare features and common ones, as in real codes
         rate *= density / rate.mean()
         packed = np.packbits(rng.random((self.n_vectors, self.d_sae), np.float32) < rate, axis=1)
-        row = {"density": density, **sizes(packed, self.d_sae, path)}
-        lists = index_lists(packed, self.d_sae)
+        row = {"density": density, **_sizes(packed, self.d_sae, path)}
+        blobs = {"zlib": zlib.compress(packed.tobytes()), "lists": pickle.dumps(_index_lists(packed, self.d_sae))}
         jobs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-            ".bae": (lambda: write(path, packed, self.d_sae), lambda: read_code(path, packed=True)),
-            "zlib": (
-                lambda: zlib.compress(packed.tobytes()),
-                lambda blob=zlib.compress(packed.tobytes()): zlib.decompress(blob),
-            ),
+            ".bae": (lambda: _write(path, packed, self.d_sae), lambda: read_code(path, packed=True)),
+            "zlib": (lambda: zlib.compress(packed.tobytes()), lambda: zlib.decompress(blobs["zlib"])),
             "lists": (
-                lambda: pickle.dumps(index_lists(packed, self.d_sae)),
-                lambda blob=pickle.dumps(lists): dense(blob, self.d_sae),
+                lambda: pickle.dumps(_index_lists(packed, self.d_sae)),
+                lambda: _dense(blobs["lists"], self.d_sae),
             ),
         }
         seconds: dict[str, list[list[float]]] = {name: [[], []] for name in jobs}
@@ -107,10 +104,10 @@ class Compression:
         packed = read_code(path, packed=True).numpy()
         curve = pca_quantisation(known, x)
         codecs = {
-            "BAE, .bae file": (report.bits, lambda x: there_and_back(bae, x, path)),
-            "PCA at these bits": pca_at(report.bits, known, x),
-            "int8": (8 * x.shape[1] + 16, int8),
-            "fp8 (e4m3)": (8 * x.shape[1] + 16, fp8),
+            "BAE, .bae file": (report.bits, lambda x: _there_and_back(bae, x, path)),
+            "PCA at these bits": _pca_at(report.bits, known, x),
+            "int8": (8 * x.shape[1] + 16, _int8),
+            "fp8 (e4m3)": (8 * x.shape[1] + 16, _fp8),
             "fp16": (16 * x.shape[1], lambda x: x.half().float()),
         }
         stand_ins: Any = {name: StandIn(hook_name, codec) for name, (_, codec) in codecs.items()}
@@ -129,7 +126,7 @@ class Compression:
             "bits": report.bits,
             "vectors_per_second": speed,
             "decompressed_is_what_the_dictionary_gives": bool(torch.allclose(back, bae(x), rtol=1e-4, atol=1e-3)),
-            "sizes": sizes(packed, bae.cfg.d_sae, path.with_suffix(".sizes")),
+            "sizes": _sizes(packed, bae.cfg.d_sae, path.with_suffix(".sizes")),
             "pca_bits_at_this_explained_variance": bits_at(curve, report.explained_variance or 0.0),
             "ce_clean": first.clean,
             "ce_zeros": first.ablated,
@@ -137,49 +134,39 @@ class Compression:
         }
 
 
-def sizes(packed: np.ndarray, d_sae: int, path: Path) -> dict[str, float]:
+def _sizes(packed: np.ndarray, d_sae: int, path: Path) -> dict[str, float]:
     """Bits per vector of a code in various forms."""
     n = len(packed)
-    write(path, packed, d_sae)
+    _write(path, packed, d_sae)
     rate = np.unpackbits(packed, axis=1, count=d_sae).mean(0)
     mode = rate > 0.5
-    differing = int(sum((part != mode).sum() for part in unpacked(packed, d_sae)))
+    differing = int(sum((part != mode).sum() for part in _unpacked(packed, d_sae)))
     with CodeFile(path) as file:
         side = sum(8 * (2 * d_sae + 40) for _ in file.chunks)
-    forms = {
+    return {
         "entropy": marginal_entropy(torch.from_numpy(rate)).item(),
         "side_information": side / n,
         ".bae": 8 * path.stat().st_size / n,
         "packed bits": 8 * packed.shape[1],
+        "zstd of packed bits": 8 * len(pa.Codec("zstd", 19).compress(packed.tobytes())) / n,
         "zlib of packed bits": 8 * len(zlib.compress(packed.tobytes())) / n,
-        "lists of indices, pickled": 8 * len(pickle.dumps(index_lists(packed, d_sae))) / n,
+        "lists of indices, pickled": 8 * len(pickle.dumps(_index_lists(packed, d_sae))) / n,
         "lists of indices, 16 bits each": 16 * differing / n,
     }
-    if zstd := zstandard():
-        forms["zstd of packed bits"] = 8 * len(zstd.ZstdCompressor(level=19).compress(packed.tobytes())) / n
-    return forms
 
 
-def zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        return None
-    return zstandard
-
-
-def unpacked(packed: np.ndarray, d_sae: int) -> list[np.ndarray]:
+def _unpacked(packed: np.ndarray, d_sae: int) -> list[np.ndarray]:
     return [np.unpackbits(part, axis=1, count=d_sae) for part in np.array_split(packed, -(-len(packed) // 4096))]
 
 
-def index_lists(packed: np.ndarray, d_sae: int) -> list[list[int]]:
+def _index_lists(packed: np.ndarray, d_sae: int) -> list[list[int]]:
     """The authors' form: for each vector, which bits differ from the more frequent value."""
-    parts = unpacked(packed, d_sae)
+    parts = _unpacked(packed, d_sae)
     mode = sum(part.sum(0, dtype=np.int64) for part in parts) > len(packed) / 2
     return [np.flatnonzero(row != mode).tolist() for part in parts for row in part]
 
 
-def dense(blob: bytes, d_sae: int) -> np.ndarray:
+def _dense(blob: bytes, d_sae: int) -> np.ndarray:
     lists = pickle.loads(blob)
     code = np.zeros((len(lists), d_sae), bool)
     for row, indices in zip(code, lists, strict=True):
@@ -187,34 +174,33 @@ def dense(blob: bytes, d_sae: int) -> np.ndarray:
     return np.packbits(code, axis=1)
 
 
-def write(path: Path, packed: np.ndarray, d_sae: int) -> None:
+def _write(path: Path, packed: np.ndarray, d_sae: int) -> None:
     with CodeWriter(path, d_sae, KEY) as writer:
         for part in np.array_split(packed, -(-len(packed) // 4096)):
             writer.write(part)
 
 
-def there_and_back(bae: BAE, x: Tensor, path: Path) -> Tensor:
+def _there_and_back(bae: BAE, x: Tensor, path: Path) -> Tensor:
     compress(bae, x, path)
     return decompress(path, bae)
 
 
-def int8(x: Tensor) -> Tensor:
+def _int8(x: Tensor) -> Tensor:
     scale = x.abs().amax(-1, keepdim=True).div(127).half().float()
     return (x / scale).round().clamp(-127, 127) * scale
 
 
-def fp8(x: Tensor) -> Tensor:
+def _fp8(x: Tensor) -> Tensor:
     scale = x.abs().amax(-1, keepdim=True).div(torch.finfo(torch.float8_e4m3fn).max).half().float()
     largest = torch.finfo(torch.float8_e4m3fn).max
     return (x / scale).clamp(-largest, largest).to(torch.float8_e4m3fn).float() * scale
 
 
 class Quantiser:
-    """PCA and scalar quantisation with one step, as `rate_distortion.pca_quantisation`, but as a function of vectors."""
+    """PCA and scalar quantisation with one step, as in `rate_distortion.pca_quantisation`, as a function of vectors."""
 
-    def __init__(self, known: Tensor, step: float) -> None:
-        self.mean, self.step = known.mean(0), step
-        self.basis = torch.linalg.eigh(covariance(known))[1].flip(1).float()
+    def __init__(self, known: Tensor, basis: Tensor, step: float) -> None:
+        self.mean, self.basis, self.step = known.mean(0), basis, step
         coefficients = self.coefficients(known)
         symbols = (coefficients / step).round()
         self.reach = int(symbols.abs().max())
@@ -242,13 +228,14 @@ class Quantiser:
         return -torch.xlogy(share, share).sum().item() / np.log(2)
 
 
-def pca_at(bits: float, known: Tensor, x: Tensor) -> tuple[float, Quantiser]:
+def _pca_at(bits: float, known: Tensor, x: Tensor) -> tuple[float, Quantiser]:
     """The step at which the vectors x need so many bits, by bisection, and the bits reached."""
+    basis = torch.linalg.eigh(covariance(known))[1].float()
     low, high = 0.1, 1000.0
     for _ in range(12):
         step = (low * high) ** 0.5
-        low, high = (low, step) if Quantiser(known, step).bits(x) < bits else (step, high)
-    quantiser = Quantiser(known, high)
+        low, high = (low, step) if Quantiser(known, basis, step).bits(x) < bits else (step, high)
+    quantiser = Quantiser(known, basis, high)
     return quantiser.bits(x), quantiser
 
 

@@ -122,21 +122,34 @@ def test_hidden_states(states, tmp_path):
     assert torch.equal(read_code(tmp_path / "x.bae"), random_bae().encode(train.rows(train.content)))
 
 
-def test_batches_are_taken_one_at_a_time(bae, vectors, tmp_path, monkeypatch):
-    """So that memory does not grow: all that is kept of earlier ones is less than a chunk of bits."""
-    events = []
+def test_batches_are_taken_and_written_one_at_a_time(bae, vectors, tmp_path):
+    """So that memory does not grow with them."""
+    written = []
 
     def batches():
-        for batch in vectors.split(40):
-            events.append("taken")
+        for batch in vectors.split(30):
+            partial = tmp_path / "x.bae.partial"
+            written.append(partial.stat().st_size if partial.exists() else 0)
             yield batch
 
-    write = compression.CodeWriter.write
-    monkeypatch.setattr(
-        compression.CodeWriter, "write", lambda writer, packed: events.append("written") or write(writer, packed)
-    )
     compress(bae, batches(), tmp_path / "x.bae")
-    assert events[:7] == ["taken", "written", "written", "taken", "written", "written", "taken"]
+    chunk = 40 + 2 * 50
+    assert written[:7] == [0, *[64] * 6]  # fewer than 200 vectors, which make no chunk yet
+    assert all(size > 64 + chunk for size in written[7:])
+
+
+def test_any_module_that_encodes_and_decodes(vectors, tmp_path):
+    class Signs(torch.nn.Linear):
+        def encode(self, x):
+            return (x > 3).float()
+
+        def decode(self, feature_acts):
+            return self(feature_acts)
+
+    signs = Signs(16, 16)
+    compress(signs, vectors, tmp_path / "x.bae")
+    assert torch.equal(read_code(tmp_path / "x.bae"), (vectors > 3).float())
+    torch.testing.assert_close(decompress(tmp_path / "x.bae", signs), signs((vectors > 3).float()).detach())
 
 
 @pytest.mark.parametrize("rows", [slice(0, 10), slice(95, 205), slice(330, 330), slice(100, None)])
