@@ -224,6 +224,35 @@ def test_disk_full_while_appending(tmp_path, monkeypatch, content, budget):
     assert path.read_bytes() == content[0]
 
 
+def test_disk_full_at_the_very_end(tmp_path, monkeypatch):
+    write(tmp_path / "size.bae", random_code(230))
+    with monkeypatch.context() as patch:
+        disk_full_after(patch, (tmp_path / "size.bae").stat().st_size)
+        with pytest.raises(OSError, match="No space left"):
+            write(tmp_path / "x.bae", random_code(230))
+    assert [file.name for file in tmp_path.iterdir()] == ["size.bae"]
+
+
+def test_disk_full_at_the_very_end_of_an_append(tmp_path, monkeypatch, content):
+    path = tmp_path / "x.bae"
+    path.write_bytes(content[0])
+    size = write(path, random_code(60), append=True).n_bytes
+    path.write_bytes(content[0])
+    monkeypatch.setattr(code_writer.fcntl, "flock", lambda *_: None)
+    with monkeypatch.context() as patch:
+        disk_full_after(patch, size)
+        with pytest.raises(OSError, match="No space left"):
+            write(path, random_code(60), append=True)
+    np.testing.assert_array_equal(read(path)[0], content[1])
+
+
+def test_a_new_file_takes_the_place_of_the_old_one_at_once(tmp_path):
+    write(tmp_path / "x.bae", random_code(60))
+    (tmp_path / "same.bae").hardlink_to(tmp_path / "x.bae")
+    write(tmp_path / "x.bae", random_code(70))
+    assert len(read(tmp_path / "same.bae")[0]) == 60
+
+
 KILLED_APPEND = """
 import os, signal, sys, types
 package = sys.modules["bae_lens"] = types.ModuleType("bae_lens")  # without what the rest of the package imports
@@ -258,8 +287,9 @@ def test_killed_append_leaves_what_was_there(tmp_path, content, survive):
     assert result.returncode == -signal.SIGKILL
     assert path.stat().st_size > len(content[0])
     np.testing.assert_array_equal(read(path)[0], content[1])
-    write(path, content[1][:7], append=True)
+    added = write(path, content[1][:7], append=True).n_bytes
     np.testing.assert_array_equal(read(path)[0], np.concatenate([content[1], content[1][:7]]))
+    assert path.stat().st_size == len(content[0]) + added
 
 
 def test_torn_commit_is_said_and_can_be_skipped(tmp_path, content):
