@@ -210,8 +210,11 @@ def _decode(sae: Dictionary, feature_acts: Float[Tensor, "n d_sae"]) -> Float[Te
 
 def _batches(vectors: Vectors) -> Iterator[Float[Tensor, "n d_in"]]:
     """On the CPU, some thousand at a time."""
-    parts: Iterable[Any] = [vectors] if isinstance(vectors, Tensor | np.ndarray) else vectors
-    for batch in VectorFile(vectors) if isinstance(vectors, str | Path) else parts:
+    if isinstance(vectors, str | Path):
+        parts: Iterable[Any] = VectorFile(vectors)
+    else:
+        parts = [vectors] if isinstance(vectors, Tensor | np.ndarray) else vectors
+    for batch in parts:
         if batch.ndim < 2:
             raise ValueError(f"vectors have at least 2 axes, got shape {tuple(batch.shape)}")
         size = max(1, ROWS // int(np.prod(batch.shape[1:-1])))

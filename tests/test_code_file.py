@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,8 +120,8 @@ def test_a_range_is_read_without_the_rest(tmp_path, content, monkeypatch):
     with CodeFile(path) as file:
         sizes = []
         raw = file._file
-        monkeypatch.setattr(file, "_file", type("Spy", (), {"seek": raw.seek, "close": raw.close})())
-        file._file.read = lambda size: sizes.append(size) or raw.read(size)
+        spied = {"seek": raw.seek, "close": raw.close, "read": lambda size: sizes.append(size) or raw.read(size)}
+        monkeypatch.setattr(file, "_file", SimpleNamespace(**spied))
         ((part, packed),) = file.codes(slice(110, 115))
     assert part == range(110, 115)
     np.testing.assert_array_equal(packed, content[1][110:115])
@@ -306,7 +307,7 @@ def test_damaged_body_is_named_skipped_and_counted(tmp_path, content):
     path = tmp_path / "x.bae"
     path.write_bytes(content[0])
     with CodeFile(path) as file:
-        offset = file.chunks[1].offset
+        offset = file.chunks[1].offset or 0
     damaged = bytearray(content[0])
     damaged[offset + 5] ^= 4
     path.write_bytes(damaged)
@@ -322,7 +323,7 @@ def test_damaged_header_is_named_skipped_and_counted(tmp_path, content):
     path = tmp_path / "x.bae"
     path.write_bytes(content[0])
     with CodeFile(path) as file:
-        offset = file.chunks[1].offset
+        offset = file.chunks[1].offset or 0
     damaged = bytearray(content[0])
     damaged[offset - DIGEST - 20] ^= 4
     path.write_bytes(damaged)
@@ -365,7 +366,7 @@ def test_swapped_chunks_are_noticed(tmp_path, content):
     path = tmp_path / "x.bae"
     path.write_bytes(content[0])
     with CodeFile(path) as file:
-        starts = [chunk.offset - CHUNK.size - DIGEST for chunk in file.chunks]
+        starts = [(chunk.offset or 0) - CHUNK.size - DIGEST for chunk in file.chunks]
     first, second = content[0][starts[0] : starts[1]], content[0][starts[1] : starts[2]]
     path.write_bytes(content[0][: starts[0]] + second + first + content[0][starts[2] :])
     with pytest.raises(ValueError, match="begins with vector 0 is damaged"):

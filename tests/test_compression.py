@@ -40,6 +40,16 @@ def vectors():
     return torch.randn(330, 16) + 3
 
 
+class Signs(torch.nn.Linear):
+    """Not a dictionary of SAELens, but one that encodes and decodes."""
+
+    def encode(self, x):
+        return (x > 3).float()
+
+    def decode(self, feature_acts):
+        return self(feature_acts)
+
+
 def random_bae(seed=0, **config):
     torch.manual_seed(seed)
     bae = BAE(BAEConfig(d_in=16, d_sae=50, **config))
@@ -72,11 +82,19 @@ def test_report_by_hand(identity_bae, tmp_path):
 
 def test_report_of_vectors_far_from_the_origin(identity_bae, tmp_path):
     bae = identity_bae(2)
-    bae.b_dec.data += 1e4
-    bae.b_enc.data -= 1e4
-    vectors = 1e4 + torch.tensor([[1.0, 0.25], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    bae.b_dec.data += 1e6
+    bae.b_enc.data -= 1e6
+    vectors = 1e6 + torch.tensor([[1.0, 0.25], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
     report = compress(bae, vectors, tmp_path / "x.bae")
     assert report.explained_variance == pytest.approx(1 - (1 / 16) / (1 + 17 / 16 - 25 / 64), rel=1e-6)
+
+
+def test_report_does_not_depend_on_the_batches(bae, vectors, tmp_path):
+    vectors[200:] += 5
+    whole, parts = (compress(bae, x, tmp_path / "x.bae") for x in (vectors, vectors.split(70)))
+    assert parts.explained_variance == pytest.approx(whole.explained_variance)
+    unexplained = (bae(vectors) - vectors).square().sum() / (vectors - vectors.mean(0)).square().sum()
+    assert whole.explained_variance == pytest.approx(1 - unexplained.item(), rel=1e-4)
 
 
 def test_vectors_without_variance_have_no_share_of_it(identity_bae, tmp_path):
@@ -139,13 +157,6 @@ def test_batches_are_taken_and_written_one_at_a_time(bae, vectors, tmp_path):
 
 
 def test_any_module_that_encodes_and_decodes(vectors, tmp_path):
-    class Signs(torch.nn.Linear):
-        def encode(self, x):
-            return (x > 3).float()
-
-        def decode(self, feature_acts):
-            return self(feature_acts)
-
     signs = Signs(16, 16)
     compress(signs, vectors, tmp_path / "x.bae")
     assert torch.equal(read_code(tmp_path / "x.bae"), (vectors > 3).float())
@@ -203,6 +214,13 @@ def test_fingerprint_is_of_what_makes_the_code(bae, vectors, tmp_path):
         weights.data.flatten()[0] = value
     assert fingerprint(bae) == original
     assert fingerprint(bae.to(torch.bfloat16)) != original
+
+
+def test_fingerprint_is_of_shapes_too():
+    wide, tall = (Signs(*shape, bias=False) for shape in ((4, 2), (2, 4)))
+    for layer in (wide, tall):
+        layer.weight.data.zero_()
+    assert fingerprint(wide) != fingerprint(tall)
 
 
 def test_file_of_a_dictionary_in_training_opens_with_the_trained_one(vectors, tmp_path):

@@ -278,13 +278,13 @@ def test_logit_effects_are_the_direct_path(tiny_model, tiny_tokenizer):
 def test_logit_effects_of_a_bridge_are_those_of_the_hooked_model(bridge, tiny_model_folder):
     hooked = load_hooked(tiny_model_folder)
     for model in (bridge, hooked):
-        model.ln_final.w.data += torch.linspace(0, 2, 16)
+        model.ln_final.get_parameter("weight" if model is bridge else "w").data += torch.linspace(0, 2, 16)
     sae = dictionary("bae")
     (on_hooked,) = logit_effects(hooked, sae, [1], k=64)
     sae.cfg.metadata.hook_name = "blocks.0.hook_out"
     (on_bridge,) = logit_effects(bridge, sae, [1], k=64)
     assert dict(on_bridge.up) == pytest.approx(dict(on_hooked.up), abs=1e-5)
-    by_hand = (sae.W_dec[1] * hooked.ln_final.w) @ hooked.W_U
+    by_hand = (sae.W_dec[1] * hooked.ln_final.get_parameter("w")) @ hooked.W_U
     assert on_hooked.up[0][1] == pytest.approx((by_hand - by_hand.mean()).max().item(), abs=1e-5)
 
 
