@@ -10,8 +10,10 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.bae import BAE, BAEConfig
 from bae_lens.binarize import step
 from bae_lens.comparison import compare
+from bae_lens.compression import CompressionReport, compress, decompress, read_code
 from bae_lens.covariance import covariance_penalty
 from bae_lens.dynamics import DynamicsSettings, EntropyDynamics, entropy_dynamics
+from bae_lens.editing import LogitEffects, edit, logit_effects
 from bae_lens.entropy import EntropyEstimate, estimate_entropy
 from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.live_evals import run_evals
@@ -47,12 +49,14 @@ __all__ = [
     "ComSem",
     "ComSemReport",
     "Comparison",
+    "CompressionReport",
     "Contender",
     "DynamicsSettings",
     "EntropyDynamics",
     "EntropyEstimate",
     "Experiment",
     "FitSettings",
+    "LogitEffects",
     "Recipe",
     "TopKTranscoder",
     "TopKTranscoderConfig",
@@ -68,15 +72,20 @@ __all__ = [
     "TranscoderTrainingRunner",
     "Windows",
     "compare",
+    "compress",
     "covariance_penalty",
+    "decompress",
+    "edit",
     "entropy_dynamics",
     "estimate_entropy",
     "fit_bae",
     "load_reference_checkpoint",
+    "logit_effects",
     "marginal_entropy",
     "pack_code",
     "random_directions",
     "random_windows",
+    "read_code",
     "run_evals",
     "step",
     "unpack_code",

@@ -9,7 +9,9 @@ from typing import Annotated
 import tyro
 
 from bae_lens.commands.compare import Compare
+from bae_lens.commands.compress import Compress
 from bae_lens.commands.comsem import Comsem
+from bae_lens.commands.decompress import Decompress
 from bae_lens.commands.demo import Demo
 from bae_lens.commands.dynamics import Dynamics
 from bae_lens.commands.entropy import Entropy
@@ -37,7 +39,9 @@ def _run() -> None:
             | Annotated[Compare, tyro.conf.subcommand("compare", default=compare)]
             | Annotated[Entropy, tyro.conf.subcommand("entropy")]
             | Annotated[Dynamics, tyro.conf.subcommand("dynamics")]
-            | Annotated[Comsem, tyro.conf.subcommand("comsem")],
+            | Annotated[Comsem, tyro.conf.subcommand("comsem")]
+            | Annotated[Compress, tyro.conf.subcommand("compress")]
+            | Annotated[Decompress, tyro.conf.subcommand("decompress")],
             prog="bae-lens",
             description="Binary autoencoders for language models",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),

@@ -33,7 +33,7 @@ def test_map_of_the_house_names_every_module_and_package():
 @pytest.mark.filterwarnings("ignore:The training dataset contains fewer samples:UserWarning")
 def test_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    transcoder, bae = code_blocks("python")
+    transcoder, bae, compression, steering = code_blocks("python")
     for name, example in (("transcoder.py", transcoder), ("bae.py", bae)):
         (tmp_path / name).write_text(example)
     runpy.run_path(str(tmp_path / "transcoder.py"))
@@ -41,3 +41,11 @@ def test_examples_run(tmp_path, monkeypatch):
     names = runpy.run_path(str(tmp_path / "bae.py"))
     assert names["code"].unique().tolist() == [0, 1]
     assert names["features"].shape == (*names["code"].shape[:2], 10)
+    (tmp_path / "compression.py").write_text(compression)
+    (tmp_path / "steering.py").write_text(steering)
+    compressed = runpy.run_path(str(tmp_path / "compression.py"), init_globals=names)
+    assert compressed["first_codes"].equal(names["bae"].encode(compressed["states"])[:2])
+    assert compressed["reconstructions"].shape == compressed["states"].shape
+    steered = runpy.run_path(str(tmp_path / "steering.py"), init_globals=names)
+    assert steered["edited"].startswith("My fellow Americans")
+    assert len(steered["effects"].up) == len(steered["effects"].down) == 8
