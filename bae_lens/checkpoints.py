@@ -25,14 +25,14 @@ def save_checkpoint(trainer: SAETrainer[Any, Any], folder: Path, report: str) ->
     write_text(folder / partial / TRAINING_FILE, report)
     shutil.rmtree(folder / name, ignore_errors=True)
     os.replace(folder / partial, folder / name)
-    for other in folder.iterdir():
+    for other in folder.glob("[0-9]*"):
         if other.name != name:
             shutil.rmtree(other)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint. Raises ValueError if not all processes see the same one."""
-    last = max((path for path in folder.glob("*") if path.suffix != ".partial"), default=None)
+    last = max((path for path in folder.glob("*") if path.name.isdigit()), default=None)
     steps = gather_rows(torch.tensor([int(last.name) if last else 0]))
     if len(steps.unique()) > 1:
         found = ", ".join(map(str, steps.tolist()))

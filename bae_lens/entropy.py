@@ -97,8 +97,9 @@ def estimate_entropy(
     """
     resampling = _Resampling(seed, clusters)
     counts: _Counts | None = None
-    for x in _blocks(_batches(sae, vectors)):
-        code = sae.encode(x)
+    weights = getattr(sae, "W_enc", None)
+    for x in _blocks(_batches(vectors)):
+        code = sae.encode(x if weights is None else x.to(weights.device, weights.dtype))
         _check_code(code, x, sae)
         counts = counts or _Counts(code, x, seed)
         counts.add(code.float().cpu(), x.double().cpu(), sae.decode(code).double().cpu(), *resampling.draw(len(x)))
@@ -131,11 +132,16 @@ class _Resampling:
 
     def __init__(self, seed: int, clusters: Int[Tensor, " n"] | None) -> None:
         # Two generators, so that blocks of any size draw the same.
-        self.copies, self.coins = (torch.Generator().manual_seed(seed) for _ in range(2))
+        # Not the seed itself, which may have made the vectors.
+        seeds = np.random.SeedSequence(seed).generate_state(2)
+        self.copies, self.coins = (torch.Generator().manual_seed(int(own)) for own in seeds)
         self.drawn = 0
         self.cluster = None if clusters is None else clusters.cpu().unique(return_inverse=True)[1]
         if self.cluster is not None:
-            self.of_clusters = self._draw_independent(len(self.cluster.unique()))
+            n_clusters = len(self.cluster.unique())
+            if n_clusters < 2:
+                raise ValueError(f"an interval over clusters needs at least 2 of them, got {n_clusters}")
+            self.of_clusters = self._draw_independent(n_clusters)
 
     def draw(self, n: int) -> tuple[Float[Tensor, "n resamplings"], Bool[Tensor, " n"]]:
         """For the next n vectors. Raises ValueError if there are fewer clusters."""
@@ -212,8 +218,9 @@ class _Counts:
 def _shared_bits(together: Float[Tensor, "2 k k"], n: Float[Tensor, " 2"]) -> float:
     """Information shared along trees of pairs, from how often two of k features fired together in either half.
 
-    A tree fitted on one half saves `sum over its pairs of log2 q(x, y) / (q(x) q(y))` bits on the other. That is no
-    more than the features share, up to chance, whichever tree it is.
+    A tree fitted on one half saves `sum over its pairs of log2 q(x, y) / (q(x) q(y))` bits on the other, less what the
+    features cost there by the rates of the wrong half, `sum over its features of KL(p || q)`. What is left is no more
+    than the features share, up to chance, whichever tree it is.
     """
     k = together.shape[1]
     if k < 2 or n.min() < 2:
@@ -226,7 +233,10 @@ def _shared_bits(together: Float[Tensor, "2 k k"], n: Float[Tensor, " 2"]) -> fl
         cost = (np.log2(k) + n[fitted].log2() / 2) / n[fitted]
         worth = ((shares[fitted] * gain).sum(0) - cost).clamp(min=0).triu(1)
         first, second = minimum_spanning_tree(-worth.numpy()).nonzero()
-        saved += (shares[other] * gain).sum(0)[first, second].sum().item() / 2
+        features = np.union1d(first, second)
+        p, q = (shares[half][0].diagonal()[features] for half in (other, fitted))
+        drift = (torch.xlogy(p, p / q) + torch.xlogy(1 - p, (1 - p) / (1 - q))).sum() / np.log(2)
+        saved += ((shares[other] * gain).sum(0)[first, second].sum() - drift).item() / 2
     return max(0.0, saved)
 
 
@@ -250,16 +260,20 @@ def _log_lift(shares: Float[Tensor, "4 k k"], n: Float[Tensor, ""]) -> Float[Ten
     return ((n * lift + 1) / (n + 1)).log2()
 
 
-def _batches(sae: Encoder, vectors: Any) -> Iterator[Tensor]:
-    like = getattr(sae, "W_enc", None)
+def _batches(vectors: Any) -> Iterator[Tensor]:
+    width = None
     for batch in vectors.split(ROWS) if isinstance(vectors, Tensor) else vectors:
         if batch.ndim < 2:
             raise ValueError(f"batches of vectors have at least 2 axes, got shape {tuple(batch.shape)}")
         x = batch.flatten(0, -2)
+        if x.shape[1] != (width := width or x.shape[1]):
+            raise ValueError(
+                f"all vectors must be equally wide, but one batch is {width} wide and another {x.shape[1]}"
+            )
         if not torch.isfinite(x).all():
             bad = int((~torch.isfinite(x)).any(-1).sum())
             raise ValueError(f"vectors must be finite, but {bad} of {len(x)} in a batch hold NaN or infinity")
-        yield x if like is None else x.to(like.device, like.dtype)
+        yield x
 
 
 def _blocks(batches: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from bae_lens.array_files import checksum, load_array, open_array, save_array
 from bae_lens.contexts import PADDING, Contexts
-from bae_lens.parallel import is_first, n_processes, own_rows, process_index, wait_for_all
+from bae_lens.parallel import any_process, is_first, n_processes, own_rows, process_index, wait_for_all
 from bae_lens.sources import resolve_hook
 
 CHECKSUMS = "checksums.npy"  # of each context, 0 where it is missing
@@ -170,12 +170,15 @@ def harvest(
         "special_tokens": sorted(get_special_token_ids(model.tokenizer)),
     }
     _claim(folder, source, contexts)
-    if (folder / "complete.json").exists():
+    (complete,) = any_process((folder / "complete.json").exists())
+    if complete:
         _forget_damaged(folder, source["hook_names"])
     if not (folder / "complete.json").exists():
         _harvest_missing(model, contexts, source["hook_names"], folder, batch_size)
         wait_for_all()
         if is_first():
+            if not load_array(folder / CHECKSUMS).all():
+                raise ValueError(f"not all contexts arrived in {folder}; the processes must share it")
             write_text(folder / "complete.json", json.dumps(source))
         wait_for_all()
     return {hook_name: HiddenStates(folder, name) for hook_name, name in resolved.items()}
@@ -222,19 +225,22 @@ def _harvest_missing(model: Any, contexts: Contexts, hook_names: list[str], fold
                 states[hook_name].flush()
             norms[rows] = batches[hook_names[0]].norm(dim=-1).numpy()
             norms.flush()
-            sums[rows] = [
-                checksum(context) for context in zip(*(batches[name].numpy() for name in sorted(batches)), strict=True)
-            ]
+            parts = [norms[rows], *(batches[name].numpy() for name in sorted(batches))]
+            sums[rows] = [checksum(context) for context in zip(*parts, strict=True)]
             sums.flush()
             progress.update(int((sums != 0).sum()) - progress.n)
 
 
 def _forget_damaged(folder: Path, hook_names: list[str]) -> None:
-    """Contexts whose hidden states do not have the checksum that they were written with count as missing."""
-    states = [load_array(folder / hook_name / "states.npy", mmap_mode="r") for hook_name in sorted(hook_names)]
-    sums = open_array(folder / CHECKSUMS, (len(states[0]),), np.int64)
+    """Contexts whose hidden states do not have the checksum that they were written with count as missing.
+
+    Everything is read for it, at the speed of the disk.
+    """
+    files = ["norms.npy", *(f"{hook_name}/states.npy" for hook_name in sorted(hook_names))]
+    parts = [load_array(folder / file, mmap_mode="r") for file in files]
+    sums = open_array(folder / CHECKSUMS, (len(parts[0]),), np.int64)
     contexts = tqdm(range(process_index(), len(sums), n_processes()), desc="checking hidden states", unit="context")
-    damaged = [context for context in contexts if sums[context] != checksum(part[context] for part in states)]
+    damaged = [context for context in contexts if sums[context] != checksum(part[context] for part in parts)]
     if damaged:
         warnings.warn(
             f"{len(damaged)} of {len(sums)} contexts in {folder} are damaged and computed again", stacklevel=3

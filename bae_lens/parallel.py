@@ -18,6 +18,8 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+_connected = False
+
 
 @contextmanager
 def joined(device: str) -> Iterator[str]:
@@ -28,34 +30,54 @@ def joined(device: str) -> Iterator[str]:
     if n_launched() == 1:
         yield device
         return
+    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        raise ValueError(
+            "the processes must run on one machine, where they share files; start torchrun with --nnodes 1"
+        )
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise ValueError(f"{n_launched()} processes need as many GPUs, but there are {torch.cuda.device_count()}")
         torch.cuda.set_device(device)
-    with _naming_the_cause():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    connect(backend="cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     yield device
-    if dist.is_initialized():
+    disconnect()
+
+
+def connect(**arguments: Any) -> None:
+    """Joins the processes by `torch.distributed.init_process_group`. A group that others made is left alone."""
+    global _connected
+    with _naming_the_cause():
+        dist.init_process_group(**arguments)
+    _connected = True
+
+
+def disconnect() -> None:
+    """Parts them again, if they are joined."""
+    global _connected
+    if _connected:
+        _connected = False
         dist.destroy_process_group()
 
 
 def n_launched() -> int:
     """How many processes torchrun started, 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    return int(os.environ["WORLD_SIZE"]) if dist.is_available() and dist.is_torchelastic_launched() else 1
 
 
 def launch_index() -> int:
     """Which of the processes that torchrun started this one is, counted from 0, joined or not."""
-    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+    return int(os.environ["RANK"]) if dist.is_available() and dist.is_torchelastic_launched() else 0
 
 
 def n_processes() -> int:
     """How many processes are joined, 1 if none are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _connected else 1
 
 
 def process_index() -> int:
     """Which of the joined processes this one is, counted from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _connected else 0
 
 
 def is_first() -> bool:
@@ -142,7 +164,7 @@ def leave_the_rest_to_the_first() -> None:
     """Parts the processes: the first goes on by itself, the others end, by SystemExit without an error."""
     if n_processes() > 1:
         first = is_first()
-        dist.destroy_process_group()
+        disconnect()
         if not first:
             sys.exit(0)
 

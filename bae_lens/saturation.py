@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 
 RISEN = 0.95  # share of the rise at which a curve counts as saturated
 REFITS = 200
+SURELY = 0.975  # share of refits that must rise
 LONGEST = 100  # scale of a saturating curve, in units of the last position: it looks like a line long before
 SCALES = 300  # tried
 
@@ -36,15 +37,17 @@ def fit_saturation(
 ) -> Saturation | None:
     """The saturating exponential through a curve; intervals by refitting it to the bits with their errors added anew.
 
-    `errors` are standard errors of the bits. None for fewer than 4 positions or a curve that does not rise.
+    `errors` are standard errors of the bits, taken to be larger where the curve misses the bits by more than they say.
+    None for fewer than 4 positions, and for a curve that does not rise beyond its errors: in 97.5 % of the refits.
     """
     if len(positions) < 4:
         return None
     noise = np.random.default_rng(seed).standard_normal((REFITS, len(bits)))
-    levels, scales, rises = _fit_curves(positions, np.vstack([bits, bits + errors * noise]), errors)
-    if not rises[0]:
+    misfit = _fit_curves(positions, bits[None], errors)[3].item() / max(1, len(bits) - 3)
+    errors = errors * max(1.0, misfit**0.5)
+    levels, scales, rises, _ = _fit_curves(positions, np.vstack([bits, bits + errors * noise]), errors)
+    if not rises[0] or rises.mean() < SURELY:
         return None
-    # A refit that does not rise does not say where it saturates.
     saturated = positions.min() - np.log(1 - RISEN) * scales[rises]
     levels = levels[rises]
     low, high = np.quantile([levels, saturated], [0.025, 0.975], axis=1)
@@ -60,14 +63,23 @@ def fit_saturation(
 
 def _fit_curves(
     positions: Float[np.ndarray, " n"], curves: Float[np.ndarray, "curves n"], errors: Float[np.ndarray, " n"]
-) -> tuple[Float[np.ndarray, " curves"], Float[np.ndarray, " curves"], Bool[np.ndarray, " curves"]]:
-    """Level and scale of each curve, and whether it rises. For a given scale the rest is a linear regression."""
+) -> tuple[
+    Float[np.ndarray, " curves"],
+    Float[np.ndarray, " curves"],
+    Bool[np.ndarray, " curves"],
+    Float[np.ndarray, " curves"],
+]:
+    """Level and scale of each curve, whether it rises, and its squared misses in units of the errors.
+
+    For a given scale the rest is a linear regression.
+    """
     scales = np.geomspace(0.1, LONGEST * positions.max(), SCALES)
     decay = np.exp(-(positions - positions.min()) / scales[:, None])
     weight = errors**-2 / (errors**-2).sum()
     x, y = decay - decay @ weight[:, None], curves - curves @ weight[:, None]
     slope = (y * weight) @ x.T / (weight * x**2).sum(1)
-    error = (weight * (y[:, None] - slope[..., None] * x) ** 2).sum(2)
+    error = ((y[:, None] - slope[..., None] * x) ** 2 / errors**2).sum(2)
     best = np.where(slope < 0, error, np.inf).argmin(1)
-    at_best = slope[np.arange(len(curves)), best]
-    return curves @ weight - at_best * (decay @ weight)[best], scales[best], at_best < 0
+    curve = np.arange(len(curves))
+    at_best = slope[curve, best]
+    return curves @ weight - at_best * (decay @ weight)[best], scales[best], at_best < 0, error[curve, best]

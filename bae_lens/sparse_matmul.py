@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 GATHER_BELOW = 0.1  # density under which summing rows takes less time than a dense product, on a CPU
@@ -18,6 +19,7 @@ def sparse_matmul(matrix: Float[Tensor, "*batch k"], dense: Float[Tensor, "k m"]
 
     Where `sums_rows` says so, the product and the gradient of `dense` add up only the rows of the other factor that
     nonzero entries name. The gradient of `matrix` is dense in either case, since a surrogate reaches zeros as well.
+    Sums of rows have no second derivative, and raise RuntimeError where one is asked for.
     """
     rows = matrix.reshape(-1, matrix.shape[-1])
     if not sums_rows(rows):
@@ -69,11 +71,12 @@ class NonzeroEntries:
 class _SparseMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, dense: Tensor) -> Tensor:
-        ctx.entries = NonzeroEntries.of(matrix)
+        ctx.entries = NonzeroEntries.of(matrix)  # kept for backward, so not in setup_context
         ctx.save_for_backward(dense)
         return ctx.entries @ dense
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (dense,) = ctx.saved_tensors
         (grad,) = grad_outputs

@@ -174,8 +174,7 @@ class _Run:
             group["fused"] = True
         sum_gradients(sae)
         self.curve: list[dict[str, int | float]] = []
-        self.seconds = self.memory_gib = 0.0
-        self.saved_step = 0
+        self.seconds, self.memory_gib, self.saved_step = 0.0, 0.0, 0
         self._resume()
 
     def finish(self, folder: Path) -> None:

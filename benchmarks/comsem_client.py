@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import tyro
+from machine import machine
 
 from bae_lens.bae import BAE, BAEConfig
 from bae_lens.comsem.cache import AnswerCache
@@ -177,7 +178,7 @@ class ComSemClient:
             result["memory"].append(queue.get())
             process.join()
             print(result["memory"][-1], flush=True)
-        write_text(self.output, json.dumps(result, indent=1))
+        write_text(self.output, json.dumps({**machine(), **result}, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ OMP_NUM_THREADS=1 python benchmarks/parallel.py
 
 import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +18,14 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import tyro
+from machine import machine
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import tqdm
 
 from bae_lens import TrainingBAE, TrainingBAEConfig
 from bae_lens.harvest import write_text
-from bae_lens.parallel import own_rows, sum_gradients
+from bae_lens.parallel import connect, disconnect, own_rows, sum_gradients
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Parallel:
     output: Path = field(default=Path(__file__).parent / "results" / "parallel.json")
 
     def run(self) -> None:
-        machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1}
-        about = {**machine, "torch": torch.__version__, "command": " ".join(["python", *sys.argv])}
+        about = machine()
         print(about)
         rows: list[dict[str, Any]] = []
         for size in self.sizes:
@@ -79,13 +77,13 @@ def _take_turns(rank: int, settings: Parallel, d_in: int, d_sae: int, folder: Pa
     for turn in tqdm(range(settings.rounds + 1), f"{d_in} x {d_sae}", disable=rank > 0):
         batches = torch.randn(settings.steps, settings.batch_size, d_in)
         seconds, cpu, density = _time(alone, batches) if rank == 0 else (0.0, 0.0, 0.0)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/{turn}", rank=rank, world_size=2)
+        connect(backend="gloo", init_method=f"file://{folder}/{turn}", rank=rank, world_size=2)
         if turn == 0:
             sum_gradients(shared.sae)
         dist.barrier()
         with _timed_collectives() as talking:
             together, cpu_together, _ = _time(shared, torch.stack([own_rows(batch) for batch in batches]))
-        dist.destroy_process_group()
+        disconnect()
         if turn > 0:
             times = {"alone": seconds, "shared": together, "cpu_alone": cpu, "cpu_shared": cpu_together}
             times["talking"] = sum(talking)
@@ -100,7 +98,10 @@ def _trainer(settings: Parallel, d_in: int, d_sae: int) -> SAETrainer[TrainingBA
     trainer = SAETrainerConfig(
         total_training_samples=10**6, train_batch_size_samples=settings.batch_size, lr=1e-3, lr_end=1e-3
     )
-    return SAETrainer(trainer, TrainingBAE(cfg), data_provider=iter(()))
+    made = SAETrainer(trainer, TrainingBAE(cfg), data_provider=iter(()))
+    for group in made.optimizer.param_groups:
+        group["fused"] = True  # as in `training`
+    return made
 
 
 def _time(trainer: SAETrainer[TrainingBAE, TrainingBAEConfig], batches: torch.Tensor) -> tuple[float, float, float]:

@@ -16,7 +16,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
@@ -62,7 +61,7 @@ def _joined(n: int, rank: int, store: Path, scenario: Callable[..., Any], *argum
     try:
         torch.set_num_threads(1)
         if n > 1:
-            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)
+            parallel.connect(backend="gloo", init_method=f"file://{store}", rank=rank, world_size=n)
         scenario(*arguments)
     except BaseException:
         traceback.print_exc()

@@ -58,6 +58,12 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-10)
 
 
+def launched(monkeypatch, **environment: str) -> None:
+    values = {"TORCHELASTIC_RUN_ID": "0", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", **environment}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
 class TestAlone:
     def test_nothing_is_shared(self):
         rows = torch.randn(3, 2)
@@ -71,13 +77,31 @@ class TestAlone:
 
     def test_launched_processes_take_a_gpu_each(self, monkeypatch):
         calls = []
-        for name, value in {"TORCHELASTIC_RUN_ID": "0", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
-            monkeypatch.setenv(name, value)
+        launched(monkeypatch, LOCAL_WORLD_SIZE="2")
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
         monkeypatch.setattr("torch.cuda.set_device", calls.append)
-        monkeypatch.setattr("torch.distributed.init_process_group", calls.append)
+        monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: calls.append(backend))
+        monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("parted"))
         with joined("cuda") as device:
             assert device == "cuda:1"
-        assert calls == ["cuda:1", "cpu:gloo,cuda:nccl"]
+        assert calls == ["cuda:1", "cpu:gloo,cuda:nccl", "parted"]
+
+    def test_fewer_gpus_than_processes_are_refused(self, monkeypatch):
+        launched(monkeypatch, LOCAL_WORLD_SIZE="2")
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+        with pytest.raises(ValueError, match="2 processes need as many GPUs, but there are 1"), joined("cuda"):
+            pass
+
+    def test_several_machines_are_refused(self, monkeypatch):
+        launched(monkeypatch, LOCAL_WORLD_SIZE="1")
+        with pytest.raises(ValueError, match="must run on one machine"), joined("cpu"):
+            pass
+
+    def test_a_group_of_others_is_left_alone(self, monkeypatch):
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+        monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+        rows = torch.randn(3, 2)
+        assert gather_rows(rows) is rows
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -109,6 +109,8 @@ class FeatureSampler:
 
     def add(self, rows: TokenRows, activated: Int[Tensor, "n k"], fires: Bool[Tensor, "n d_sae"]) -> None:
         """Takes a batch of tokens, with the features that each activates (-1 for none) and those that fire."""
+        if len(rows.index) == 0:
+            return
         self.n_instances += count_instances(activated, self.d_sae)
         self.n_fired += fires.sum(0)
         self._add_instances(rows, activated, fires)
