@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from bae_lens import cli
 from bae_lens import dynamics as dynamics_module
+from bae_lens.commands import entropy as commands_entropy
 from bae_lens.commands.dynamics import default_layers
-from bae_lens.commands.entropy import read_vectors
+from bae_lens.commands.entropy import Entropy, read_vectors
 from bae_lens.dynamics import EntropyDynamics
 from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.synthetic import random_directions
@@ -181,3 +182,17 @@ def test_impossible_dynamics_are_refused_before_the_model_runs(dynamics, monkeyp
 def test_default_layers_are_spread():
     assert default_layers(30) == [0, 5, 10, 15, 20, 25]
     assert default_layers(2) == [0, 1]
+
+
+def test_benchmark_compares_penalties_on_and_off_and_draws_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands_entropy, "SMALL_RANKS", (2,))
+    monkeypatch.setattr(commands_entropy, "SMALL_WIDTHS", (8,))
+    monkeypatch.setattr(commands_entropy, "SMALL_VECTORS", 2500)
+
+    printed = Entropy(benchmark=True, output=tmp_path / "recovery.json").run()
+
+    found = json.loads((tmp_path / "recovery.json").read_text())
+    assert found["on"][0]["bits"] == pytest.approx(2, rel=0.01)
+    assert found["off"][0]["bits"] > 4
+    assert printed.count("| on |") == printed.count("| off |") == 1
+    assert "penalties off" in (tmp_path / "recovery.html").read_text()

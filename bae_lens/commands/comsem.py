@@ -34,8 +34,8 @@ LOCAL_TIMEOUT = 600.0  # seconds for an answer of the local model, which may run
 class Comsem:
     """Describe features of a run's dictionaries and ask a judge whether the descriptions fit, on held-out documents.
 
-    The key of the judge's server is read from OPENAI_API_KEY. Answers are kept: after an interruption, a kill or a
-    spent budget the same command goes on, and a second run asks nothing.
+    The key of the judge's server is read from OPENAI_API_KEY. Answers are kept, but those that are empty or cut
+    off: after an interruption, a kill or a spent budget the same command goes on, and a second run asks nothing else.
     """
 
     run_folder: Annotated[Path, tyro.conf.Positional]

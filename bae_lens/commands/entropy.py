@@ -15,6 +15,7 @@ from bae_lens.bae import BAE
 from bae_lens.entropy import EntropyEstimate, estimate_entropy
 from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.harvest import write_text
+from bae_lens.plots_entropy import recovered_entropy
 from bae_lens.recovery import WIDTHS, recover
 
 HELD_OUT = 5  # one vector in so many, from the end, is not trained on
@@ -42,9 +43,10 @@ class Entropy:
     batch_size: int = FitSettings.batch_size
     """Vectors per step."""
     benchmark: bool = False
-    """Recover known entropies instead; a small version of benchmarks/entropy_recovery.py, under two minutes."""
+    """Recover known entropies instead, with the penalties on and off: a small version of
+    benchmarks/entropy_recovery.py, a few minutes."""
     output: Path | None = None
-    """A .json file for the result."""
+    """A .json file for the result; a figure of --benchmark goes into an .html file beside it."""
     seed: int = 0
     """Seed of the initial weights, the order of the vectors and the resampling."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,15 +83,30 @@ class Entropy:
         )
 
     def _recovery(self) -> str:
-        rows = [
-            row
-            for d_sae in SMALL_WIDTHS
-            for row in recover(SMALL_RANKS, d_sae, self.seed, settings=FitSettings(steps=1024), n_vectors=SMALL_VECTORS)
+        recipes = {
+            "on": (self.entropy_coefficient, FitSettings(steps=1024)),
+            "off": (0.0, FitSettings(steps=1024, elimination=False)),
+        }
+        found = {
+            penalties: [
+                row
+                for d_sae in SMALL_WIDTHS
+                for row in recover(SMALL_RANKS, d_sae, self.seed, price, settings, SMALL_VECTORS)
+            ]
+            for penalties, (price, settings) in recipes.items()
+        }
+        self._write({penalties: [row.to_dict() for row in rows] for penalties, rows in found.items()})
+        if self.output is not None:
+            figure = recovered_entropy({f"penalties {penalties}": rows for penalties, rows in found.items()})
+            figure.write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
+        lines = [
+            "| penalties | true bits | features | bits | features that vary | FVU |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
         ]
-        self._write([row.to_dict() for row in rows])
-        lines = ["| true bits | features | bits | features that vary | FVU |", "| ---: | ---: | ---: | ---: | ---: |"]
-        for row in rows:
-            lines.append(f"| {row.rank} | {row.d_sae} | {row.bits:.2f} | {row.varying_features} | {row.fvu:.1e} |")
+        for penalties, rows in found.items():
+            for row in rows:
+                numbers = f"{row.rank} | {row.d_sae} | {row.bits:.2f} | {row.varying_features} | {row.fvu:.1e}"
+                lines.append(f"| {penalties} | {numbers} |")
         return "\n".join(lines)
 
     def _write(self, result: object) -> None:
