@@ -239,7 +239,7 @@ def _forget_damaged(folder: Path, hook_names: list[str]) -> None:
     files = ["norms.npy", *(f"{hook_name}/states.npy" for hook_name in sorted(hook_names))]
     parts = [load_array(folder / file, mmap_mode="r") for file in files]
     sums = open_array(folder / CHECKSUMS, (len(parts[0]),), np.int64)
-    contexts = tqdm(range(process_index(), len(sums), n_processes()), desc="checking hidden states", unit="context")
+    contexts = tqdm(range(process_index(), len(sums), n_processes()), desc="checking what is on disk", unit="context")
     damaged = [context for context in contexts if sums[context] != checksum(part[context] for part in parts)]
     if damaged:
         warnings.warn(
