@@ -15,6 +15,7 @@ from bae_lens import TrainingBAEConfig, cli
 from bae_lens.parallel import any_process, gather_rows, is_first, joined, leave_the_rest_to_the_first, own_rows
 from bae_lens.training import check_processes
 
+SMALL = "--harvest-tokens 600 --held-out-tokens 120 --context-size 16 --training-tokens 660 --batch-size 33"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1")
 
 
@@ -229,8 +230,7 @@ class TestRefusals:
 
 @pytest.mark.slow
 def test_torchrun_trains_what_one_process_trains_and_says_it_once(tiny_model_folder, text, tmp_path):
-    sizes = "--harvest-tokens 600 --held-out-tokens 120 --context-size 16 --training-tokens 660 --batch-size 33"
-    command = ["-m", "bae_lens", "train", "--model", str(tiny_model_folder), "--text", str(text), *sizes.split()]
+    command = ["-m", "bae_lens", "train", "--model", str(tiny_model_folder), "--text", str(text), *SMALL.split()]
     command += ["--hook-name", "blocks.0.hook_resid_post", "--config", "covariance_coefficient", "0.01"]
     shared = _run(*TORCHRUN, *command, "--output", str(tmp_path / "two"))
     assert shared.returncode == 0, shared.stderr[-3000:]
@@ -248,8 +248,9 @@ def test_torchrun_trains_what_one_process_trains_and_says_it_once(tiny_model_fol
 def test_torchrun_shows_help_once_and_fails_if_a_process_does(tiny_model_folder, text, tmp_path):
     help_text = _run(*TORCHRUN, "-m", "bae_lens", "train", "--help")
     assert (help_text.returncode, help_text.stdout.count("usage: bae-lens train")) == (0, 1)
-    command = ["-m", "bae_lens", "train", "--model", str(tiny_model_folder), "--text", str(text), "--architecture"]
-    command += ["topk", "--hook-name", "blocks.0.hook_resid_post", "--output", str(tmp_path / "run")]
+    command = ["-m", "bae_lens", "train", "--model", str(tiny_model_folder), "--text", str(text), *SMALL.split()]
+    command += ["--architecture", "topk", "--config", "k", "4", "--hook-name", "blocks.0.hook_resid_post"]
+    command += ["--output", str(tmp_path / "run")]
     refused = _run(*TORCHRUN, *command)
     assert refused.returncode == 1
     assert "error: 2 processes cannot share topk, a topk dictionary" in refused.stderr
