@@ -24,7 +24,8 @@ from bae_lens.recipe import Contender, Recipe, TrainingSettings
 from bae_lens.reference import load_reference_checkpoint
 from bae_lens.results import Comparison, Experiment
 from bae_lens.synthetic import random_directions
-from bae_lens.training_bae import TrainingBAE, TrainingBAEConfig
+from bae_lens.training_bae import TrainingBAE
+from bae_lens.training_config import TrainingBAEConfig
 from bae_lens.training_transcoder import (
     TrainingBinaryTranscoder,
     TrainingBinaryTranscoderConfig,

@@ -171,9 +171,15 @@ def process_sae_in(sae: SAE[Any], sae_in: Float[Tensor, "*input"]) -> Float[Tens
     return sae.run_time_activation_norm_fn_in(sae_in)
 
 
-def decode(sae: SAE[Any], feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:
-    """`feature_acts @ W_dec + b_dec` (Eq. 1), in the shape and scale of the SAE's input."""
-    sae_out = sae.hook_sae_recons(sparse_matmul(feature_acts, sae.W_dec) + sae.b_dec)
+def decode(
+    sae: SAE[Any], feature_acts: Float[Tensor, "*batch d_sae"], raw: Callable[[Tensor], Tensor] | None = None
+) -> Float[Tensor, "*output"]:
+    """`feature_acts @ W_dec + b_dec` (Eq. 1), in the shape and scale of the SAE's input.
+
+    `raw` undoes a standardisation that the weights are for.
+    """
+    sae_out = sparse_matmul(feature_acts, sae.W_dec) + sae.b_dec
+    sae_out = sae.hook_sae_recons(sae_out if raw is None else raw(sae_out))
     return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(sae_out), sae.d_head)
 
 

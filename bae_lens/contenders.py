@@ -14,7 +14,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.harvest import hook_widths
 from bae_lens.recipe import Contender, Recipe
 from bae_lens.sources import resolve_hook
-from bae_lens.training_bae import Preset
+from bae_lens.training_config import Preset
 
 BAE_LR = {"default": 4e-3, "paper": 5e-4, "authors": 5e-4}
 SAE_LR = 1e-3

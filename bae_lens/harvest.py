@@ -4,7 +4,6 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import einops
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from sae_lens import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,25 +20,9 @@ from bae_lens.array_files import checksum, load_array, open_array, save_array
 from bae_lens.contexts import PADDING, Contexts
 from bae_lens.parallel import any_process, is_first, n_processes, own_rows, process_index, wait_for_all
 from bae_lens.sources import resolve_hook
+from bae_lens.standardisation import MASSIVE_NORM, Standardisation
 
 CHECKSUMS = "checksums.npy"  # of each context, 0 where it is missing
-MASSIVE_NORM = 5.0  # times the median norm: such tokens are attention sinks, not content
-
-
-@dataclass(frozen=True)
-class Standardisation:
-    """Centring and scaling to mean squared norm d_in, so that hyperparameters carry over between layers and models."""
-
-    mean: Float[Tensor, " d_in"]
-    scale: float
-
-    def __call__(self, activations: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        return (activations - self.mean.to(activations)) * self.scale
-
-    def fold_into(self, sae: SAE[Any]) -> None:
-        """Makes a dictionary trained on standardised activations take and give raw ones, exactly and in place."""
-        identity = torch.eye(len(self.mean), dtype=torch.float64)
-        sae.fold_activation_whitening(self.mean.double(), identity * self.scale, identity / self.scale)
 
 
 class HiddenStates:

@@ -1,5 +1,6 @@
 """The three terms of the training loss (Eq. 3-5), each a function of tensors."""
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -56,3 +57,21 @@ def marginal_entropy(rate: Float[Tensor, "*batch d_sae"], form: EntropyForm = "b
     if form == "bernoulli":
         bits = bits - (1 - p) * (1 - p).log2()
     return torch.where(varies, bits, 0.0).sum(-1)
+
+
+def priced_entropy(
+    rate: Float[Tensor, "*batch d_sae"], tangent_rate: float, form: EntropyForm = "bernoulli"
+) -> Float[Tensor, "*batch"]:
+    """`marginal_entropy`, from `tangent_rate` on continued by its tangent: firing never costs less than at that rate.
+
+    The entropy itself makes each further firing of a frequent feature cheaper, and pays those that fire most of the
+    time for firing always. A tangent at 1/2 is flat, at 1 it changes nothing. In bits, at least `marginal_entropy`.
+    Raises ValueError for a rate outside (0, 1].
+    """
+    if not 0 < tangent_rate <= 1:
+        raise ValueError(f"tangent_rate must lie in (0, 1], got {tangent_rate}")
+    if tangent_rate == 1:
+        return marginal_entropy(rate, form)
+    slope = -math.log2(tangent_rate) - (1 / math.log(2) if form == "printed" else -math.log2(1 - tangent_rate))
+    below = rate.clamp(max=tangent_rate)
+    return marginal_entropy(below, form) + slope * (rate - below).sum(-1)

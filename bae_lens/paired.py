@@ -9,7 +9,8 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
-from bae_lens.harvest import HiddenStates, Standardisation
+from bae_lens.harvest import HiddenStates
+from bae_lens.standardisation import FOLDED, Standardisation, folded
 
 
 class PairedStates:
@@ -48,9 +49,6 @@ class PairStandardisation:
     @torch.no_grad()
     def fold_into(self, sae: SAE[Any]) -> None:
         """Makes a transcoder trained on standardised activations take and give raw ones, exactly and in place."""
-        W_enc = sae.W_enc.double() * self.source.scale
-        b_enc: Tensor = sae.b_enc  # pyright: ignore[reportAssignmentType]
-        b_enc.copy_(b_enc.double() - self.source.mean.to(W_enc) @ W_enc)
-        sae.W_enc.copy_(W_enc)
-        sae.W_dec.copy_(sae.W_dec.double() / self.target.scale)
-        sae.b_dec.copy_(sae.b_dec.double() / self.target.scale + self.target.mean.to(W_enc))
+        raw = folded({name: getattr(sae, name).data for name in FOLDED}, self.source, self.target)
+        for name, weights in raw.items():
+            getattr(sae, name).copy_(weights)

@@ -28,7 +28,7 @@ from bae_lens.harvest import HiddenStates, read_json
 from bae_lens.paired import PairedStates
 from bae_lens.parallel import any_process, is_first, n_processes, sum_gradients, wait_for_all
 from bae_lens.recipe import Recipe, TrainingSettings
-from bae_lens.training_bae import TrainingBAEConfig
+from bae_lens.training_config import TrainingBAEConfig
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
 CURVE_POINTS = 200  # of a loss curve, at most

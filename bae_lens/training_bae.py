@@ -1,14 +1,12 @@
-"""Training of the Binary Autoencoder inside SAELens (Eq. 3-6): the loss, its schedule, and the running prior."""
+"""Training of the Binary Autoencoder inside SAELens (Eq. 3-6): the loss, its schedule, and the running statistics."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, no_type_check
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from sae_lens import TrainingSAE, TrainingSAEConfig
+from sae_lens import TrainingSAE
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 from typing_extensions import override
@@ -18,129 +16,27 @@ from bae_lens.bae import (
     BAE,
     add_bias_and_prior,
     apply_keeping_statistics,
-    check_sizes,
     decode,
     pre_activation,
     process_sae_in,
     refuse_fold_of_decoder_norm,
 )
-from bae_lens.binarize import SURROGATES, Surrogate, step
+from bae_lens.binarize import step
 from bae_lens.covariance import code_times_signs, covariance_penalty
-from bae_lens.losses import (
-    ENTROPY_FORMS,
-    RECONSTRUCTIONS,
-    EntropyForm,
-    Reconstruction,
-    marginal_entropy,
-    reconstruction_error,
-)
+from bae_lens.losses import marginal_entropy, priced_entropy, reconstruction_error
 from bae_lens.parallel import add_parts, gather_rows
+from bae_lens.rate_control import excess_bits, excess_l0, learned, steered
+from bae_lens.standardisation import FOLDED, Standardisation, folded, standardisation_of
+from bae_lens.training_config import TrainingBAEConfig
 
-Preset = Literal["default", "paper", "authors"]
-
-CONTROLLER_GAIN = 0.01  # largest relative change of the entropy coefficient in one step under `target_l0`
-CONTROLLER_RANGE = (1e-6, 1e6)  # of that factor, should the target be out of reach
-
-
-@no_type_check
-@dataclass
-class TrainingBAEConfig(TrainingSAEConfig):
-    """Config of a `TrainingBAE`. Raises ValueError, naming rule and value, for values out of range."""
-
-    apply_b_dec_to_input: bool = False
-    """Must be False: the BAE's encoder takes its input as it is (Eq. 1)."""
-    decoder_init_norm: float | None = 1.0
-    """Norm of the decoder rows at the start; the encoder starts as their transpose."""
-    entropy_coefficient: float = 0.3
-    """Weight of the marginal entropy in bits (alpha_e of Eq. 5), from `entropy_start_step` on."""
-    covariance_coefficient: float = 0.0
-    """Weight of the covariance penalty (alpha_c of Eq. 5), from the first step on; 0 leaves it out."""
-    covariance_sample: int | None = None
-    """Features drawn anew in each step for an unbiased estimate of the penalty; None takes all. See
-    `covariance_penalty`."""
-    entropy_start_step: int = 0
-    """Training step at which the entropy is switched on. `preset` computes it from the length of the run.
-    (SAELens saves mid-run checkpoints before it counts the step: a run resumed from one counts one step less.)"""
-    target_l0: float | None = None
-    """If set, the entropy coefficient is steered so that this many features fire per token: each step multiplies it by
-    `exp(0.01 * clip(L0 / target_l0 - 1, -1, 1))`, starting at `entropy_coefficient`."""
-    surrogate: Surrogate = "sigmoid"
-    """Gradient through the step (Eq. 6); see `step`."""
-    entropy: EntropyForm = "bernoulli"
-    """Form of the entropy (Eq. 4); see `marginal_entropy`."""
-    reconstruction: Reconstruction = "sum"
-    """Convention of the reconstruction loss (Eq. 3); coefficients are relative to it. See `reconstruction_error`."""
-    apply_encoder_bias: bool = True
-    """False holds the encoder bias at 0, the form of the paper's Eq. 1."""
-    encoder_bias_init: float = -2.0
-    """Encoder bias at the start, in units of the pre-activation. At 0 half of all features start, and stay, on."""
-    prior_decay: float = 0.99
-    """Decay per step of the running mean `prior`."""
-
-    @classmethod
-    @override
-    def architecture(cls) -> str:
-        return "bae"
-
-    @classmethod
-    def preset(
-        cls, name: Preset, *, d_in: int, d_sae: int, training_steps: int, **overrides: Any
-    ) -> "TrainingBAEConfig":
-        """Named hyperparameters for a run of `training_steps` optimiser steps; keywords override single fields.
-
-        - `"default"`: ours, for language-model activations scaled to mean squared norm d_in (batch 512, lr 4e-3,
-          entropy from 5 % of training).
-        - `"paper"`: the formulas as published: no encoder bias, sigmoid surrogate, norm loss (batch 512, lr 5e-4,
-          entropy from 25 %). The entropy is the Bernoulli form, without which the paper's benchmark does not come out.
-        - `"authors"`: the formulas of their code: encoder bias, squashed gradient, mean squared error (same settings).
-
-        The published presets start at SAELens' own initial weights, and train in its trainer, which clips gradients.
-        """
-        published = {
-            "entropy_coefficient": 1e-7,
-            "covariance_coefficient": 1e-7,
-            "encoder_bias_init": 0.0,
-            "decoder_init_norm": None,
-        }
-        presets: dict[str, tuple[float, dict[str, Any]]] = {
-            "default": (0.05, {}),
-            "paper": (0.25, {**published, "reconstruction": "l2_norm", "apply_encoder_bias": False}),
-            "authors": (0.25, {**published, "reconstruction": "mean", "surrogate": "reference"}),
-        }
-        if name not in presets:
-            raise ValueError(f"preset must be one of {', '.join(presets)}, got {name!r}")
-        entropy_from, values = presets[name]
-        values = {"entropy_start_step": round(entropy_from * training_steps), **values, **overrides}
-        return cls(d_in=d_in, d_sae=d_sae, **values)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_sizes(self)
-        for name in ("entropy_coefficient", "covariance_coefficient", "entropy_start_step"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
-            raise ValueError(f"target_l0 must lie between 0 and d_sae = {self.d_sae}, got {self.target_l0}")
-        if self.target_l0 is not None and self.entropy_coefficient == 0:
-            raise ValueError("target_l0 steers the entropy coefficient, which must then be positive, got 0")
-        if self.covariance_sample is not None and not 2 <= self.covariance_sample <= self.d_sae:
-            bounds = f"between 2 and d_sae = {self.d_sae}"
-            raise ValueError(f"covariance_sample must lie {bounds}, got {self.covariance_sample}")
-        if not 0 <= self.prior_decay < 1:
-            raise ValueError(f"prior_decay must lie in [0, 1), got {self.prior_decay}")
-        if not self.apply_encoder_bias and self.encoder_bias_init != 0:
-            raise ValueError(f"encoder_bias_init must be 0 without an encoder bias, got {self.encoder_bias_init}")
-        for name, choices in (
-            ("surrogate", SURROGATES),
-            ("entropy", ENTROPY_FORMS),
-            ("reconstruction", RECONSTRUCTIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+PER_TOKEN = ("layer_norm", "constant_norm_rescale")  # normalisations at run time, after which there is no scale to find
 
 
 class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
-    """A `BAE` with its training loss (Eq. 5). Buffers `prior` and `entropy_multiplier` are part of every checkpoint.
+    """A `BAE` with its training loss (Eq. 5). Its statistics are buffers, and part of every checkpoint.
+
+    The weights are for activations standardised by `input_mean` and `input_scale`; `to_inference`, saving for inference
+    and `fold_standardisation` make them weights for activations as they are.
 
     Of several processes, see `parallel`, each passes its own rows of a batch forward, and gets the code, the losses and
     the metrics of the whole batch, so that all keep the same statistics.
@@ -149,7 +45,15 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
     b_enc: nn.Parameter
     prior: Tensor
     entropy_multiplier: Tensor
-    """What `target_l0` has made of the entropy coefficient so far, as a factor; () in float32."""
+    """What the target has made of the entropy coefficient so far, as a factor; () in float32."""
+    input_mean: Tensor
+    """Of what is encoded, (d_in,); found on the first batch."""
+    input_scale: Tensor
+    """Factor that gives it mean squared norm d_in, (); 0 while unknown, which counts as 1."""
+    output_mean: Tensor
+    """Of what is reconstructed, (d_out,)."""
+    output_scale: Tensor
+    """The factor for it, ()."""
 
     def __init__(self, cfg: TrainingBAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
@@ -158,13 +62,22 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
+        self.add_statistics()
+
+    def add_statistics(self) -> None:
+        """Gives a binary code under construction its bias and its buffers."""
         add_bias_and_prior(self, self.cfg.encoder_bias_init)
         self.b_enc.requires_grad_(self.cfg.apply_encoder_bias)
-        self.register_buffer("entropy_multiplier", torch.ones((), device=self.device))
+        for name, value in _statistics(self.W_enc, self.b_dec).items():
+            self.register_buffer(name, value)
 
     @override
     def process_sae_in(self, sae_in: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_in"]:
-        return process_sae_in(self, sae_in)
+        return self.standardised_input(process_sae_in(self, sae_in))
+
+    def standardised_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """What the weights are for."""
+        return (x - self.input_mean.to(x)) * _known(self.input_scale).to(x)
 
     @override
     def encode_with_hidden_pre(
@@ -175,7 +88,10 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
 
     @override
     def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:
-        return decode(self, feature_acts)
+        return decode(self, feature_acts, self._raw_output)
+
+    def _raw_output(self, x: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
+        return x / _known(self.output_scale).to(x) + self.output_mean.to(x)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -185,26 +101,43 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Raises ValueError for a batch of one row, which has no statistics, or with NaN or infinite activations."""
         _check_finite(step_input)
+        self._find_standardisation(step_input)
         output = self.reconstruct(step_input)
         with torch.no_grad():
             rate = _firing_rate(output.feature_acts)
             output.metrics = {
                 "entropy_bits": marginal_entropy(rate),
-                "entropy_coefficient": self._entropy_coefficient(step_input, rate.dtype),
+                "entropy_coefficient": self._entropy_coefficient(step_input, rate),
                 "constant_features": ((rate == 0) | (rate == 1)).sum(),
             }
             self._update_statistics(rate, step_input.n_training_steps)
         return output
 
-    def reconstruct(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """Code, reconstruction and losses of a batch, without a trace in the running statistics."""
-        return self.reconstruct_target(step_input.sae_in, step_input)
+    def input_and_target(self, batch: Float[Tensor, "*batch"]) -> tuple[Tensor, Tensor]:
+        """What is encoded and what is to be reconstructed, of a training batch: for an SAE the same."""
+        return batch, batch
 
-    def reconstruct_target(self, target: Float[Tensor, "batch _"], step_input: TrainStepInput) -> TrainStepOutput:
-        """Code, reconstruction of the target and losses, the code and the losses being those of the whole batch."""
-        feature_acts, hidden_pre = self.encode_with_hidden_pre(step_input.sae_in)
+    @torch.no_grad()
+    def _find_standardisation(self, step_input: TrainStepInput) -> None:
+        if step_input.n_training_steps > 0 or not self.cfg.standardize_activations or self.input_scale > 0:
+            return
+        if self.cfg.normalize_activations in PER_TOKEN:
+            return
+        for side, x in zip(("input", "output"), self.input_and_target(step_input.sae_in), strict=True):
+            found = standardisation_of(gather_rows(self.reshape_fn_in(x)))
+            setattr(self, f"{side}_mean", found.mean.to(self.input_mean))
+            setattr(self, f"{side}_scale", torch.full_like(self.input_scale, found.scale))
+
+    def reconstruct(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """Code, reconstruction and losses of a batch, without a trace in the running statistics.
+
+        With several processes, code and losses are those of the whole batch.
+        """
+        sae_in, target = self.input_and_target(step_input.sae_in)
+        feature_acts, hidden_pre = self.encode_with_hidden_pre(sae_in)
         sae_out = self.decode(feature_acts)
-        error = gather_rows(self.mse_loss_fn(sae_out, target).sum(-1))
+        scale = _known(self.output_scale).to(sae_out)
+        error = gather_rows(self.mse_loss_fn(sae_out * scale, target * scale).sum(-1))
         code = gather_rows(feature_acts, sent_as=torch.uint8)
         if len(code) < 2:
             raise ValueError(f"a training batch needs at least 2 rows to have statistics, got {len(code)}")
@@ -216,8 +149,8 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
         rate = _firing_rate(feature_acts)
-        coefficient = self._entropy_coefficient(step_input, rate.dtype)
-        losses = {"entropy_loss": coefficient * marginal_entropy(rate, self.cfg.entropy)}
+        price = priced_entropy(rate, self.cfg.tangent_rate, self.cfg.entropy)
+        losses = {"entropy_loss": self._entropy_coefficient(step_input, rate.detach()) * price}
         if self.cfg.covariance_coefficient > 0:
             drawing = torch.Generator().manual_seed(step_input.n_training_steps)
             times_signs = partial(add_parts, code_times_signs)
@@ -225,19 +158,25 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
             losses["covariance_loss"] = step_input.coefficients["covariance"] * penalty
         return losses
 
-    def _entropy_coefficient(self, step_input: TrainStepInput, dtype: torch.dtype) -> Float[Tensor, ""]:
-        """The coefficient in force at this step: 0 before `entropy_start_step`, then steered by `target_l0`."""
+    def _entropy_coefficient(self, step_input: TrainStepInput, rate: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
+        """The coefficient in force for a batch: 0 before `entropy_start_step`, then steered to the target."""
         started = step_input.n_training_steps >= self.cfg.entropy_start_step
-        return self.entropy_multiplier.to(dtype) * (step_input.coefficients["entropy"] * started)
+        return steered(self.entropy_multiplier.to(rate), self._excess(rate)) * (
+            step_input.coefficients["entropy"] * started
+        )
+
+    def _excess(self, rate: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
+        """Of the batch's rate over the target, relative; 0 without a target."""
+        if self.cfg.target_bits is not None:
+            return excess_bits(rate, self.prior.to(rate), self.cfg.target_bits)
+        return rate.new_zeros(()) if self.cfg.target_l0 is None else excess_l0(rate, self.cfg.target_l0)
 
     def _update_statistics(self, rate: Float[Tensor, " d_sae"], n_training_steps: int) -> None:
         # Replaced, not changed in place: a compiled backward pass may still read the old value.
+        if n_training_steps >= self.cfg.entropy_start_step:
+            self.entropy_multiplier = learned(self.entropy_multiplier, self._excess(rate).to(self.entropy_multiplier))
         weight = running_mean_weight(n_training_steps, self.cfg.prior_decay)
         self.prior = self.prior.lerp(rate.to(self.prior.dtype), weight)
-        if self.cfg.target_l0 is not None and n_training_steps >= self.cfg.entropy_start_step:
-            excess = (rate.sum() / self.cfg.target_l0 - 1).clamp(-1, 1)
-            factor = self.entropy_multiplier * torch.exp(CONTROLLER_GAIN * excess).to(self.entropy_multiplier.dtype)
-            self.entropy_multiplier = factor.clamp(*CONTROLLER_RANGE)
 
     def to_inference(self) -> BAE:
         """A `BAE` with a copy of the weights, as `save_inference_model` and `SAE.load_from_disk` would give it back."""
@@ -247,15 +186,44 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         bae.load_state_dict(state_dict)
         return bae
 
+    @torch.no_grad()
+    def fold_standardisation(self) -> None:
+        """Makes the weights those for activations as they are, in place; what comes out stays the same."""
+        for name, weights in self._folded_weights().items():
+            getattr(self, name).copy_(weights)
+        for name, value in _statistics(self.W_enc, self.b_dec, scale=1.0).items():
+            if name != "entropy_multiplier":
+                setattr(self, name, value)
+
+    def _folded_weights(self) -> dict[str, Tensor]:
+        sides = (
+            Standardisation(mean, _known(scale).item())
+            for mean, scale in ((self.input_mean, self.input_scale), (self.output_mean, self.output_scale))
+        )
+        return folded({name: getattr(self, name).data for name in FOLDED}, *sides)
+
+    @override
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        self.fold_standardisation()
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+
+    @override
+    def fold_activation_whitening(self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor) -> None:
+        self.fold_standardisation()
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
-        del state_dict["entropy_multiplier"]
+        state_dict.update(self._folded_weights())
+        for name in _statistics(self.W_enc, self.b_dec):
+            del state_dict[name]
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        state_dict.setdefault("entropy_multiplier", torch.ones((), device=state_dict["W_enc"].device))
+        for name, value in _statistics(state_dict["W_enc"], state_dict["b_dec"], scale=1.0).items():
+            state_dict.setdefault(name, value)
 
     @override
     def fold_W_dec_norm(self) -> None:
@@ -264,6 +232,22 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TrainingBAE":
         return apply_keeping_statistics(self, super()._apply, fn, recurse)
+
+
+def _statistics(W_enc: Tensor, b_dec: Tensor, scale: float = 0.0) -> dict[str, Float[Tensor, "..."]]:
+    """The buffers beside `prior` before training, or of weights for activations as they are: then the scale is 1."""
+    one = torch.ones((), device=W_enc.device)
+    return {
+        "entropy_multiplier": one,
+        "input_mean": torch.zeros(W_enc.shape[0], device=W_enc.device),
+        "input_scale": one * scale,
+        "output_mean": torch.zeros(b_dec.shape[0], device=W_enc.device),
+        "output_scale": one * scale,
+    }
+
+
+def _known(scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    return torch.where(scale > 0, scale, 1.0)
 
 
 def _firing_rate(feature_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " d_sae"]:

@@ -13,8 +13,8 @@ from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 from typing_extensions import override
 
-from bae_lens.bae import add_bias_and_prior
-from bae_lens.training_bae import TrainingBAE, TrainingBAEConfig
+from bae_lens.training_bae import TrainingBAE
+from bae_lens.training_config import TrainingBAEConfig
 from bae_lens.transcoder import ARROW, add_transcoder_weights, transcoder_input
 
 
@@ -143,18 +143,15 @@ class TrainingBinaryTranscoder(TrainingBAE):
     @override
     def initialize_weights(self) -> None:
         add_transcoder_weights(self, self.cfg.decoder_init_norm)
-        add_bias_and_prior(self, self.cfg.encoder_bias_init)
-        self.b_enc.requires_grad_(self.cfg.apply_encoder_bias)
-        self.register_buffer("entropy_multiplier", torch.ones((), device=self.device))
+        self.add_statistics()
 
     @override
     def process_sae_in(self, sae_in: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        return transcoder_input(self, sae_in)
+        return self.standardised_input(transcoder_input(self, sae_in))
 
     @override
-    def reconstruct(self, step_input: TrainStepInput) -> TrainStepOutput:
-        sae_in, target = _split_pairs(self, step_input)
-        return self.reconstruct_target(target, replace(step_input, sae_in=sae_in))
+    def input_and_target(self, batch: Float[Tensor, "batch _"]) -> tuple[Tensor, Tensor]:
+        return _split_pairs(self, batch)
 
 
 def _check_transcoder(cfg: TrainingSAEConfig) -> None:
@@ -192,7 +189,7 @@ def _forward_pass_on_pairs(sae: TrainingSAE[Any], step_input: TrainStepInput) ->
     The output's `sae_in` is the target, so that the explained variance that SAELens logs is of the target.
     Raises ValueError for a batch of another width.
     """
-    sae_in, target = _split_pairs(sae, step_input)
+    sae_in, target = _split_pairs(sae, step_input.sae_in)
     feature_acts, hidden_pre = sae.encode_with_hidden_pre(sae_in)
     sae_out = sae.decode(feature_acts)
     losses = {"mse_loss": sae.mse_loss_fn(sae_out, target).sum(dim=-1).mean()}
@@ -203,12 +200,12 @@ def _forward_pass_on_pairs(sae: TrainingSAE[Any], step_input: TrainStepInput) ->
 
 
 def _split_pairs(
-    sae: TrainingSAE[Any], step_input: TrainStepInput
+    sae: TrainingSAE[Any], batch: Float[Tensor, "batch _"]
 ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]:
-    d_in, d_out, width = sae.cfg.d_in, sae.cfg.d_out, step_input.sae_in.shape[-1]
+    d_in, d_out, width = sae.cfg.d_in, sae.cfg.d_out, batch.shape[-1]
     if width != d_in + d_out:
         raise ValueError(
             f"a transcoder is trained on input and target side by side, {d_in} + {d_out} wide, got {width}; see paired"
         )
-    sae_in, target = step_input.sae_in.split([d_in, d_out], dim=-1)
+    sae_in, target = batch.split([d_in, d_out], dim=-1)
     return sae_in, target

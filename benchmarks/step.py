@@ -32,7 +32,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from tqdm import tqdm
 
 from bae_lens.harvest import write_text
-from bae_lens.training_bae import TrainingBAE, TrainingBAEConfig
+from bae_lens.training_bae import TrainingBAE
+from bae_lens.training_config import TrainingBAEConfig
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,16 @@ def bae_config() -> Callable[..., TrainingBAEConfig]:
     """Makes a small config; keywords override its fields."""
 
     def make(**overrides: Any) -> TrainingBAEConfig:
-        return TrainingBAEConfig(**{"d_in": 16, "d_sae": 64, "encoder_bias_init": -0.5, **overrides})
+        return TrainingBAEConfig(
+            **{
+                "d_in": 16,
+                "d_sae": 64,
+                "encoder_bias_init": -0.5,
+                "tangent_rate": 1.0,
+                "standardize_activations": False,
+                **overrides,
+            }
+        )
 
     return make
 

@@ -10,7 +10,8 @@ from sae_lens.registry import get_sae_training_class
 from transformers import PreTrainedTokenizerFast
 
 from bae_lens.contexts import PADDING, Contexts, ContextSettings, choose_contexts
-from bae_lens.harvest import HiddenStates, Standardisation, harvest, hook_widths
+from bae_lens.harvest import HiddenStates, harvest, hook_widths
+from bae_lens.standardisation import Standardisation
 
 HOOK = "blocks.0.hook_resid_post"
 SETTINGS = ContextSettings(context_size=9, harvest_tokens=640, held_out_tokens=80, contexts_per_document=2)

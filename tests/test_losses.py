@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bae_lens import marginal_entropy
-from bae_lens.losses import reconstruction_error
+from bae_lens.losses import priced_entropy, reconstruction_error
 
 
 def all_words(k: int) -> torch.Tensor:
@@ -72,6 +72,51 @@ def test_constant_features_have_no_entropy_and_no_gradient(form, dtype):
 @pytest.mark.parametrize("n_features", [0, 1])
 def test_entropy_of_few_features(n_features):
     assert marginal_entropy(torch.full((n_features,), 0.5)) == n_features
+
+
+@pytest.mark.parametrize("form", ["bernoulli", "printed"])
+class TestPricedEntropy:
+    def test_is_the_entropy_up_to_the_tangent_and_its_tangent_from_there(self, form):
+        rate = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None].requires_grad_()
+        at = torch.tensor([0.25], dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(marginal_entropy(at, form), at)
+
+        priced = priced_entropy(rate, 0.25, form)
+
+        low, high = rate[:, 0] <= 0.25, rate[:, 0] >= 0.25
+        torch.testing.assert_close(priced[low], marginal_entropy(rate, form)[low])
+        torch.testing.assert_close(priced[high], marginal_entropy(at, form) + slope * (rate[high, 0] - 0.25))
+        (gradient,) = torch.autograd.grad(priced.sum(), rate)
+        torch.testing.assert_close(gradient[high], slope.expand_as(gradient[high]))
+
+    def test_gradient(self, form):
+        rate = torch.rand(3, 8, dtype=torch.float64).clamp(0.01, 0.99).requires_grad_()
+
+        assert torch.autograd.gradcheck(lambda p: priced_entropy(p, 0.3, form), rate)
+
+    def test_a_tangent_at_1_changes_nothing(self, form):
+        rate = torch.rand(50)
+
+        assert priced_entropy(rate, 1.0, form).equal(marginal_entropy(rate, form))
+
+    def test_a_silent_feature_is_not_pushed_and_one_that_is_always_on_is(self, form):
+        rate = torch.tensor([0.0, 1.0], requires_grad=True)
+
+        priced_entropy(rate, 0.1, form).backward()
+
+        assert rate.grad is not None
+        assert rate.grad[0] == 0
+        assert rate.grad[1] > 1
+
+    @pytest.mark.parametrize("tangent_rate", [0.0, -0.1, 1.1])
+    def test_refuses_a_tangent_elsewhere(self, form, tangent_rate):
+        with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got"):
+            priced_entropy(torch.rand(3), tangent_rate, form)
+
+
+def test_priced_entropy_by_hand():
+    # At 1/4 the entropy is 0.81127812 and rises by log2 3 = 1.58496250 a unit: 1/2 more costs 0.79248125.
+    assert priced_entropy(torch.tensor([0.75], dtype=torch.float64), 0.25).item() == pytest.approx(1.60375937481971)
 
 
 def test_refuses_an_unknown_entropy():

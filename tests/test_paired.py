@@ -5,8 +5,9 @@ import torch
 from sae_lens import Transcoder, TranscoderConfig
 
 from bae_lens import BinaryTranscoder, BinaryTranscoderConfig, TrainingTopKTranscoder, TrainingTopKTranscoderConfig
-from bae_lens.harvest import HiddenStates, Standardisation, harvest
+from bae_lens.harvest import HiddenStates, harvest
 from bae_lens.paired import PairedStates, PairStandardisation
+from bae_lens.standardisation import Standardisation
 
 
 def test_rows_are_those_of_both_hooks_for_the_same_tokens(pairs):

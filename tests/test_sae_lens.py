@@ -187,7 +187,7 @@ class TestTrainer:
 
     @pytest.mark.parametrize("target_l0", [3.0, 6.0])
     def test_target_l0_is_met(self, bae_config, target_l0):
-        sae = TrainingBAE(bae_config(target_l0=target_l0, encoder_bias_init=-2.0))
+        sae = TrainingBAE(bae_config(target_l0=target_l0, encoder_bias_init=-2.0, tangent_rate=0.03))
 
         trainer(sae, 1000, batches(n_causes=24)).fit()
 
@@ -208,7 +208,7 @@ class TestTrainer:
         assert reconstruction_loss(autocast, next(batches(10_000))) < losses[0].losses["mse_loss"] / 2
 
     def test_bfloat16_weights_train_and_keep_float32_statistics(self, bae_config):
-        sae = TrainingBAE(bae_config(dtype="bfloat16", target_l0=4.0, covariance_coefficient=0.01))
+        sae = TrainingBAE(bae_config(dtype="bfloat16", target_l0=4.0, tangent_rate=0.03, covariance_coefficient=0.01))
         held_out = next(batches(10_000)).bfloat16()
         before = reconstruction_loss(sae, held_out)
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 import bae_lens.sparse_matmul
 from bae_lens import BAEConfig, TrainingBAE, TrainingBAEConfig, covariance_penalty, marginal_entropy
-from bae_lens.losses import reconstruction_error
+from bae_lens.losses import priced_entropy, reconstruction_error
+from bae_lens.rate_control import INTEGRAL, PROPORTIONAL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,6 +41,8 @@ class TestAgainstTheAuthorsCode:
             entropy_coefficient=1e-3,
             covariance_coefficient=2e-4,
             entropy_start_step=6,
+            tangent_rate=1.0,
+            standardize_activations=False,
         )
         sae = TrainingBAE(cfg)
         for theirs, ours in self.parameters(sae).items():
@@ -132,7 +135,16 @@ class TestTrainingLoss:
         torch.testing.assert_close(output.loss, torch.stack(list(expected.values())).sum())
 
     def test_weights_get_the_gradient_of_the_smoothed_code(self):
-        sae = TrainingBAE(TrainingBAEConfig(d_in=8, d_sae=24, dtype="float64", covariance_coefficient=0.1))
+        sae = TrainingBAE(
+            TrainingBAEConfig(
+                d_in=8,
+                d_sae=24,
+                dtype="float64",
+                covariance_coefficient=0.1,
+                tangent_rate=1.0,
+                standardize_activations=False,
+            )
+        )
         x = torch.randn(20, 8, dtype=torch.float64)
 
         forward(sae, x).loss.backward()
@@ -217,30 +229,41 @@ class TestTrainingLoss:
         torch.testing.assert_close(sae.prior, (rates * torch.tensor([[1.0], [2.0], [4.0]])).sum(0) / 7)
 
     @pytest.mark.parametrize(
-        ("target_l0", "factor"),
-        # L0 is exactly 8: far above and far below the target the step is 1 %, and 8 / 6.4 - 1 = 1/4 of it in between.
-        [(1.0, math.exp(0.01)), (32.0, math.exp(-0.0075)), (6.4, math.exp(0.0025)), (8.0, 1.0)],
+        ("target_l0", "excess"),
+        # L0 is exactly 8: 8 / 6.4 - 1 = 1/4.
+        [(1.0, 1.0), (32.0, -0.75), (6.4, 0.25), (8.0, 0.0)],
     )
-    def test_target_l0_steers_the_coefficient(self, bae_config, target_l0, factor):
+    def test_target_l0_steers_the_coefficient(self, bae_config, target_l0, excess):
         sae = TrainingBAE(bae_config(target_l0=target_l0, entropy_coefficient=0.25, entropy_start_step=2))
         sae.b_enc.data.fill_(-100)
         sae.b_enc.data[:8] = 100
 
         coefficients = [metric(forward(sae, torch.randn(32, 16), i), "entropy_coefficient") for i in range(5)]
 
-        expected = [0, 0, 0.25, 0.25 * factor, 0.25 * factor**2]
+        at_once, kept = math.exp(PROPORTIONAL * excess), math.exp(INTEGRAL * excess)
+        expected = [0, 0, 0.25 * at_once, 0.25 * at_once * kept, 0.25 * at_once * kept**2]
         torch.testing.assert_close(torch.stack(coefficients), torch.tensor(expected))
-        torch.testing.assert_close(sae.entropy_multiplier, torch.tensor(factor**3))
+        torch.testing.assert_close(sae.entropy_multiplier, torch.tensor(kept**3))
 
-    @pytest.mark.parametrize(("target_l0", "factor"), [(0.1, 1e37), (63.0, 1.18e-38)])
-    def test_a_target_out_of_reach_for_long_does_not_break_training(self, bae_config, target_l0, factor):
+    def test_target_bits_steers_by_what_a_feature_costs_so_far(self, bae_config):
+        sae = TrainingBAE(bae_config(target_bits=4.0, entropy_coefficient=0.25))
+        sae.b_enc.data.fill_(-100)
+        sae.b_enc.data[:8] = 100
+        sae.prior[:16] = 0.5  # 16 bits for 8 features, so that the 8 that fire count as 16 bits
+
+        output = forward(sae, torch.randn(32, 16), n_training_steps=1000)
+
+        assert metric(output, "entropy_coefficient").item() == pytest.approx(0.25 * math.exp(PROPORTIONAL))
+        assert sae.entropy_multiplier.item() == pytest.approx(math.exp(INTEGRAL))
+
+    @pytest.mark.parametrize(("target_l0", "limit"), [(0.1, 1e6), (63.0, 1e-6)])
+    def test_a_target_out_of_reach_for_long_does_not_break_training(self, bae_config, target_l0, limit):
         sae = TrainingBAE(bae_config(target_l0=target_l0))
-        sae.entropy_multiplier.fill_(factor)
 
-        losses = [forward(sae, torch.randn(8, 16), step).loss for step in range(400)]
+        losses = [forward(sae, torch.randn(8, 16), step).loss for step in range(700)]
 
         assert torch.stack(losses).isfinite().all()
-        assert torch.finfo(torch.float32).tiny < sae.entropy_multiplier < torch.inf
+        assert sae.entropy_multiplier == pytest.approx(limit)
 
     def test_without_target_the_coefficient_stays(self, bae_config):
         sae = TrainingBAE(bae_config())
@@ -249,6 +272,15 @@ class TestTrainingLoss:
             forward(sae, torch.randn(32, 16), n_training_steps)
 
         assert sae.entropy_multiplier == 1
+
+    def test_the_price_is_the_tangent_beyond_its_rate(self, bae_config):
+        sae = TrainingBAE(bae_config(tangent_rate=0.1, entropy_coefficient=0.25))
+
+        output = forward(sae, torch.randn(32, 16))
+
+        price = priced_entropy(output.feature_acts.mean(0), 0.1)
+        assert price > marginal_entropy(output.feature_acts.mean(0)) + 1
+        torch.testing.assert_close(output.losses["entropy_loss"], 0.25 * price)
 
     @pytest.mark.parametrize("n_rows", [0, 1])
     def test_refuses_a_batch_without_statistics(self, bae_config, n_rows):

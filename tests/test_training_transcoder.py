@@ -22,6 +22,7 @@ from bae_lens import (
     TrainingTranscoder,
     TrainingTranscoderConfig,
 )
+from bae_lens.rate_control import INTEGRAL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +31,10 @@ KINDS = ("relu", "topk", "binary")
 CONFIGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "relu": (TrainingTranscoderConfig, {"l1_coefficient": 0.7}),
     "topk": (TrainingTopKTranscoderConfig, {"k": 4}),
-    "binary": (TrainingBinaryTranscoderConfig, {"encoder_bias_init": -0.5}),
+    "binary": (
+        TrainingBinaryTranscoderConfig,
+        {"encoder_bias_init": -0.5, "tangent_rate": 1.0, "standardize_activations": False},
+    ),
 }
 SAVED = {"relu": Transcoder, "topk": TopKTranscoder, "binary": BinaryTranscoder}
 
@@ -165,7 +169,7 @@ class TestLoss:
         assert fired.max() > k / 2
 
     def test_binary_code_is_that_of_a_bae_with_the_same_encoder(self, pairs):
-        sae = arbitrary("binary")
+        sae = arbitrary("binary", standardize_activations=True, tangent_rate=0.03)
         bae = TrainingBAE(TrainingBAEConfig(d_in=D_IN, d_sae=D_SAE, dtype="float64"))
         bae.load_state_dict({**state(bae), "W_enc": sae.W_enc, "b_enc": sae.b_enc})
         x = pairs[:, :D_IN]
@@ -216,7 +220,7 @@ class TestLoss:
         assert sae.entropy_multiplier == 1
         late = sae.training_forward_pass(step_input(pairs, step=5))
         assert late.losses["entropy_loss"] > 0
-        assert float(sae.entropy_multiplier) == pytest.approx(math.exp(0.01))
+        assert float(sae.entropy_multiplier) == pytest.approx(math.exp(INTEGRAL))
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("width", [D_IN, D_OUT, D_IN + D_OUT + 1])

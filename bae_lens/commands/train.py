@@ -12,7 +12,7 @@ from bae_lens.parallel import joined
 from bae_lens.recipe import Contender, TrainingSettings
 from bae_lens.results import Experiment
 from bae_lens.sources import DEMO_MODEL, DEMO_TEXT
-from bae_lens.training_bae import Preset
+from bae_lens.training_config import Preset
 
 
 @dataclass(frozen=True)
