@@ -16,7 +16,7 @@ from bae_lens.recipe import Contender, Recipe
 from bae_lens.sources import resolve_hook
 from bae_lens.training_config import Preset
 
-BAE_LR = {"default": 4e-3, "paper": 5e-4, "authors": 5e-4}
+BAE_LR = {"default": 6e-3, "paper": 5e-4, "authors": 5e-4}
 SAE_LR = 1e-3
 TRIAL_FACTOR = 1.6  # between neighbouring trials of a default grid
 WARM_UP_SHARE = 8  # a sparsity penalty grows over an eighth of the steps
@@ -34,7 +34,7 @@ class DictionarySpec:
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its training config."""
     lr: float | None = None
-    """Learning rate; by default 4e-3 for a binary code (5e-4 for the published presets) and 1e-3 for the others."""
+    """Learning rate; by default 6e-3 for a binary code (5e-4 for the published presets) and 1e-3 for the others."""
     preset: Preset = "default"
     """For a binary code: our defaults, the paper's formulas, or those of its authors' code."""
     trials: tuple[dict[str, Any], ...] = ({},)

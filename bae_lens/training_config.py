@@ -69,7 +69,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
     ) -> "TrainingBAEConfig":
         """Named hyperparameters for a run of `training_steps` optimiser steps; keywords override single fields.
 
-        - `"default"`: ours, for language-model activations scaled to mean squared norm d_in (batch 512, lr 4e-3,
+        - `"default"`: ours, for language-model activations scaled to mean squared norm d_in (batch 512, lr 6e-3,
           entropy from 5 % of training).
         - `"paper"`: the formulas as published: no encoder bias, sigmoid surrogate, norm loss (batch 512, lr 5e-4,
           entropy from 25 %). The entropy is the Bernoulli form, without which the paper's benchmark does not come out.

@@ -57,7 +57,7 @@ def test_default_of_every_architecture_trains(architecture, tiny_model, tiny_con
         assert asked["l1_warm_up_steps"] == 2
     else:
         assert 8 in (asked.get("k"), asked.get("target_l0"))
-        lr = 4e-3 if architecture in BINARY else 1e-3
+        lr = 6e-3 if architecture in BINARY else 1e-3
         assert [recipe.lr for recipe in contender.trials] == pytest.approx([lr / 1.6, lr, lr * 1.6])
     hooks = (contender.hook_in, str(contender.hook_out)) if contender.hook_in else (HOOK,)
     if "transcoder" in architecture:
@@ -71,7 +71,7 @@ def test_default_of_every_architecture_trains(architecture, tiny_model, tiny_con
 
 def test_single_trial_is_the_middle_of_the_grid():
     assert default_spec("gated", 32, 2304)[1].trials == ({"l1_coefficient": 4.4},)
-    assert default_spec("bae", 32, 2304)[1].trials == ({"lr": 4e-3},)
+    assert default_spec("bae", 32, 2304)[1].trials == ({"lr": 6e-3},)
 
 
 def test_architecture_without_default_is_refused():
@@ -88,7 +88,7 @@ def test_a_transcoder_takes_its_hooks_and_reads_what_it_is_wide(tiny_model):
 
 
 def test_published_presets_have_their_learning_rate(tiny_model):
-    presets: Any = (("default", 4e-3), ("paper", 5e-4), ("authors", 5e-4))
+    presets: Any = (("default", 6e-3), ("paper", 5e-4), ("authors", 5e-4))
     for preset, lr in presets:
         (recipe,) = DictionarySpec("bae", preset=preset).contender(tiny_model, HOOK, 4, 100).trials
         assert recipe.lr == lr

@@ -46,7 +46,7 @@ class Train:
     expansion: int = 4
     """Features per dimension of the hidden states (d_sae / d_in)."""
     lr: float | None = None
-    """Learning rate; by default 4e-3 for a binary code (5e-4 for the published presets) and 1e-3 for the others."""
+    """Learning rate; by default 6e-3 for a binary code (5e-4 for the published presets) and 1e-3 for the others."""
     contexts: ContextSettings = field(default_factory=ContextSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     seed: int = 0
