@@ -33,7 +33,7 @@ HOOK = "blocks.0.hook_resid_post"
 ROWS = (32, 33, 2, 41)  # of the batches, in turn: neither 2 nor 3 processes share them all equally
 SETTINGS = TrainingSettings(training_tokens=33 * 24, batch_size=33)
 SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 160, "dtype": "float64"}
-PENALTIES: dict[str, Any] = {"entropy_coefficient": 0.5, "covariance_coefficient": 0.02, "tangent_rate": 1.0}
+PENALTIES: dict[str, Any] = {"entropy_coefficient": 0.5, "covariance_coefficient": 0.1, "tangent_rate": 1.0}
 CONFIGS = {
     "sparse": TrainingBAEConfig(**SIZES, **PENALTIES),
     "sparse, sampled": TrainingBAEConfig(**SIZES, **PENALTIES, covariance_sample=80),

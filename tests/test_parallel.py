@@ -152,7 +152,7 @@ def test_both_ways_of_the_covariance_and_both_kinds_of_penalty_were_taken(found)
     for name in ("sparse", "dense", "transcoder"):
         _, mse, entropy, covariance, *_ = single[name]["losses"].T
         assert (entropy > 0.02 * mse).all()
-        assert (covariance > 0.02 * mse).double().mean() > 0.9  # a batch of two rows may have none
+        assert (covariance > 0.02 * mse).double().mean() > 0.8  # a batch of two rows may have none
     assert single["steered"]["state"]["entropy_multiplier"] != 1
 
 
