@@ -119,7 +119,7 @@ def cells() -> Iterator[Cell]:
     }.items():
         yield Cell("ablation", name, spec)
     _, topk = default_spec("topk", 32, 2304)
-    for tokens in (131_072, 1_572_864):
+    for tokens in (131_072, 1_048_576):
         yield Cell("tokens", "BAE 200 bits", bae, tokens=tokens)
         yield Cell("tokens", "BAE 450 bits", replace(bae, config={"target_bits": 450.0}), tokens=tokens)
         yield Cell("tokens", "Top-k 32", topk, tokens=tokens)
