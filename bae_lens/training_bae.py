@@ -124,7 +124,10 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         if self.cfg.normalize_activations in PER_TOKEN:
             return
         for side, x in zip(("input", "output"), self.input_and_target(step_input.sae_in), strict=True):
-            found = standardisation_of(gather_rows(self.reshape_fn_in(x)))
+            rows = gather_rows(self.reshape_fn_in(x))
+            if len(rows) < 2:
+                return
+            found = standardisation_of(rows)
             setattr(self, f"{side}_mean", found.mean.to(self.input_mean))
             setattr(self, f"{side}_scale", torch.full_like(self.input_scale, found.scale))
 
@@ -161,9 +164,8 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
     def _entropy_coefficient(self, step_input: TrainStepInput, rate: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
         """The coefficient in force for a batch: 0 before `entropy_start_step`, then steered to the target."""
         started = step_input.n_training_steps >= self.cfg.entropy_start_step
-        return steered(self.entropy_multiplier.to(rate), self._excess(rate)) * (
-            step_input.coefficients["entropy"] * started
-        )
+        factor = steered(self.entropy_multiplier.to(rate), self._excess(rate))
+        return factor * (step_input.coefficients["entropy"] * started)
 
     def _excess(self, rate: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
         """Of the batch's rate over the target, relative; 0 without a target."""

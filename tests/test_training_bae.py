@@ -285,7 +285,7 @@ class TestTrainingLoss:
     @pytest.mark.parametrize("n_rows", [0, 1])
     def test_refuses_a_batch_without_statistics(self, bae_config, n_rows):
         with pytest.raises(ValueError, match=f"at least 2 rows to have statistics, got {n_rows}"):
-            forward(TrainingBAE(bae_config()), torch.zeros(n_rows, 16))
+            forward(TrainingBAE(bae_config(standardize_activations=True)), torch.zeros(n_rows, 16))
 
     @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
     def test_refuses_a_batch_that_is_not_finite(self, bae_config, value):
@@ -343,6 +343,10 @@ class TestConfig:
             ({"entropy_start_step": -1}, "entropy_start_step must be at least 0 and finite, got -1"),
             ({"target_l0": 0.0}, "target_l0 must lie between 0 and d_sae = 64, got 0.0"),
             ({"target_l0": 64.0}, "target_l0 must lie between 0 and d_sae = 64, got 64.0"),
+            ({"target_bits": -1.0}, "target_bits must lie between 0 and d_sae = 64, got -1.0"),
+            ({"target_bits": 9.0, "entropy_coefficient": 0.0}, "target_bits steers the entropy coefficient"),
+            ({"target_bits": 9.0, "target_l0": 3.0}, "set target_l0 or target_bits, got 3.0 and 9.0"),
+            ({"tangent_rate": 0.0}, r"tangent_rate must lie in \(0, 1\], got 0.0"),
             ({"target_l0": math.nan}, "target_l0 must lie between 0 and d_sae = 64, got nan"),
             ({"prior_decay": 1.0}, r"prior_decay must lie in \[0, 1\), got 1.0"),
             ({"prior_decay": -0.1}, r"prior_decay must lie in \[0, 1\), got -0.1"),
