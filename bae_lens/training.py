@@ -133,6 +133,8 @@ def _at_hooks(
         hooks["hook_name_out"] = states.hook_name_out
     for key, value in {**metadata, **hooks}.items():
         setattr(cfg.metadata, key, value)
+    if isinstance(cfg, TrainingBAEConfig):
+        cfg.standardize_activations = False  # they are already, by all of the corpus instead of a batch
     if isinstance(states, HiddenStates) and states.hook_name.endswith("hook_z"):
         cfg.reshape_activations = "hook_z"
     return cfg

@@ -26,7 +26,7 @@ from bae_lens.covariance import code_times_signs, covariance_penalty
 from bae_lens.losses import marginal_entropy, priced_entropy, reconstruction_error
 from bae_lens.parallel import add_parts, gather_rows
 from bae_lens.rate_control import excess_bits, excess_l0, learned, steered
-from bae_lens.standardisation import FOLDED, Standardisation, folded, standardisation_of
+from bae_lens.standardisation import FOLDED, MASSIVE_NORM, Standardisation, folded, standardisation_of
 from bae_lens.training_config import TrainingBAEConfig
 
 PER_TOKEN = ("layer_norm", "constant_norm_rescale")  # normalisations at run time, after which there is no scale to find
@@ -101,7 +101,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Raises ValueError for a batch of one row, which has no statistics, or with NaN or infinite activations."""
         _check_finite(step_input)
-        self._find_standardisation(step_input)
+        self._standardise(step_input)
         output = self.reconstruct(step_input)
         with torch.no_grad():
             rate = _firing_rate(output.feature_acts)
@@ -118,18 +118,44 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         return batch, batch
 
     @torch.no_grad()
-    def _find_standardisation(self, step_input: TrainStepInput) -> None:
-        if step_input.n_training_steps > 0 or not self.cfg.standardize_activations or self.input_scale > 0:
+    def _standardise(self, step_input: TrainStepInput) -> None:
+        """Finds mean and scale on the first batch, and then keeps the mean up to date.
+
+        How exactly inputs are centred matters: what is left of the mean turns a push that all tokens share, which the
+        bias should answer, into a push on every weight of the encoder.
+        """
+        if not self.cfg.standardize_activations or self.cfg.normalize_activations in PER_TOKEN:
             return
-        if self.cfg.normalize_activations in PER_TOKEN:
-            return
-        for side, x in zip(("input", "output"), self.input_and_target(step_input.sae_in), strict=True):
-            rows = gather_rows(self.reshape_fn_in(x))
+        sides = zip(("input", "output"), self.input_and_target(step_input.sae_in), strict=True)
+        batch = {side: self.reshape_fn_in(x) for side, x in sides}
+        if step_input.n_training_steps == 0 and self.input_scale == 0:
+            self._find_standardisation(batch)
+        elif step_input.n_training_steps > 0 and self.cfg.apply_encoder_bias:
+            self._recentre(batch, running_mean_weight(step_input.n_training_steps, self.cfg.prior_decay))
+
+    def _find_standardisation(self, batch: dict[str, Float[Tensor, "n _"]]) -> None:
+        for side, x in batch.items():
+            rows = gather_rows(x)
             if len(rows) < 2:
                 return
             found = standardisation_of(rows)
             setattr(self, f"{side}_mean", found.mean.to(self.input_mean))
             setattr(self, f"{side}_scale", torch.full_like(self.input_scale, found.scale))
+
+    def _recentre(self, batch: dict[str, Float[Tensor, "n _"]], weight: float) -> None:
+        """Moves the means towards the batch's, and the biases so that nothing that is encoded or decoded changes."""
+        moved = {}
+        for side, x in batch.items():
+            mean, scale = getattr(self, f"{side}_mean"), _known(getattr(self, f"{side}_scale")).double()
+            deviation = (x.double() - mean) * scale
+            ordinary = deviation.square().sum(-1) <= MASSIVE_NORM**2 * x.shape[-1]
+            sums = torch.cat([(deviation * ordinary[:, None]).sum(0), ordinary.sum()[None]])
+            total, n = gather_rows(sums[None]).sum(0).split([x.shape[-1], 1])
+            new = (mean + weight * total / n.clamp(min=1) / scale).to(mean)
+            moved[side] = (new.double() - mean) * scale
+            setattr(self, f"{side}_mean", new)
+        self.b_enc += moved["input"].to(self.b_enc) @ self.W_enc
+        self.b_dec -= moved["output"].to(self.b_dec)
 
     def reconstruct(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Code, reconstruction and losses of a batch, without a trace in the running statistics.

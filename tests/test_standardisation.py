@@ -126,6 +126,28 @@ class TestInTraining:
         assert resumed.input_scale == found
         assert found != 1
 
+    def test_later_batches_move_the_mean_and_nothing_else(self, train):
+        sae, x = train(20.0, 7.0, steps=1)
+        code, out, first = sae.encode(x), sae(x), sae.input_mean.clone()
+        far = torch.full((2, 16), 1e6)
+
+        forward(sae, torch.cat([torch.randn(500, 16) * 20 + 50, far]), n_training_steps=9)
+
+        assert sae.encode(x).equal(code)
+        torch.testing.assert_close(sae(x), out, rtol=0, atol=1e-4)
+        torch.testing.assert_close(sae.input_mean - first, (50 - first) / 10, rtol=0, atol=1)
+        assert sae.output_mean.equal(sae.input_mean)
+
+    def test_the_mean_becomes_that_of_all_batches(self, bae_config):
+        sae = TrainingBAE(bae_config(standardize_activations=True))
+        batches = torch.randn(50, 64, 16) * 3 + torch.arange(16)
+
+        for n_training_steps, batch in enumerate(batches):
+            forward(sae, batch, n_training_steps)
+
+        torch.testing.assert_close(sae.input_mean, batches.mean((0, 1)), rtol=0, atol=0.05)
+        assert (batches[0].mean(0) - batches.mean((0, 1))).abs().max() > 0.5
+
     def test_weights_for_raw_activations_are_trained_further_as_they_are(self, train, tmp_path):
         sae, x = train(20.0, 7.0)
         sae.save_inference_model(tmp_path)
@@ -153,6 +175,19 @@ class TestInTraining:
         forward(sae, torch.randn(64, 16) * 9 + 5)
 
         assert sae.input_scale == 0
+
+    def test_a_transcoder_moves_both_means(self):
+        sae = TrainingBinaryTranscoder(TrainingBinaryTranscoderConfig(d_in=5, d_sae=12, d_out=3, dtype="float64"))
+        pairs = torch.randn(50, 8, dtype=torch.float64)
+        forward(sae, pairs)
+        code, out = sae.encode(pairs[:, :5]), sae.decode(sae.encode(pairs[:, :5]))
+
+        forward(sae, pairs + 2, n_training_steps=1)
+
+        torch.testing.assert_close(sae.input_mean, pairs[:, :5].mean(0).float() + 1, rtol=0, atol=0.01)
+        torch.testing.assert_close(sae.output_mean, pairs[:, 5:].mean(0).float() + 1, rtol=0, atol=0.01)
+        assert sae.encode(pairs[:, :5]).equal(code)
+        torch.testing.assert_close(sae.decode(code), out, rtol=1e-6, atol=1e-6)
 
     def test_a_transcoder_finds_both_sides(self):
         torch.manual_seed(0)
