@@ -45,9 +45,9 @@ class SAEBench:
     reconstruction_batches: int = 2
     """On which the model runs three times, to its end."""
     sparsity_batches: int = 16
-    train_passages: int = 120
+    train_passages: int = 60
     """Of each class."""
-    test_passages: int = 60
+    test_passages: int = 30
     """Of each class, from other addresses."""
     passage_tokens: int = 64
     output: Path = Path("runs/saebench")

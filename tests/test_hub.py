@@ -18,12 +18,12 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 HOOK = "blocks.10.hook_resid_post"
 REPOSITORY = "you/baes"
 MAIN = "0" * 40  # the only commit
-LOAD_BAE = """
-from sae_lens import SAE
+BEFORE = """
+from bae_lens import BAE
 
-bae = SAE.load_from_disk("bae")
+bae = BAE.load_from_disk("bae")
 """
-SAVE_BAE = """
+AFTER = """
 bae.save_model("loaded")
 """
 
@@ -138,7 +138,7 @@ def test_readme_uploads_a_bae_and_loads_it_again(hub, tmp_path):
     bae.prior.uniform_()
     bae.save_model(tmp_path / "bae")
 
-    run_in_new_process("import bae_lens\n" + LOAD_BAE + example + SAVE_BAE, tmp_path, hub)
+    run_in_new_process(BEFORE + example + AFTER, tmp_path, hub)
 
     assert set(hub.files) == {"README.md", f"{HOOK}/cfg.json", f"{HOOK}/sae_weights.safetensors"}
     assert hub.in_lfs == {f"{HOOK}/sae_weights.safetensors"}
