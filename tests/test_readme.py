@@ -33,7 +33,7 @@ def test_map_of_the_house_names_every_module_and_package():
 @pytest.mark.filterwarnings("ignore:The training dataset contains fewer samples:UserWarning")
 def test_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    transcoder, bae, compression, steering = code_blocks("python")
+    transcoder, bae, compression, steering, _ = code_blocks("python")  # test_hub.py runs the last
     for name, example in (("transcoder.py", transcoder), ("bae.py", bae)):
         (tmp_path / name).write_text(example)
     runpy.run_path(str(tmp_path / "transcoder.py"))
