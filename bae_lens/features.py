@@ -51,7 +51,7 @@ class FeaturePortrait:
     neighbours: list[Neighbour]
     """Those of largest cosine first."""
     top_tokens: list[str]
-    """Tokens whose logits the feature's decoder row raises most (`direct_logits`); empty where the row is not a direction
+    """Tokens whose logits the feature's decoder row raises most (`direct_logits`); empty where the row is no direction
     of the residual stream."""
 
 

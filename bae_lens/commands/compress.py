@@ -19,8 +19,8 @@ class Compress:
     """Write the code of hidden states to a .bae file: exact bits, entropy-coded, readable in part."""
 
     vectors: Path
-    """A .npy or .safetensors file of one array (..., d_in), or a folder of hidden states that bae-lens harvested, such
-    as demo/hidden_states/test, of which the content is taken at the dictionary's hook."""
+    """A .npy, .pt or .safetensors file of one array (..., d_in), or a folder of hidden states that bae-lens harvested,
+    such as demo/hidden_states/test, of which the content is taken at the dictionary's hook."""
     dictionary: Path
     """Folder of a saved BAE."""
     output: Path
