@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -33,7 +33,7 @@ class VectorFile:
             self._array = readers[self.path.suffix](self.path)
             self.shape = tuple(self._array.shape)
             dtype = as_tensor(self._array[:0] if self.shape else self._array).dtype
-        except (ValueError, TypeError, RuntimeError, EOFError, SafetensorError) as error:
+        except (ValueError, RuntimeError, EOFError, SafetensorError) as error:
             reason = (str(error) or "it is empty or breaks off").splitlines()[0]
             raise ValueError(f"{self.path} cannot be read: {reason}") from error
         if len(self.shape) < 2 or dtype.is_complex or dtype == torch.bool:
@@ -51,7 +51,7 @@ class VectorFile:
         return torch.cat([torch.zeros(0, self.shape[-1]), *self])
 
 
-def batches_of_rows(array: Tensor | np.ndarray, n: int) -> Iterator[Float[Tensor, "_ d"]]:
+def batches_of_rows(array: Tensor | np.ndarray, n: int) -> Iterator[Shaped[Tensor, "_ d"]]:
     """The vectors of an array (..., d), at most n at a time, so that no more than that is read of a memory map."""
     entries = max(1, n // max(1, prod(array.shape[1:-1])))
     for first in range(0, len(array), entries):
@@ -61,10 +61,13 @@ def batches_of_rows(array: Tensor | np.ndarray, n: int) -> Iterator[Float[Tensor
 
 
 def as_tensor(array: Tensor | np.ndarray) -> Tensor:
-    """A tensor as it is; a copy of an array of any byte order. Raises TypeError for what is not numbers."""
+    """A tensor as it is; a copy of an array of any byte order. Raises ValueError for what is not numbers."""
     if isinstance(array, Tensor):
         return array.detach()
-    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+    try:
+        return torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise ValueError(f"values of type {array.dtype} are no numbers that torch knows") from error
 
 
 def _open_npy(path: Path) -> np.ndarray:

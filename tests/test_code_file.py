@@ -1,3 +1,4 @@
+import fcntl
 import signal
 import struct
 import subprocess
@@ -156,9 +157,64 @@ def test_two_appends_at_once(tmp_path, content):
     path.write_bytes(content[0])
     with CodeWriter(path, D_SAE, KEY, append=True) as writer:
         writer.write(content[1])
-        with pytest.raises(ValueError, match="another process is appending"):
+        with pytest.raises(ValueError, match="another process is writing"):
             write(path, content[1], append=True)
     np.testing.assert_array_equal(read(path)[0], np.concatenate([content[1]] * 2))
+
+
+def test_two_new_files_at_once(tmp_path, content):
+    path = tmp_path / "x.bae"
+    with CodeWriter(path, D_SAE, KEY) as writer:
+        writer.write(content[1][:70])
+        with pytest.raises(ValueError, match="another process is writing"):
+            write(path, random_code(300, seed=1))
+        writer.write(content[1][70:])
+    np.testing.assert_array_equal(read(path)[0], content[1])
+    assert [file.name for file in tmp_path.iterdir()] == ["x.bae"]
+
+
+def test_new_file_that_another_process_has_just_finished(tmp_path, content, monkeypatch):
+    """Its file was opened before it got its name, and locked after."""
+    path = tmp_path / "x.bae"
+    flock = fcntl.flock
+
+    def late(*arguments):
+        (tmp_path / "x.bae.partial").write_bytes(content[0])
+        (tmp_path / "x.bae.partial").replace(path)
+        flock(*arguments)
+
+    monkeypatch.setattr(code_writer.fcntl, "flock", late)
+    with pytest.raises(ValueError, match="has replaced"):
+        write(path, random_code(30))
+    np.testing.assert_array_equal(read(path)[0], content[1])
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_file_that_is_replaced_while_it_is_written(tmp_path, content, append):
+    path, other = tmp_path / "x.bae", tmp_path / "other.bae"
+    for place in (path, other):
+        place.write_bytes(content[0])
+    with pytest.raises(ValueError, match="has replaced"), CodeWriter(path, D_SAE, KEY, append) as writer:  # noqa: PT012
+        writer.write(random_code(70))
+        other.replace(path if append else tmp_path / "x.bae.partial")
+    np.testing.assert_array_equal(read(path)[0], content[1])
+    assert (tmp_path / "x.bae.partial").exists() != append  # it is another's
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path, content):
+    (tmp_path / "x.bae.partial").write_bytes(content[0] * 5)
+    write(tmp_path / "x.bae", content[1])
+    np.testing.assert_array_equal(read(tmp_path / "x.bae")[0], content[1])
+    assert [file.name for file in tmp_path.iterdir()] == ["x.bae"]
+
+
+def test_what_cannot_be_written(tmp_path):
+    (tmp_path / "folder.bae").mkdir()
+    with pytest.raises(IsADirectoryError, match="folder"):
+        write(tmp_path / "folder.bae", random_code(3))
+    with pytest.raises(ValueError, match="20 features are packed into 3 bytes, got 4"):
+        write(tmp_path / "x.bae", random_code(3, 32))
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.bae"]
 
 
 def test_nothing_appears_until_it_is_whole(tmp_path):
