@@ -132,7 +132,7 @@ def test_a_range_is_read_without_the_rest(tmp_path, content, monkeypatch):
     np.testing.assert_array_equal(packed, content[1][110:115])
     bodies = [size for size in sizes if size != CHUNK.size + DIGEST]
     assert len(decoded) == len(bodies) == 1
-    assert sum(sizes) < len(content[0]) / 3
+    assert sum(sizes) < len(content[0]) / 2
 
 
 def test_append_adds_and_keeps(tmp_path, content):
@@ -486,7 +486,7 @@ def test_hostile_headers(tmp_path, file):
 def test_memory_does_not_grow_with_what_a_file_says_or_how_many_chunks_it_has(tmp_path):
     empty = bytes(2 * D_SAE)
     path = tmp_path / "many.bae"
-    path.write_bytes(hostile(n_rows=20_000, chunks=[(i, 1, 0, empty) for i in range(20_000)]))
+    path.write_bytes(hostile(n_rows=4_000, chunks=[(i, 1, 0, empty) for i in range(4_000)]))
     words = 2**26
     header = CHUNK.pack(CHUNK_MAGIC, 0, 5, words, bytes(DIGEST))
     commit = COMMIT.pack(5, CHUNKS_AT + len(header) + DIGEST + 2 * D_SAE + 4 * words)
@@ -498,13 +498,13 @@ def test_memory_does_not_grow_with_what_a_file_says_or_how_many_chunks_it_has(tm
         if message is None:
             with CodeFile(tmp_path / name) as file:
                 assert sum(len(packed) for _, packed in file.codes(slice(0, 10))) == 10
-                assert file.n_rows == 20_000
+                assert file.n_rows == 4_000
         else:
             with pytest.raises(ValueError, match=message):
                 read(tmp_path / name)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 2**20
+        assert peak < 2**19
 
 
 @settings(max_examples=200, deadline=None)
