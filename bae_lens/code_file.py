@@ -49,10 +49,13 @@ class Chunk:
     """Where some vectors are, or, without an offset, which ones cannot be found."""
 
     rows: range
+    """Which vectors."""
     offset: int | None = None
     """Of the body, in bytes."""
     n_words: int = 0
+    """Of 32 bits, that the body holds."""
     digest: bytes = b""
+    """Of the body."""
 
 
 class CodeFile:

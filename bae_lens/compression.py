@@ -53,8 +53,11 @@ class CompressionReport:
     """What the vectors of one call of `compress` became. Bits are per vector, the file's own headers included."""
 
     n_vectors: int
+    """Of this call, not of the whole file."""
     d_in: int
+    """Width of the vectors."""
     d_sae: int
+    """Features of the code."""
     n_bytes: int
     """Added to the file."""
     entropy_bits: float

@@ -26,8 +26,10 @@ class TokenInContext:
     """A token that a feature fires on, with its neighbours."""
 
     before: str
+    """Text before the token."""
     token: str
     after: str
+    """Text after it."""
     activation: float
     """Feature activation; for a BAE the pre-activation, which orders tokens whose bits are all the same."""
 
@@ -47,7 +49,9 @@ class FeaturePortrait:
 
     feature: int
     firing_rate: float
+    """Share of tokens on which it fires."""
     examples: list[TokenInContext]
+    """Strongest first, one per context."""
     neighbours: list[Neighbour]
     """Those of largest cosine first."""
     top_tokens: list[str]

@@ -33,6 +33,7 @@ class Standardisation:
 
     mean: Float[Tensor, " d_in"]
     scale: float
+    """By which the centred activations are multiplied."""
 
     def __call__(self, activations: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         return (activations - self.mean.to(activations)) * self.scale
@@ -66,6 +67,7 @@ class HiddenStates:
 
     @property
     def d_in(self) -> int:
+        """Width of the hidden states; at hook_z that of all heads together."""
         return self.states.shape[-1]
 
     @property

@@ -14,17 +14,24 @@ import bae_lens
 
 MODULES = ["bae_lens", *(found.name for found in pkgutil.walk_packages(bae_lens.__path__, "bae_lens."))]
 MODULES.remove("bae_lens.__main__")
-PLAIN = {"to_dict", "from_dict"}  # of results, which all have both; what they do is their name
+PLAIN = {"to_dict", "from_dict"}
 
 
 def definitions(module):
-    """The public classes, functions and methods that a module's source defines, by name, and the classes' bodies."""
+    """The public classes, functions and methods that a module's source defines, by name.
+
+    Those that say it all are left out: `to_dict`, `from_dict`, and questions such as `is_transcoder`.
+    """
     tree = ast.parse(Path(module.__file__).read_text())
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
             yield node.name, node
             for part in node.body if isinstance(node, ast.ClassDef) else ():
-                if isinstance(part, ast.FunctionDef) and not part.name.startswith("_") and part.name not in PLAIN:
+                if (
+                    isinstance(part, ast.FunctionDef)
+                    and not part.name.startswith(("_", "is_"))
+                    and part.name not in PLAIN
+                ):
                     yield f"{node.name}.{part.name}", part
 
 

@@ -31,6 +31,10 @@ class Compress:
     """Where the BAE runs."""
 
     def run(self) -> str:
+        """Writes the file and returns its size and error.
+
+        Raises as `load_bae`, `VectorFile`, `HiddenStates` and `compress` do.
+        """
         bae = load_bae(self.dictionary, self.device)
         if self.vectors.is_dir():
             batches = HiddenStates(self.vectors, hooks_of(bae)[0]).batches(ROWS)

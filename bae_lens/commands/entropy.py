@@ -50,6 +50,10 @@ class Entropy:
     """Where the BAE runs."""
 
     def run(self) -> str:
+        """Returns the estimate, or the benchmark's table, and writes it to `output`.
+
+        Raises as `VectorFile`, `fit_bae` and `estimate_entropy` do, and ValueError without anything to do.
+        """
         if self.benchmark:
             return self._recovery()
         if self.vectors is None:
