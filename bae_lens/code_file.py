@@ -49,14 +49,17 @@ class Chunk:
     """Where some vectors are, or, without an offset, which ones cannot be found."""
 
     rows: range
+    """Which vectors."""
     offset: int | None = None
     """Of the body, in bytes."""
     n_words: int = 0
+    """Of 32 bits, that the body holds."""
     digest: bytes = b""
+    """Of the body."""
 
 
 class CodeFile:
-    """A `.bae` file, opened for reading; a context manager.
+    """A `.bae` file, opened for reading; a context manager. Memory is bounded by the size of a chunk, whatever it says.
 
     Raises ValueError, saying what is wrong, if this is no such file, one of another version, or one that is damaged or
     cut off. With `skip_damaged` chunks that are damaged are left out instead, and `damaged` lists their rows as they
@@ -69,18 +72,43 @@ class CodeFile:
         self._file = self.path.open("rb")
         try:
             self.d_sae, self.fingerprint = _read_preamble(self._file, self.path)
-            n_rows, self.end = self._committed()
-            self.chunks = list(self._walk(n_rows))
+            self._n_rows, self.end = self._committed()
+            self.n_rows = 0
+            for chunk in self.chunks():
+                self.n_rows = chunk.rows.stop
         except BaseException:
             self._file.close()
             raise
-        self.n_rows = self.chunks[-1].rows.stop if self.chunks else 0
 
     def __enter__(self) -> "CodeFile":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The chunks in order, found by their headers alone; gaps where headers are damaged.
+
+        They are looked up anew each time, so that memory does not grow with their number. Raises ValueError for a
+        damaged header.
+        """
+        position, row = CHUNKS_AT, 0
+        while position < self.end:
+            chunk = self._chunk_at(position, row)
+            if chunk is None:
+                self._fail(f"the header of the chunk that begins with vector {row} is damaged")
+                chunk = self._next_chunk(position, row)
+                if chunk is None:
+                    break
+            if chunk.rows.start > row:
+                yield Chunk(range(row, chunk.rows.start))
+            yield chunk
+            assert chunk.offset is not None
+            position, row = chunk.offset + self._body_size(chunk.n_words), chunk.rows.stop
+        if self._n_rows is not None and row != self._n_rows:
+            self._fail(f"it holds {row} vectors instead of {self._n_rows}")
+            if row < self._n_rows:
+                yield Chunk(range(row, self._n_rows))
 
     def codes(self, rows: slice | None = None) -> Iterator[tuple[range, np.ndarray]]:
         """The packed codes (n, ceil(d_sae / 8)) of `rows`, chunk by chunk, and which rows they are.
@@ -89,7 +117,9 @@ class CodeFile:
         for a damaged chunk.
         """
         wanted = self._range(rows)
-        for chunk in self.chunks:
+        for chunk in self.chunks():
+            if chunk.rows.start >= wanted.stop:
+                break
             part = range(max(chunk.rows.start, wanted.start), min(chunk.rows.stop, wanted.stop))
             if part:
                 packed = self._decode(chunk)
@@ -127,26 +157,6 @@ class CodeFile:
             self._fail(f"it is cut off: {size} of {end} bytes are there")
         return n_rows, min(end, size)
 
-    def _walk(self, n_rows: int | None) -> Iterator[Chunk]:
-        """The chunks in order; gaps where headers are damaged."""
-        position, row = CHUNKS_AT, 0
-        while position < self.end:
-            chunk = self._chunk_at(position, row)
-            if chunk is None:
-                self._fail(f"the header of the chunk that begins with vector {row} is damaged")
-                chunk = self._next_chunk(position, row)
-                if chunk is None:
-                    break
-            if chunk.rows.start > row:
-                yield Chunk(range(row, chunk.rows.start))
-            yield chunk
-            assert chunk.offset is not None
-            position, row = chunk.offset + self._body_size(chunk.n_words), chunk.rows.stop
-        if n_rows is not None and row != n_rows:
-            self._fail(f"it holds {row} vectors instead of {n_rows}")
-            if row < n_rows:
-                yield Chunk(range(row, n_rows))
-
     def _chunk_at(self, position: int, row: int) -> Chunk | None:
         """The chunk whose header lies there, if it is undamaged; of vectors beyond `row` if others may be skipped."""
         fields = _fields(self._file, position, CHUNK, self.fingerprint)
@@ -155,7 +165,11 @@ class CodeFile:
         magic, first, n, n_words, body = fields
         offset = position + CHUNK.size + DIGEST
         in_order = first >= row if self.skip_damaged else first == row
-        fits = 0 < n < 2 * chunk_rows(self.d_sae) and offset + self._body_size(n_words) <= self.end
+        fits = (
+            0 < n < 2 * chunk_rows(self.d_sae)
+            and n_words <= 1 + n * self.d_sae // 16  # twice the plain bits, which no code of this kind needs
+            and offset + self._body_size(n_words) <= self.end
+        )
         return (
             Chunk(range(first, first + n), offset, n_words, body)
             if magic == CHUNK_MAGIC and in_order and fits

@@ -29,20 +29,31 @@ class CodeWriter:
     Only the last chunk may be longer or shorter, so that no few vectors at the end have a prior of their own.
     A new file appears under its name only when the block has ended well, and what was there before stays until then.
     An append leaves the file's vectors as they were unless the block ends well, even if the process is killed.
-    Raises ValueError for an append to a file of another dictionary (naming both), to one that another process appends
-    to, and to a damaged one; OSError if there is no space.
+    Raises ValueError for an append to a file of another dictionary (naming both) and to a damaged one, if another
+    process writes the same file, and for codes of another width; OSError if there is no space.
     """
 
     def __init__(self, path: str | Path, d_sae: int, fingerprint: bytes, append: bool = False) -> None:
         self.path, self.d_sae, self.fingerprint, self.append = Path(path), d_sae, fingerprint, append
         self.n_bytes = 0
         """Bytes added to the file, once the block has ended."""
+        self.fired = np.zeros(d_sae, np.int64)
+        """How often each feature fired in what was added, once the block has ended."""
         self._rows, self._kept, self._committed = 0, 0, False
         self._pending: list[np.ndarray] = []
         self._partial = self.path.with_name(f"{self.path.name}.partial")
 
     def __enter__(self) -> "CodeWriter":
-        self._file = (self.path if self.append else self._partial).open("r+b" if self.append else "w+b", buffering=0)
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{self.path} is a folder; name a file in it")
+        if not self.append:
+            self._partial.touch()
+        self._file = (self.path if self.append else self._partial).open("r+b", buffering=0)
+        try:
+            self._lock()
+        except BaseException:
+            self._file.close()
+            raise
         try:
             self._begin_append() if self.append else self._begin()
         except BaseException:
@@ -54,6 +65,10 @@ class CodeWriter:
 
     def write(self, packed: np.ndarray) -> None:
         """Adds the packed codes (n, ceil(d_sae / 8)) of n vectors."""
+        if packed.shape[1] != -(-self.d_sae // 8):
+            raise ValueError(
+                f"{self.d_sae} features are packed into {-(-self.d_sae // 8)} bytes, got {packed.shape[1]}"
+            )
         self._pending.append(packed)
         size = chunk_rows(self.d_sae)
         if sum(map(len, self._pending)) >= 2 * size:
@@ -75,15 +90,28 @@ class CodeWriter:
             else:
                 self._abandon()
 
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is writing {self.path}; wait for it") from error
+        self._check_place()
+
+    def _in_place(self) -> bool:
+        """Whether the file that is open still is the one of its name."""
+        written = self.path if self.append else self._partial
+        return written.exists() and os.path.samestat(written.stat(), os.fstat(self._file.fileno()))
+
+    def _check_place(self) -> None:
+        if not self._in_place():
+            raise ValueError(f"another process has replaced {self.path} meanwhile; try again")
+
     def _begin(self) -> None:
+        self._file.truncate(0)
         preamble = PREAMBLE.pack(MAGIC, VERSION, self.d_sae, self.fingerprint)
         self._put(preamble + digest(preamble, b"") + bytes(COMMIT.size + DIGEST))
 
     def _begin_append(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another process is appending to {self.path}; wait for it") from error
         with CodeFile(self.path) as existing:
             existing.check_fingerprint(self.fingerprint)
         self._rows, self._kept = existing.n_rows, existing.end
@@ -92,6 +120,7 @@ class CodeWriter:
 
     def _write_chunk(self, packed: np.ndarray) -> None:
         counts, words = encode_columns(packed, self.d_sae)
+        self.fired += counts
         body = counts.astype("<u2").tobytes() + words.astype("<u4").tobytes()
         header = CHUNK.pack(CHUNK_MAGIC, self._rows, len(packed), len(words), digest(body, self.fingerprint))
         self._put(header + digest(header, self.fingerprint) + body)
@@ -101,6 +130,7 @@ class CodeWriter:
         if any(map(len, self._pending)):
             self._write_chunk(np.concatenate(self._pending))
         os.fsync(self._file.fileno())
+        self._check_place()
         end = self._file.tell()
         commit = COMMIT.pack(self._rows, end)
         self._file.seek(COMMIT_AT)
@@ -117,7 +147,7 @@ class CodeWriter:
         try:
             if self.append:
                 self._file.truncate(self._kept)
-            else:
+            elif self._in_place():
                 self._partial.unlink()
         finally:
             self._file.close()

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from bae_lens.code_file import CodeFile
 from bae_lens.code_writer import CodeWriter
+from bae_lens.hook_z import heads_concatenated
 from bae_lens.losses import marginal_entropy
 from bae_lens.packed import pack_code, unpack_code
-from bae_lens.vector_files import VectorFile
+from bae_lens.vector_files import VectorFile, as_tensor, batches_of_rows
 
-ROWS = 4096  # encoded or decoded at once
+ROWS = 1024  # encoded or decoded at once: so few that what lies between stays in the cache
 CONFIG_FIELDS = ("architecture", "normalize_activations")  # what code and decoding depend on, beside the weights
 RUN_TIME_NORMS = ("layer_norm", "constant_norm_rescale")
 
-Vectors: TypeAlias = Tensor | np.ndarray | str | Path | Iterable[Tensor]
+Vectors: TypeAlias = Tensor | np.ndarray | str | Path | Iterable[Tensor | np.ndarray]
 
 
 @runtime_checkable
@@ -52,8 +53,11 @@ class CompressionReport:
     """What the vectors of one call of `compress` became. Bits are per vector, the file's own headers included."""
 
     n_vectors: int
+    """Of this call, not of the whole file."""
     d_in: int
+    """Width of the vectors."""
     d_sae: int
+    """Features of the code."""
     n_bytes: int
     """Added to the file."""
     entropy_bits: float
@@ -81,28 +85,31 @@ class CompressionReport:
 def compress(sae: Dictionary, vectors: Vectors, path: str | Path, *, append: bool = False) -> CompressionReport:
     """Writes the code of `vectors` to the `.bae` file `path`, or adds it to what is there with `append`.
 
-    `vectors` are a tensor or array (..., d_in), a .npy or .safetensors file, or an iterable of batches, such as
-    `HiddenStates.batches`, gone through once; memory does not grow with their number. A new file appears under its name
-    when it is whole, and an append counts when it is whole.
-    Raises ValueError if there are no vectors, for values that are not finite, for a code that is not binary, for a
-    dictionary that writes another width than it reads or scales each vector by its norm at run time, and as
-    `CodeWriter` does for an append; OSError as it does.
+    `vectors` are a tensor or array (..., d_in), at hook_z also (..., heads, d_head), or an iterable of such batches,
+    such as `HiddenStates.batches`, gone through once, or a .npy, .pt or .safetensors file of one array (..., d_in);
+    memory does not grow with their number. A new file appears under its name when it is whole, and an append counts
+    when it is whole.
+
+    Raises ValueError if there are no vectors, for values that are not real numbers, or not finite in the dictionary's
+    dtype, for vectors of another width, for a code that is not binary, for a dictionary that writes another width than
+    it reads or scales each vector by its norm at run time, and as `VectorFile` and `CodeWriter` do; OSError as they do.
     """
     normalisation = getattr(getattr(sae, "cfg", None), "normalize_activations", "none")
     if normalisation in RUN_TIME_NORMS:
         raise ValueError(
             f"a code does not hold the norms that normalize_activations={normalisation!r} needs to decode it"
         )
-    encoded = ((x, _encode(sae, x)) for x in _batches(vectors))
-    first = next(encoded, None)
-    if first is None:
-        raise ValueError("there are no vectors to compress")
-    tally = _Tally(*first)
-    with CodeWriter(path, first[1].shape[1], fingerprint(sae), append) as writer:
-        for x, feature_acts in chain([first], encoded):
-            writer.write(pack_code(feature_acts).numpy())
-            tally.add(x, feature_acts, sae.decode(feature_acts).flatten(1))
-    return tally.report(writer.n_bytes)
+    with heads_concatenated(sae):
+        encoded = ((x, _encode(sae, x)) for x in _batches(vectors, sae))
+        first = next(encoded, None)
+        if first is None:
+            raise ValueError("there are no vectors to compress")
+        tally = _Tally(first[0])
+        with CodeWriter(path, first[1].shape[1], fingerprint(sae), append) as writer:
+            for x, feature_acts in chain([first], encoded):
+                writer.write(pack_code(feature_acts).numpy())
+                tally.add(x, sae.decode(feature_acts))
+    return tally.report(writer)
 
 
 def decompress(
@@ -162,68 +169,85 @@ def fingerprint(sae: Dictionary) -> bytes:
 
 
 class _Tally:
-    """What the report needs, in one pass."""
+    """What the report needs to know of the vectors, in one pass."""
 
-    def __init__(self, x: Tensor, feature_acts: Tensor) -> None:
-        self.n, self.error, self.squares = 0, 0.0, 0.0
+    def __init__(self, x: Tensor) -> None:
+        self.n, self.error = 0, 0.0
         self.origin = x.double().mean(0)  # near the mean, so that the sums below do not cancel
         self.total, self.centred_squares = torch.zeros_like(self.origin), 0.0
-        self.fired = torch.zeros(feature_acts.shape[1], dtype=torch.float64)
 
-    def add(self, x: Tensor, feature_acts: Tensor, sae_out: Tensor) -> None:
+    def add(self, x: Float[Tensor, "n d_in"], sae_out: Float[Tensor, "n d_out"]) -> None:
         if sae_out.shape != x.shape:
             raise ValueError(
                 f"this dictionary reads vectors {x.shape[1]} wide and writes {sae_out.shape[1]}; a transcoder's code "
                 "does not stand for its input, so compress with a BAE"
             )
-        x, centred = x.double(), x.double() - self.origin
+        x = x.double()
         self.n += len(x)
-        self.error += (sae_out.double().cpu() - x).square().sum().item()
-        self.squares += x.square().sum().item()
+        self.error += _square_sum(sae_out.double().cpu() - x)
+        centred = x - self.origin
         self.total += centred.sum(0)
-        self.centred_squares += centred.square().sum().item()
-        self.fired += feature_acts.sum(0, dtype=torch.float64).cpu()
+        self.centred_squares += _square_sum(centred)
 
-    def report(self, n_bytes: int) -> CompressionReport:
-        variance = self.centred_squares - self.total.square().sum().item() / self.n
+    def report(self, writer: CodeWriter) -> CompressionReport:
+        variance = self.centred_squares - _square_sum(self.total) / self.n
+        squares = max(0.0, variance) + self.n * _square_sum(self.origin + self.total / self.n)
         return CompressionReport(
             n_vectors=self.n,
-            d_in=len(self.total),
-            d_sae=len(self.fired),
-            n_bytes=n_bytes,
-            entropy_bits=marginal_entropy(self.fired / self.n).item(),
-            explained_variance=1 - self.error / variance if variance > 1e-24 * self.squares else None,
-            relative_error=(self.error / self.squares) ** 0.5 if self.squares else None,
+            d_in=len(self.origin),
+            d_sae=writer.d_sae,
+            n_bytes=writer.n_bytes,
+            entropy_bits=marginal_entropy(torch.from_numpy(writer.fired / self.n)).item(),
+            explained_variance=1 - self.error / variance if variance > 1e-24 * squares else None,
+            relative_error=(self.error / squares) ** 0.5 if squares else None,
         )
+
+
+def _square_sum(values: Float[Tensor, "*shape"]) -> float:
+    return torch.dot(values.flatten(), values.flatten()).item()
 
 
 def _encode(sae: Dictionary, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
     like = next(iter(sae.named_parameters()))[1]
-    return sae.encode(x.to(like.device, like.dtype))
+    x = x.to(like.device, like.dtype)
+    if not torch.isfinite(x).all():
+        raise ValueError(f"vectors must be finite, but there are some with NaN, infinity or too much for {like.dtype}")
+    feature_acts = sae.encode(x)
+    return feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
 
 
 @torch.no_grad()
 def _decode(sae: Dictionary, feature_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_in"]:
     like = next(iter(sae.named_parameters()))[1]
-    return sae.decode(feature_acts.to(like.device, like.dtype)).flatten(1).cpu()
+    with heads_concatenated(sae):
+        return sae.decode(feature_acts.to(like.device, like.dtype)).cpu()
 
 
-def _batches(vectors: Vectors) -> Iterator[Float[Tensor, "n d_in"]]:
+def _batches(vectors: Vectors, sae: Dictionary) -> Iterator[Float[Tensor, "n d_in"]]:
     """On the CPU, some thousand at a time."""
     if isinstance(vectors, str | Path):
         parts: Iterable[Any] = VectorFile(vectors)
     else:
         parts = [vectors] if isinstance(vectors, Tensor | np.ndarray) else vectors
     for batch in parts:
+        if not isinstance(batch, Tensor | np.ndarray):
+            raise ValueError(f"vectors must be tensors or arrays, or batches of them, got a {type(batch).__name__}")
         if batch.ndim < 2:
             raise ValueError(f"vectors have at least 2 axes, got shape {tuple(batch.shape)}")
-        size = max(1, ROWS // int(np.prod(batch.shape[1:-1])))
-        for first in range(0, len(batch), size):
-            part = batch[first : first + size]
-            x = (torch.from_numpy(np.array(part)) if isinstance(part, np.ndarray) else part).flatten(0, -2).cpu()
-            if not torch.isfinite(x).all():
-                raise ValueError("vectors must be finite, but there are some with NaN or infinity")
-            yield x
+        dtype = as_tensor(batch[:0]).dtype
+        if dtype.is_complex or dtype == torch.bool:
+            raise ValueError(f"vectors must be real numbers, got {dtype}")
+        for x in batches_of_rows(_heads_side_by_side(batch, sae), ROWS):
+            yield (x if dtype.is_floating_point else x.double()).cpu()
+
+
+def _heads_side_by_side(batch: Any, sae: Dictionary) -> Any:
+    """Activations (..., heads, d_head) as (..., d_in), if that is what a dictionary at hook_z was given."""
+    cfg: Any = getattr(sae, "cfg", None)
+    at_hook_z = getattr(cfg, "reshape_activations", "none") == "hook_z"
+    if at_hook_z and batch.ndim > 2 and batch.shape[-1] != cfg.d_in == batch.shape[-2] * batch.shape[-1]:
+        return batch.reshape(*batch.shape[:-2], cfg.d_in)
+    return batch
 
 
 def _warn_of_damage(file: CodeFile) -> None:

@@ -54,11 +54,15 @@ class Cell:
     """One BAE of the grid."""
 
     hook_name: str
+    """Where the hidden states are from."""
     position: int
+    """Which token of a window they belong to."""
     entropy_coefficient: float
+    """Price of a bit in training."""
     estimate: EntropyEstimate
     """Over the held-out windows, with an interval by bootstrap over their documents."""
     train_explained_variance: float
+    """Of the windows that the BAE was trained on."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ class CurvePoint:
     interval: tuple[float, float]
     """Interpolated as the bits are, so without the error of the explained variances."""
     joint_bits_bound: float
+    """What the dependence of pairs leaves of the bits; see `EntropyEstimate`."""
     explained_variance: float
+    """Of the held-out hidden states."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,11 @@ class EntropyDynamics:
     """Entropies by hook, position and price of a bit."""
 
     model: str
+    """Name of the language model."""
     hook_names: list[str]
+    """In the order of the model's layers."""
     positions: list[int]
+    """Rising."""
     n_windows: int
     """Windows looked at, those held out among them."""
     n_documents: int
@@ -93,7 +102,9 @@ class EntropyDynamics:
     """Different input tokens at each position, in the windows looked at. At the first one the entropy of these windows
     is at most log2 of it; the marginal bits of a code whose features repeat one another can be far more."""
     d_sae: int
+    """Features of each BAE."""
     cells: list[Cell]
+    """One for each hook, position and price."""
 
     def curve(self, hook_name: str, explained_variance: float | None = None) -> list[CurvePoint]:
         """Entropy by position, of the first price, or between prices at one explained variance.

@@ -1,19 +1,20 @@
 """Steering and ablation: features set, cleared or flipped while a model runs, and what features say about logits."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
 from math import isfinite
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 from bae_lens.evals import is_binary
-from bae_lens.features import RESIDUAL_HOOKS, TOP_TOKENS
+from bae_lens.features import RESIDUAL_HOOKS, TOP_TOKENS, direct_logits
 from bae_lens.sources import resolve_hook
 from bae_lens.transcoder import hooks_of
 
@@ -35,37 +36,40 @@ def edit(
     those of the tokens in the whole sequence, all by default; with a batch that is padded, those of its columns. What
     the model computes at the dictionary's output hook changes by the difference that the edit makes to the dictionary's
     output, so that its error stays and an edit that changes no feature changes nothing; without `keep_error` the edited
-    output itself stands there.
+    output itself stands there. Negative positions count from the end of what there is of the sequence at a pass.
 
     Several edits may be nested; one at the same hook sees what the one before it left.
-    Raises ValueError for a feature that the dictionary does not have, a value that its code cannot take, and a hook
-    that the model does not have.
+    Raises ValueError for a feature that the dictionary does not have, a value that its code cannot take, a hook that
+    the model does not have, and, in the pass, for a dictionary that was attached at the hook (`model.add_sae`,
+    `model.run_with_saes`), a model of another width, and a transcoder that reads after it writes.
     """
     _check(sae, features)
-    hook_in, hook_out = (resolve_hook(model, name) for name in hooks_of(sae))
+    hook_points = [_hook_point(model, name) for name in hooks_of(sae)]
     editor = _Editor(sae, features, positions, keep_error)
-    handles = []
-    with _counting_positions(model, editor):
-        try:
-            for name, hook in ((hook_in, editor.capture), (hook_out, editor.replace)):
-                hook_point = model.hook_dict[name]
-                hook_point.add_hook(hook, is_permanent=True)
-                handles.append((hook_point, hook_point.fwd_hooks[-1]))
+    acting = []
+    for (name, hook_point), hook in zip(hook_points, (editor.capture, editor.replace), strict=True):
+        hook_point.add_hook(hook, is_permanent=True)
+        acting.append((name, hook_point, hook_point.fwd_hooks[-1]))
+
+    def begin(n_before: int) -> None:
+        for name, hook_point, handle in acting:
+            if attrgetter(name)(model) is not hook_point or handle not in hook_point.fwd_hooks:
+                raise _no_longer_there(name)
+        editor.begin(n_before)
+
+    try:
+        with _before_each_pass(model, begin):
             yield
-        finally:
-            for hook_point, handle in handles:
-                handle.hook.remove()
-                if handle in hook_point.fwd_hooks:
-                    hook_point.fwd_hooks.remove(handle)
+    finally:
+        for _, hook_point, handle in acting:
+            handle.hook.remove()
+            if handle in hook_point.fwd_hooks:
+                hook_point.fwd_hooks.remove(handle)
 
 
 @dataclass(frozen=True)
 class LogitEffects:
-    """What a feature's decoder row adds to the logits on the direct path to them, less the mean over all tokens.
-
-    The row goes through the weights of the final normalisation (and its centring) and the unembedding; a hidden state
-    of root mean square s divides the effects by s.
-    """
+    """What a feature's decoder row adds to the logits (`direct_logits`), less the mean over all tokens."""
 
     feature: int
     up: list[tuple[str, float]]
@@ -86,14 +90,16 @@ class LogitEffects:
 def logit_effects(model: Any, sae: SAE[Any], features: Sequence[int], k: int = TOP_TOKENS) -> list[LogitEffects]:
     """What `features` make the model say: the k tokens whose logits each raises most, and lowers most.
 
-    Raises ValueError for a feature that the dictionary does not have, and for one whose decoder does not write to the
-    residual stream.
+    Raises ValueError for a feature that the dictionary does not have, a dictionary that does not write to the residual
+    stream, and a k that is not between 1 and the size of the vocabulary.
     """
     _check_indices(sae, features)
     hook_out = hooks_of(sae)[1]
     if hook_out.rsplit(".", 1)[-1] not in RESIDUAL_HOOKS:
         raise ValueError(f"logit effects need a dictionary that writes to the residual stream, got one at {hook_out}")
-    effects = _to_logits(sae.W_dec[list(features)].detach(), model)
+    effects = direct_logits(model, sae.W_dec[list(features)])
+    if not 1 <= k <= effects.shape[1]:
+        raise ValueError(f"k must be between 1 and the {effects.shape[1]} tokens of the vocabulary, got {k}")
     effects = effects - effects.mean(-1, keepdim=True)
 
     def named(row: Tensor, indices: Tensor) -> list[tuple[str, float]]:
@@ -105,18 +111,36 @@ def logit_effects(model: Any, sae: SAE[Any], features: Sequence[int], k: int = T
     ]
 
 
+def _hook_point(model: Any, hook_name: str) -> tuple[str, HookPoint]:
+    """Where a hook is in the model, and the hook itself."""
+    attached = f"{hook_name}.hook_sae_output" in model.hook_dict  # to a HookedSAETransformer, which forgets the hook
+    name = hook_name if attached else resolve_hook(model, hook_name)
+    hook_point = attrgetter(name)(model)
+    if not isinstance(hook_point, HookPoint):
+        raise _no_longer_there(name)
+    return name, hook_point
+
+
+def _no_longer_there(hook_name: str) -> ValueError:
+    return ValueError(
+        f"the edit cannot act at {hook_name}, where a dictionary is attached, or was while the edit was in force: "
+        "that takes the hook's place; call model.reset_saes() and edit without (keep_error=False puts the edited "
+        "dictionary's output there)"
+    )
+
+
 @contextmanager
-def _counting_positions(model: Any, editor: "_Editor") -> Iterator[None]:
-    """Tells the editor where in the sequence each pass begins, which cached generation gives the newest token alone."""
+def _before_each_pass(model: Any, begin: Callable[[int], None]) -> Iterator[None]:
+    """Says when a pass begins, and where in the sequence, since cached generation gives the newest token alone."""
     forward = model.forward
 
     @wraps(forward)
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        editor.n_before = _cached_positions(kwargs)
+    def edited(*args: Any, **kwargs: Any) -> Any:
+        begin(_cached_positions(kwargs))
         return forward(*args, **kwargs)
 
     nested = "forward" in vars(model)
-    model.forward = counting
+    model.forward = edited
     try:
         yield
     finally:
@@ -151,15 +175,6 @@ def _check_indices(sae: SAE[Any], features: Iterable[int]) -> None:
             raise ValueError(f"features of this dictionary are numbered from 0 to {sae.cfg.d_sae - 1}, got {feature}")
 
 
-def _to_logits(directions: Float[Tensor, "n d_model"], model: Any) -> Float[Tensor, "n d_vocab"]:
-    W_U = model.W_U
-    directions = directions.to(W_U)
-    if model.cfg.normalization_type in ("LN", "LNPre"):
-        directions = directions - directions.mean(-1, keepdim=True)
-    weight = getattr(getattr(model, "ln_final", None), "w", 1.0)  # absent once it is folded into the unembedding
-    return (directions * weight) @ W_U
-
-
 class _Editor:
     """The hooks of one edit."""
 
@@ -167,8 +182,11 @@ class _Editor:
         self, sae: SAE[Any], features: Mapping[int, int | float | str], positions: slice | None, keep_error: bool
     ) -> None:
         self.sae, self.features, self.positions, self.keep_error = sae, features, positions, keep_error
-        self.n_before = 0
-        """Positions of the sequence that earlier passes have dealt with, in generation."""
+        self.begin(0)
+
+    def begin(self, n_before: int) -> None:
+        """A pass begins; in generation, earlier ones have dealt with `n_before` positions of the sequence."""
+        self.n_before = n_before
         self._input: Tensor | None = None
 
     def capture(self, activations: Tensor, hook: Any) -> None:  # noqa: ARG002

@@ -56,7 +56,9 @@ class EntropyEstimate:
     explained_variance: float
     """1 minus squared error over squared distance to the mean, of the reconstructions."""
     n_vectors: int
+    """That were encoded."""
     d_sae: int
+    """Features of the code."""
     varying_features: int
     """Features that are neither always 0 nor always 1; the others have no entropy."""
 

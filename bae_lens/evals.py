@@ -48,6 +48,7 @@ class DictionaryMetrics:
     """A dictionary on held-out hidden states; for a transcoder, "hidden states" are those at its output hook."""
 
     code: CodeMetrics
+    """Which features fire, and how often."""
     explained_variance: float
     """1 minus squared error over squared distance to the mean; 1 is perfect, 0 is no better than the mean."""
     mean_squared_error: float

@@ -26,8 +26,10 @@ class TokenInContext:
     """A token that a feature fires on, with its neighbours."""
 
     before: str
+    """Text before the token."""
     token: str
     after: str
+    """Text after it."""
     activation: float
     """Feature activation; for a BAE the pre-activation, which orders tokens whose bits are all the same."""
 
@@ -47,12 +49,14 @@ class FeaturePortrait:
 
     feature: int
     firing_rate: float
+    """Share of tokens on which it fires."""
     examples: list[TokenInContext]
+    """Strongest first, one per context."""
     neighbours: list[Neighbour]
     """Those of largest cosine first."""
     top_tokens: list[str]
-    """Tokens whose logits the feature's decoder row raises most, through the final normalisation's weights and the
-    unembedding alone; empty where the row is not a direction of the residual stream."""
+    """Tokens whose logits the feature's decoder row raises most (`direct_logits`); empty where the row is no direction
+    of the residual stream."""
 
 
 @torch.no_grad()
@@ -109,13 +113,25 @@ def _neighbours(W_dec: Float[Tensor, "d_sae d_out"], features: Int[Tensor, " n"]
     ]
 
 
-def _top_tokens(directions: Float[Tensor, "n d_out"], model: Any, hook_out: str) -> list[list[str]]:
-    W_U = getattr(model, "W_U", None)
-    if W_U is None or hook_out.rsplit(".", 1)[-1] not in RESIDUAL_HOOKS:
-        return [[] for _ in directions]
+def direct_logits(model: Any, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+    """What directions of the residual stream add to the logits on the direct path to them, in float32.
+
+    They go through the weights of the final normalisation, which takes the mean off first where it is a LayerNorm, and
+    the unembedding; a hidden state of root mean square s divides the effects by s.
+    """
+    W_U = model.W_U.float()
+    directions = directions.to(W_U)
+    if model.cfg.normalization_type in ("LN", "LNPre"):
+        directions = directions - directions.mean(-1, keepdim=True)
     weight = getattr(getattr(model, "ln_final", None), "w", 1.0)  # absent once it is folded into the unembedding
-    logits = (directions.to(W_U) * weight) @ W_U
-    return [[model.tokenizer.decode([token]) for token in row] for row in logits.topk(TOP_TOKENS).indices.tolist()]
+    return (directions * weight) @ W_U
+
+
+def _top_tokens(directions: Float[Tensor, "n d_out"], model: Any, hook_out: str) -> list[list[str]]:
+    if getattr(model, "W_U", None) is None or hook_out.rsplit(".", 1)[-1] not in RESIDUAL_HOOKS:
+        return [[] for _ in directions]
+    top = direct_logits(model, directions).topk(TOP_TOKENS).indices
+    return [[model.tokenizer.decode([token]) for token in row] for row in top.tolist()]
 
 
 def _strongest_per_context(states: HiddenStates, activation: Float[Tensor, " n"], n: int) -> list[int]:

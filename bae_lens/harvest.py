@@ -48,6 +48,7 @@ class HiddenStates:
 
     @property
     def d_in(self) -> int:
+        """Width of the hidden states; at hook_z that of all heads together."""
         return self.states.shape[-1]
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bae_lens.evals import CodeCounter, activated_features, is_binary
 from bae_lens.harvest import stop_layer
+from bae_lens.hook_z import heads_concatenated
 from bae_lens.transcoder import hooks_of
 
 RATE_BINS = np.linspace(-5, 0, 21)  # of the histogram: log10 of the firing rate
@@ -108,18 +109,6 @@ def _code_metrics(
         for feature_acts in codes():
             counter.add(feature_acts, activated_features(sae, feature_acts, prior))
     return asdict(counter.metrics())
-
-
-@contextmanager
-def heads_concatenated(sae: SAE[Any]) -> Iterator[None]:
-    """A dictionary at hook_z that takes heads side by side, for as long as the block runs."""
-    reshaping = sae.hook_z_reshaping_mode
-    sae.turn_off_forward_pass_hook_z_reshaping()
-    try:
-        yield
-    finally:
-        if reshaping:
-            sae.turn_on_forward_pass_hook_z_reshaping()
 
 
 @contextmanager

@@ -44,7 +44,9 @@ class PairStandardisation:
     """The standardisations of a transcoder's input and of its output."""
 
     source: Standardisation
+    """Of the input."""
     target: Standardisation
+    """Of the output."""
 
     @torch.no_grad()
     def fold_into(self, sae: SAE[Any]) -> None:

@@ -27,6 +27,7 @@ class Windows:
     """Token sequences of one length, whose positions mean the same in each."""
 
     tokens: Int[Tensor, "n_windows length"]
+    """Token ids."""
     starts_with_bos: bool = False
     """Whether the first column is BOS. Positions count the tokens after it from 1; BOS itself is position 0."""
     too_short: int = 0

@@ -38,6 +38,7 @@ class TrainingSettings:
 
     @property
     def steps(self) -> int:
+        """Training steps, each on one full batch."""
         return self.training_tokens // self.batch_size
 
 

@@ -26,7 +26,9 @@ class Recovery:
     rank: int
     """Coins."""
     d_sae: int
+    """Features of the BAE."""
     seed: int
+    """Of the vectors and of the training."""
     true_bits: float
     """Joint entropy of the coins."""
     bits: float
@@ -36,6 +38,7 @@ class Recovery:
     fvu: float
     """Fraction of variance unexplained."""
     varying_features: int
+    """Features that are neither always 0 nor always 1."""
     agreement: float
     """See `agreement`."""
     seconds: float
@@ -43,6 +46,7 @@ class Recovery:
 
     @property
     def relative_error(self) -> float:
+        """How far the bits are from the true ones, as a share of these."""
         return abs(self.bits / self.true_bits - 1)
 
     def to_dict(self) -> dict[str, Any]:

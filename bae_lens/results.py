@@ -34,7 +34,9 @@ class Experiment:
     text_split: str = "train"
     """Split of the text, if it comes from the hub."""
     contexts: ContextSettings = field(default_factory=ContextSettings)
+    """How documents are cut into contexts, and how many are harvested."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    """How long each dictionary is trained, and on how much at a time."""
     l0: float | None = None
     """Features per token at which dictionaries are to be compared; says which of several trials is chosen."""
     seed: int = 0
@@ -62,8 +64,11 @@ class Trial:
     recipe: dict[str, Any]
     """Learning rate and training config."""
     explained_variance: float
+    """1 minus squared error over squared distance to the mean."""
     informative_l0: float
+    """Features per token whose bit is not the more frequent one."""
     bits: float
+    """Per token, support and values together."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,15 @@ class Run:
 
     seed: int
     training_seconds: float
+    """Time spent in optimiser steps."""
     memory_gib: float
     """Largest memory while it trained; see `TrainedDictionary`."""
     curve: list[dict[str, int | float]]
     """Loss terms by training step."""
     metrics: DictionaryMetrics
+    """On held-out hidden states."""
     language_model: LanguageModelLoss
+    """Of the model with the dictionary in place."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class DictionaryResult:
     """One dictionary of a `Comparison`."""
 
     name: str
+    """Its name in the comparison."""
     architecture: str
     """SAELens' name of the architecture."""
     hook_in: str
@@ -92,6 +101,7 @@ class DictionaryResult:
     hook_out: str
     """Where it writes; the same unless it is a transcoder."""
     d_sae: int
+    """Features that it has."""
     trials: list[Trial]
     """What was tried; empty if there was nothing to choose."""
     recipe: dict[str, Any]
@@ -107,6 +117,7 @@ class Corpus:
     """What was harvested, and what of it was left out of training and evaluation."""
 
     contexts: int
+    """Contexts that were harvested."""
     tokens: int
     """Tokens of content."""
     special_tokens: int
@@ -124,15 +135,20 @@ class Comparison:
     """Dictionaries side by side; `to_dict` and `from_dict` are inverse to each other."""
 
     experiment: Experiment
+    """What all dictionaries share."""
     train: Corpus
+    """What was trained on."""
     test: Corpus
+    """What was measured on."""
     stages: list[Stage]
+    """How long each part of the work took."""
     pca: list[RatePoint]
     """Explained variance by bits per token of PCA with scalar quantisation at `hook_name`, fitted on the training
     tokens and measured on the held-out ones: what a code costs that needs no dictionary."""
     gaussian_bound: list[RatePoint]
     """The best that any code could do if these hidden states were Gaussian."""
     dictionaries: list[DictionaryResult]
+    """In the order in which they were given."""
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))

@@ -26,7 +26,9 @@ class Stage:
     """A part of the work, over all runs that it took."""
 
     name: str
+    """What was done."""
     seconds: float
+    """Time that it took."""
     peak_memory_gib: float
     """Largest resident memory of a process up to the end of this stage."""
 

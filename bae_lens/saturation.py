@@ -17,9 +17,11 @@ class Saturation:
     """`level - rise * exp(-(position - first) / scale)` fitted to one curve, with 95 % intervals."""
 
     hook_name: str
+    """Whose curve it is."""
     level: float
     """Bits that the curve tends to."""
     level_interval: tuple[float, float]
+    """In bits."""
     position: float
     """Where 95 % of the rise from the first position is done."""
     position_interval: tuple[float, float]

@@ -43,11 +43,15 @@ class NonzeroEntries:
 
     row: Int[Tensor, " entries"]
     column: Int[Tensor, " entries"]
+    """Of each entry."""
     value: Float[Tensor, " entries"]
+    """Of each entry, not 0."""
     shape: tuple[int, int]
+    """Of the matrix."""
 
     @classmethod
     def of(cls, matrix: Float[Tensor, "n k"]) -> "NonzeroEntries":
+        """The entries of a matrix on a CPU."""
         flat = matrix.reshape(-1)
         index = torch.from_numpy(np.flatnonzero(flat.bool().numpy()))  # a third of the time of torch's nonzero
         n, k = matrix.shape

@@ -23,6 +23,7 @@ class LanguageModelLoss:
     """Of the model's predictions at tokens of content: cross entropy and divergence in nats per token."""
 
     n_tokens: int
+    """Predictions that were scored."""
     clean: float
     """Cross entropy of the model as it is."""
     with_sae: float

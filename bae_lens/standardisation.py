@@ -17,7 +17,9 @@ class Standardisation:
     """Centring and scaling to mean squared norm d_in, so that hyperparameters carry over between layers and models."""
 
     mean: Float[Tensor, " d_in"]
+    """What is subtracted."""
     scale: float
+    """By which the centred activations are multiplied."""
 
     def __call__(self, activations: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         return (activations - self.mean.to(activations)) * self.scale

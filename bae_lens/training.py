@@ -41,6 +41,7 @@ class TrainedDictionary:
     """A finished dictionary, for raw hidden states, and how its training went."""
 
     sae: SAE[Any]
+    """For inference."""
     seconds: float
     """Time spent in optimiser steps."""
     memory_gib: float

@@ -142,7 +142,7 @@ def _sizes(packed: np.ndarray, d_sae: int, path: Path) -> dict[str, float]:
     mode = rate > 0.5
     differing = int(sum((part != mode).sum() for part in _unpacked(packed, d_sae)))
     with CodeFile(path) as file:
-        side = sum(8 * (2 * d_sae + 40) for _ in file.chunks)
+        side = sum(8 * (2 * d_sae + 40) for _ in file.chunks())
     return {
         "entropy": marginal_entropy(torch.from_numpy(rate)).item(),
         "side_information": side / n,

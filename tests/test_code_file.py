@@ -1,10 +1,11 @@
+import fcntl
+import io
 import signal
 import struct
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_many_chunks_at_once(tmp_path):
 def test_only_the_last_chunk_is_longer(tmp_path):
     write(tmp_path / "x.bae", random_code(249))
     with CodeFile(tmp_path / "x.bae") as file:
-        assert [len(chunk.rows) for chunk in file.chunks] == [50, 50, 50, 99]
+        assert [len(chunk.rows) for chunk in file.chunks()] == [50, 50, 50, 99]
 
 
 def test_full_chunks_have_bounded_size():
@@ -119,14 +120,19 @@ def test_a_range_is_read_without_the_rest(tmp_path, content, monkeypatch):
     monkeypatch.setattr(code_file, "decode_columns", lambda *arguments: decoded.append(0) or decode(*arguments))
     with CodeFile(path) as file:
         sizes = []
-        raw = file._file
-        spied = {"seek": raw.seek, "close": raw.close, "read": lambda size: sizes.append(size) or raw.read(size)}
-        monkeypatch.setattr(file, "_file", SimpleNamespace(**spied))
+
+        class Spied(io.BufferedReader):
+            def read(self, size=-1):
+                sizes.append(size)
+                return super().read(size)
+
+        monkeypatch.setattr(file, "_file", Spied(io.FileIO(path)))
         ((part, packed),) = file.codes(slice(110, 115))
     assert part == range(110, 115)
     np.testing.assert_array_equal(packed, content[1][110:115])
-    assert len(decoded) == len(sizes) == 1
-    assert sizes[0] < len(content[0]) / 3
+    bodies = [size for size in sizes if size != CHUNK.size + DIGEST]
+    assert len(decoded) == len(bodies) == 1
+    assert sum(sizes) < len(content[0]) / 2
 
 
 def test_append_adds_and_keeps(tmp_path, content):
@@ -156,9 +162,64 @@ def test_two_appends_at_once(tmp_path, content):
     path.write_bytes(content[0])
     with CodeWriter(path, D_SAE, KEY, append=True) as writer:
         writer.write(content[1])
-        with pytest.raises(ValueError, match="another process is appending"):
+        with pytest.raises(ValueError, match="another process is writing"):
             write(path, content[1], append=True)
     np.testing.assert_array_equal(read(path)[0], np.concatenate([content[1]] * 2))
+
+
+def test_two_new_files_at_once(tmp_path, content):
+    path = tmp_path / "x.bae"
+    with CodeWriter(path, D_SAE, KEY) as writer:
+        writer.write(content[1][:70])
+        with pytest.raises(ValueError, match="another process is writing"):
+            write(path, random_code(300, seed=1))
+        writer.write(content[1][70:])
+    np.testing.assert_array_equal(read(path)[0], content[1])
+    assert [file.name for file in tmp_path.iterdir()] == ["x.bae"]
+
+
+def test_new_file_that_another_process_has_just_finished(tmp_path, content, monkeypatch):
+    """Its file was opened before it got its name, and locked after."""
+    path = tmp_path / "x.bae"
+    flock = fcntl.flock
+
+    def late(*arguments):
+        (tmp_path / "x.bae.partial").write_bytes(content[0])
+        (tmp_path / "x.bae.partial").replace(path)
+        flock(*arguments)
+
+    monkeypatch.setattr(code_writer.fcntl, "flock", late)
+    with pytest.raises(ValueError, match="has replaced"):
+        write(path, random_code(30))
+    np.testing.assert_array_equal(read(path)[0], content[1])
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_file_that_is_replaced_while_it_is_written(tmp_path, content, append):
+    path, other = tmp_path / "x.bae", tmp_path / "other.bae"
+    for place in (path, other):
+        place.write_bytes(content[0])
+    with pytest.raises(ValueError, match="has replaced"), CodeWriter(path, D_SAE, KEY, append) as writer:  # noqa: PT012
+        writer.write(random_code(70))
+        other.replace(path if append else tmp_path / "x.bae.partial")
+    np.testing.assert_array_equal(read(path)[0], content[1])
+    assert (tmp_path / "x.bae.partial").exists() != append  # it is another's
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path, content):
+    (tmp_path / "x.bae.partial").write_bytes(content[0] * 5)
+    write(tmp_path / "x.bae", content[1])
+    np.testing.assert_array_equal(read(tmp_path / "x.bae")[0], content[1])
+    assert [file.name for file in tmp_path.iterdir()] == ["x.bae"]
+
+
+def test_what_cannot_be_written(tmp_path):
+    (tmp_path / "folder.bae").mkdir()
+    with pytest.raises(IsADirectoryError, match="folder"):
+        write(tmp_path / "folder.bae", random_code(3))
+    with pytest.raises(ValueError, match="20 features are packed into 3 bytes, got 4"):
+        write(tmp_path / "x.bae", random_code(3, 32))
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.bae"]
 
 
 def test_nothing_appears_until_it_is_whole(tmp_path):
@@ -307,7 +368,7 @@ def test_damaged_body_is_named_skipped_and_counted(tmp_path, content):
     path = tmp_path / "x.bae"
     path.write_bytes(content[0])
     with CodeFile(path) as file:
-        offset = file.chunks[1].offset or 0
+        offset = list(file.chunks())[1].offset or 0
     damaged = bytearray(content[0])
     damaged[offset + 5] ^= 4
     path.write_bytes(damaged)
@@ -323,7 +384,7 @@ def test_damaged_header_is_named_skipped_and_counted(tmp_path, content):
     path = tmp_path / "x.bae"
     path.write_bytes(content[0])
     with CodeFile(path) as file:
-        offset = file.chunks[1].offset or 0
+        offset = list(file.chunks())[1].offset or 0
     damaged = bytearray(content[0])
     damaged[offset - DIGEST - 20] ^= 4
     path.write_bytes(damaged)
@@ -366,7 +427,7 @@ def test_swapped_chunks_are_noticed(tmp_path, content):
     path = tmp_path / "x.bae"
     path.write_bytes(content[0])
     with CodeFile(path) as file:
-        starts = [(chunk.offset or 0) - CHUNK.size - DIGEST for chunk in file.chunks]
+        starts = [(chunk.offset or 0) - CHUNK.size - DIGEST for chunk in file.chunks()]
     first, second = content[0][starts[0] : starts[1]], content[0][starts[1] : starts[2]]
     path.write_bytes(content[0][: starts[0]] + second + first + content[0][starts[2] :])
     with pytest.raises(ValueError, match="begins with vector 0 is damaged"):
@@ -420,6 +481,30 @@ def test_hostile_headers(tmp_path, file):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
+
+
+def test_memory_does_not_grow_with_what_a_file_says_or_how_many_chunks_it_has(tmp_path):
+    empty = bytes(2 * D_SAE)
+    path = tmp_path / "many.bae"
+    path.write_bytes(hostile(n_rows=4_000, chunks=[(i, 1, 0, empty) for i in range(4_000)]))
+    words = 2**26
+    header = CHUNK.pack(CHUNK_MAGIC, 0, 5, words, bytes(DIGEST))
+    commit = COMMIT.pack(5, CHUNKS_AT + len(header) + DIGEST + 2 * D_SAE + 4 * words)
+    with (tmp_path / "long.bae").open("wb") as file:
+        file.write(hostile()[:COMMIT_AT] + commit + digest(commit, KEY) + header + digest(header, KEY))
+        file.truncate(COMMIT.unpack(commit)[1])
+    for name, message in (("many.bae", None), ("long.bae", "vector 0 is damaged")):
+        tracemalloc.start()
+        if message is None:
+            with CodeFile(tmp_path / name) as file:
+                assert sum(len(packed) for _, packed in file.codes(slice(0, 10))) == 10
+                assert file.n_rows == 4_000
+        else:
+            with pytest.raises(ValueError, match=message):
+                read(tmp_path / name)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**20
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,13 +5,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from bae_lens import cli
 from bae_lens import dynamics as dynamics_module
 from bae_lens.commands import entropy as commands_entropy
 from bae_lens.commands.dynamics import default_layers
-from bae_lens.commands.entropy import Entropy, read_vectors
+from bae_lens.commands.entropy import Entropy
 from bae_lens.dynamics import EntropyDynamics
 from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.synthetic import random_directions
@@ -36,56 +35,6 @@ def command(monkeypatch, capsys):
     return run
 
 
-def test_vectors_of_every_kind_of_file(vectors, tmp_path):
-    np.save(tmp_path / "x.npy", vectors.numpy().astype(np.float64))
-    torch.save(vectors, tmp_path / "x.pt")
-    save_file({"x": vectors.contiguous()}, tmp_path / "x.safetensors")
-    np.save(tmp_path / "other.npy", vectors.numpy().astype(">f4"))
-    for path in tmp_path.iterdir():
-        torch.testing.assert_close(read_vectors(path), vectors)
-
-
-class Exploding:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-def test_files_that_hold_anything_else_are_refused(vectors, tmp_path, capsys):
-    torch.save([vectors], tmp_path / "list.pt")
-    torch.save(Exploding(), tmp_path / "code.pt")
-    np.save(tmp_path / "code.npy", np.array([Exploding()], dtype=object))
-    np.save(tmp_path / "flat.npy", np.zeros(5))
-    (tmp_path / "broken.safetensors").write_bytes(b"no")
-    (tmp_path / "empty.pt").write_bytes(b"")
-    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and nothing else")
-    np.savez(tmp_path / "arrays.npz", np.zeros((2, 3)))
-    (tmp_path / "arrays.npz").rename(tmp_path / "arrays.npy")
-    np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
-    np.save(tmp_path / "complex.npy", np.zeros((2, 3), dtype=complex))
-    save_file({"x": vectors.contiguous(), "y": vectors.clone()}, tmp_path / "two.safetensors")
-    messages = {
-        "list.pt": "got a list",
-        "code.pt": "cannot be read",
-        "code.npy": "cannot be read",
-        "flat.npy": r"got shape \(5,\)",
-        "broken.safetensors": "cannot be read",
-        "two.safetensors": "2 arrays",
-        "empty.pt": "cannot be read: it is empty or breaks off",
-        "zip.npy": "cannot be read",
-        "arrays.npy": "cannot be read",
-        "words.npy": "cannot be read: it holds values of type <U1 instead of numbers",
-        "complex.npy": "of type complex128 instead of numbers",
-    }
-    for name, message in messages.items():
-        with pytest.raises(ValueError, match=message):
-            read_vectors(tmp_path / name)
-    assert "executed" not in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"ends in \.npy, \.pt, \.safetensors"):
-        read_vectors(tmp_path / "x.csv")
-    with pytest.raises(FileNotFoundError):
-        read_vectors(tmp_path / "missing.npy")
-
-
 def test_entropy_with_a_saved_dictionary(command, vectors, tmp_path):
     np.save(tmp_path / "x.npy", vectors.numpy())
     fit_bae(vectors, 12, settings=FitSettings(steps=300, batch_size=64, lr=3e-2)).save_model(tmp_path / "bae")
@@ -107,6 +56,7 @@ def test_entropy_fits_a_dictionary_and_measures_the_rest(command, vectors, tmp_p
     ("arguments", "message"),
     [
         ((), "give a file"),
+        (("--vectors", "missing.npy"), "there is no file missing.npy"),
         (("--vectors", "x.npy", "--batch-size", "1000"), "at least a batch of 1000 vectors, got 320"),
     ],
 )

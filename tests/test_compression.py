@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from safetensors.torch import save_file
 
 from bae_lens import (
@@ -115,15 +116,24 @@ def test_size_is_entropy_and_side_information(tmp_path, monkeypatch, identity_ba
 def sources(vectors, folder):
     np.save(folder / "x.npy", vectors.numpy())
     save_file({"x": vectors}, folder / "x.safetensors")
+    torch.save(vectors, folder / "x.pt")
     return {
         "array": vectors.numpy(),
         "memory-mapped array": np.load(folder / "x.npy", mmap_mode="r"),
         "npy": folder / "x.npy",
         "npy by name": str(folder / "x.npy"),
+        "pt": folder / "x.pt",
         "safetensors": folder / "x.safetensors",
         "batches": iter(vectors.split(77)),
+        "arrays": iter(np.split(vectors.numpy(), [3, 300])),
+        "batches without vectors": [vectors[:0], vectors, torch.zeros(3, 0, 16)],
         "contexts": vectors.view(33, 10, 16),
+        "one long context": vectors[None],
+        "transposed": vectors.T.contiguous().T,
+        "transposed contexts": vectors.view(33, 10, 16).transpose(0, 1).contiguous().transpose(0, 1),
         "double": vectors.double(),
+        "another byte order": vectors.numpy().astype(">f4"),
+        "requires a gradient": vectors.clone().requires_grad_(),
     }
 
 
@@ -132,6 +142,37 @@ def test_every_kind_of_vectors(bae, vectors, tmp_path):
         report = compress(bae, source, tmp_path / "x.bae")
         assert report.n_vectors == 330, name
         assert torch.equal(read_code(tmp_path / "x.bae"), bae.encode(vectors)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8, torch.uint16])
+def test_vectors_of_other_types(identity_bae, tmp_path, dtype):
+    vectors = torch.randint(0, 2, (50, 9)).to(dtype)
+    report = compress(identity_bae(9), vectors, tmp_path / "x.bae")
+    assert torch.equal(read_code(tmp_path / "x.bae"), vectors.float())
+    assert report.explained_variance == 1
+
+
+def test_one_feature_and_one_vector(identity_bae, tmp_path):
+    bae = identity_bae(1)
+    for x in ([[1.0]], [[0.0]], [[1.0], [0.0]]):
+        report = compress(bae, torch.tensor(x), tmp_path / "x.bae")
+        assert torch.equal(decompress(tmp_path / "x.bae", bae), torch.tensor(x))
+        assert report.entropy_bits == len(x) - 1
+
+
+def test_hook_z(tmp_path):
+    bae = random_bae(reshape_activations="hook_z")
+    z = torch.randn(70, 2, 8) + 3
+    code = bae.encode(z)
+    for vectors in (z, z.view(7, 10, 2, 8), z.flatten(1), z.numpy(), [z[:30], z[30:].flatten(1)]):
+        report = compress(bae, vectors, tmp_path / "x.bae")
+        assert (report.n_vectors, report.d_in) == (70, 16)
+        assert torch.equal(read_code(tmp_path / "x.bae"), code)
+    fresh = BAE.from_dict(bae.cfg.to_dict())
+    fresh.load_state_dict(bae.state_dict())
+    torch.testing.assert_close(decompress(tmp_path / "x.bae", fresh), bae.decode(code).flatten(1))
+    assert bae.hook_z_reshaping_mode
+    assert fresh.hook_z_reshaping_mode
 
 
 def test_hidden_states(states, tmp_path):
@@ -239,6 +280,13 @@ def test_bfloat16(vectors, tmp_path):
     torch.testing.assert_close(back, bae.decode(bae.encode(vectors.to(torch.bfloat16))))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_sparse_codes_of_other_dictionaries_are_refused_like_dense_ones(vectors, tmp_path):
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=16, d_sae=50, k=4, use_sparse_activations=True))
+    with pytest.raises(ValueError, match="only a binary code"):
+        compress(sae, vectors, tmp_path / "x.bae")
+
+
 def test_damaged_chunk(bae, vectors, tmp_path):
     path = tmp_path / "x.bae"
     compress(bae, vectors, path)
@@ -266,6 +314,11 @@ def test_what_cannot_be_compressed(bae, vectors, tmp_path):
         "only a binary code": (bae.to_graded_sae(), vectors),
         "reads vectors 16 wide and writes 8": (transcoder, vectors),
         "does not hold the norms": (random_bae(normalize_activations="layer_norm"), vectors),
+        "got torch.complex64": (bae, vectors.to(torch.complex64)),
+        "got torch.bool": (bae, vectors > 3),
+        "no numbers that torch knows": (bae, np.full((3, 16), None)),
+        "got a list": (bae, iter(vectors.tolist())),
+        "too much for torch.float32": (bae, vectors.double() * 1e300),
     }
     for message, (sae, x) in refused.items():
         with pytest.raises(ValueError, match=message):

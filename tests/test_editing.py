@@ -235,6 +235,50 @@ def test_what_cannot_be_edited(tiny_model):
         tiny_model(torch.tensor([[5]]))
 
 
+@pytest.mark.parametrize("kind", ["bae", "transcoder"])
+@pytest.mark.parametrize("on", ["hooked", "bridge"])
+def test_dictionary_attached_where_the_edit_acts(tiny_model, bridge, kind, on):
+    model = tiny_model if on == "hooked" else bridge
+    hook = {"hook": {"hook_name": "blocks.0.hook_out"}} if on == "bridge" and kind == "bae" else {}
+    sae, other = dictionary(kind, **hook), dictionary(kind, **hook)
+    if on == "bridge" and kind == "transcoder":
+        for each in (sae, other):
+            each.cfg.metadata.hook_name = "blocks.0.mlp.hook_in"
+            each.cfg.metadata.hook_name_out = "blocks.0.mlp.hook_out"
+    model.add_sae(other)
+    with pytest.raises(ValueError, match=r"where a dictionary is attached"), edit(model, sae, {3: 1}):
+        pass
+    model.reset_saes()
+    tokens = torch.tensor([[5, 6]])
+    with pytest.raises(ValueError, match=r"or was while"), edit(model, sae, {3: 1}):
+        model.run_with_saes(tokens, saes=[other])
+    with edit(model, sae, {3: 1}):
+        with model.saes([other]):
+            pass
+        with pytest.raises(ValueError, match=r"model\.reset_saes\(\)"):
+            model(tokens)
+    before = model(tokens)
+    with edit(model, sae, {3: 1, 4: 1, 5: 1}, keep_error=False):
+        assert (model(tokens) != before).any()
+    assert torch.equal(model(tokens), before)
+
+
+def test_transcoder_that_takes_the_edit_away_when_it_is_detached(tiny_model, tokens):
+    with edit(tiny_model, dictionary("bae", hook={"hook_name": MLP["hook_name"]}), {3: 1}):
+        tiny_model.run_with_saes(tokens, saes=[dictionary("transcoder")])
+        with pytest.raises(ValueError, match=r"or was while"):
+            tiny_model(tokens)
+
+
+def test_dictionary_attached_elsewhere(tiny_model, tokens):
+    sae, other = dictionary("bae"), dictionary("bae", hook={"hook_name": "blocks.1.hook_resid_pre"})
+    expected = tiny_model.run_with_saes(tokens, saes=[other])
+    with edit(tiny_model, sae, {3: "flip"}):
+        edited = tiny_model.run_with_saes(tokens, saes=[other])
+    assert (edited != expected).any()
+    assert torch.equal(tiny_model.run_with_saes(tokens, saes=[other]), expected)
+
+
 def test_transcoder_that_reads_after_it_writes(tiny_model, tokens):
     sae = dictionary("transcoder")
     sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out = "blocks.1.mlp.hook_in", "blocks.0.hook_mlp_out"
@@ -293,3 +337,6 @@ def test_logit_effects_need_the_residual_stream(tiny_model):
         logit_effects(tiny_model, dictionary("bae"), [40])
     with pytest.raises(ValueError, match=r"residual stream, got one at blocks\.0\.mlp\.hook_post"):
         logit_effects(tiny_model, dictionary("bae", hook={"hook_name": "blocks.0.mlp.hook_post"}), [4])
+    for k in (0, 65):
+        with pytest.raises(ValueError, match=f"between 1 and the 64 tokens of the vocabulary, got {k}"):
+            logit_effects(tiny_model, dictionary("bae"), [4], k)

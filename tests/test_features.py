@@ -71,10 +71,12 @@ def test_neighbours_are_the_nearest_decoder_rows(states, tiny_model, bae_config)
 def test_top_tokens_are_what_the_decoder_row_makes_likely(states, tiny_model, tiny_tokenizer, identity_bae):
     bae = identity_bae(16)
     bae.cfg.metadata.hook_name = states.hook_name
-    bae.W_dec.data.normal_()
+    bae.W_dec.data.normal_(mean=1.0)
+    tiny_model.ln_final.w.data = torch.rand(16)
     (feature,) = portray_features(bae, states, tiny_model, [0.5, *[0.0] * 15], n_features=1)
     assert feature.feature == 0
-    logits = (bae.W_dec[0] * tiny_model.ln_final.w) @ tiny_model.W_U
+    centred = bae.W_dec[0] - bae.W_dec[0].mean()  # as the model's LayerNorm does
+    logits = (centred * tiny_model.ln_final.w) @ tiny_model.W_U
     expected = [tiny_tokenizer.decode([token]) for token in logits.topk(8).indices.tolist()]
     assert feature.top_tokens == expected
     bae.cfg.metadata.hook_name = "blocks.0.attn.hook_z"  # as wide, but no direction of the residual stream

@@ -54,13 +54,19 @@ class Compare:
     expansion: int = 4
     """Features per dimension of the hidden states (d_sae / d_in)."""
     contexts: ContextSettings = field(default_factory=ContextSettings)
+    """How documents are cut into contexts, and how many are harvested."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    """How long each dictionary is trained, and on how much at a time."""
     seed: int = 0
     """Seed of the choice of documents."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
 
     def run(self) -> str:
+        """Compares, writes the results into `output`, and returns the table.
+
+        Raises ValueError for flags that contradict one another.
+        """
         if self.config is not None and self.config.suffix not in YAML_SUFFIXES:
             raise ValueError(f"a config file ends in {' or '.join(YAML_SUFFIXES)}, got {self.config}")
         if len(set(self.architectures)) < len(self.architectures):
@@ -82,6 +88,7 @@ class Compare:
         return summary(run_experiment(experiment, self.contenders, self.output, self.device), self.output)
 
     def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
+        """The dictionaries of the config file, or those of `architectures` at the width of the hook."""
         d_sae = self.expansion * hook_widths(model, [hook_name])[hook_name]
         specs = self.dictionaries or dict(
             default_spec(architecture, self.l0, d_sae, self.trials) for architecture in self.architectures

@@ -19,8 +19,8 @@ class Compress:
     """Write the code of hidden states to a .bae file: exact bits, entropy-coded, readable in part."""
 
     vectors: Path
-    """A .npy or .safetensors file of one array (..., d_in), or a folder of hidden states that bae-lens harvested, such
-    as demo/hidden_states/test, of which the content is taken at the dictionary's hook."""
+    """A .npy, .pt or .safetensors file of one array (..., d_in), or a folder of hidden states that bae-lens harvested,
+    such as demo/hidden_states/test, of which the content is taken at the dictionary's hook."""
     dictionary: Path
     """Folder of a saved BAE."""
     output: Path
@@ -31,6 +31,10 @@ class Compress:
     """Where the BAE runs."""
 
     def run(self) -> str:
+        """Writes the file and returns its size and error.
+
+        Raises as `load_bae`, `VectorFile`, `HiddenStates` and `compress` do.
+        """
         bae = load_bae(self.dictionary, self.device)
         if self.vectors.is_dir():
             batches = HiddenStates(self.vectors, hooks_of(bae)[0]).batches(ROWS)

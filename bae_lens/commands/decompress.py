@@ -34,6 +34,7 @@ class Decompress:
     """Where the BAE runs."""
 
     def run(self) -> str:
+        """Writes the vectors and returns how many, and which were damaged. Raises as `load_bae` and `decompress`."""
         if self.output.suffix != ".npy":
             raise ValueError(f"the output must be a file that ends in .npy, got {self.output}")
         bae = load_bae(self.dictionary, self.device)

@@ -29,13 +29,16 @@ class Demo:
     l0: int = 32
     """Features per token that BAE and Top-k are held at; the penalties of the others are fixed to come near 32."""
     contexts: ContextSettings = field(default_factory=lambda: ContextSettings(harvest_tokens=98_304))
+    """How documents are cut into contexts, and how many are harvested."""
     training: TrainingSettings = field(default_factory=lambda: TrainingSettings(training_tokens=393_216))
+    """How long each dictionary is trained, and on how much at a time."""
     seed: int = 0
     """Seed of the choice of documents, the order of tokens and the initial weights."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
 
     def run(self) -> str:
+        """Compares, writes the results into `output`, and returns the table."""
         experiment = Experiment(
             DEMO_MODEL,
             DEMO_TEXT,
@@ -49,6 +52,7 @@ class Demo:
         return summary(run_experiment(experiment, self.contenders, self.output, self.device), self.output)
 
     def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
+        """The demo's dictionaries at the width of the hook."""
         d_sae = self.expansion * hook_widths(model, [hook_name])[hook_name]
         specs = [default_spec(architecture, self.l0, d_sae) for architecture in ARCHITECTURES]
         return {name: spec.contender(model, hook_name, self.expansion, self.training.steps) for name, spec in specs}

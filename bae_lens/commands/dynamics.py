@@ -58,6 +58,10 @@ class Dynamics:
     """Where the model runs."""
 
     def run(self) -> str:
+        """Writes the result and its figure into `output`, and returns the table.
+
+        Raises ValueError for impossible settings.
+        """
         self._check()
         fit = replace(FEW_VECTORS, steps=self.steps, batch_size=self.batch_size)
         self.output.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,11 @@
 """`bae-lens entropy`."""
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from sae_lens import SAE
-from torch import Tensor
 
 from bae_lens.bae import BAE
 from bae_lens.entropy import EntropyEstimate, estimate_entropy
@@ -17,6 +13,7 @@ from bae_lens.fit import FitSettings, fit_bae
 from bae_lens.harvest import write_text
 from bae_lens.plots_entropy import recovered_entropy
 from bae_lens.recovery import WIDTHS, recover
+from bae_lens.vector_files import VectorFile
 
 HELD_OUT = 5  # one vector in so many, from the end, is not trained on
 SMALL_RANKS, SMALL_WIDTHS, SMALL_VECTORS = (2, 8, 32), WIDTHS[:2], 20_000
@@ -31,7 +28,7 @@ class Entropy:
     """
 
     vectors: Path | None = None
-    """A .npy, .pt or .safetensors file that holds one array (n, d)."""
+    """A .npy, .pt or .safetensors file that holds one array (..., d), of which all axes but the last count vectors."""
     dictionary: Path | None = None
     """Folder of a saved BAE."""
     d_sae: int | None = None
@@ -53,11 +50,15 @@ class Entropy:
     """Where the BAE runs."""
 
     def run(self) -> str:
+        """Returns the estimate, or the benchmark's table, and writes it to `output`.
+
+        Raises as `VectorFile`, `fit_bae` and `estimate_entropy` do, and ValueError without anything to do.
+        """
         if self.benchmark:
             return self._recovery()
         if self.vectors is None:
             raise ValueError("give a file of --vectors, or --benchmark")
-        x = read_vectors(self.vectors).to(self.device)
+        x = VectorFile(self.vectors).read().to(self.device)
         if self.dictionary is not None:
             sae = SAE.load_from_disk(self.dictionary, self.device)
             if not isinstance(sae, BAE):
@@ -112,49 +113,3 @@ class Entropy:
     def _write(self, result: object) -> None:
         if self.output is not None:
             write_text(self.output, json.dumps(result, indent=1))
-
-
-def read_vectors(path: Path) -> Float[Tensor, "n d"]:
-    """The one array of a file in float32; nothing in the file is executed.
-
-    Raises ValueError for other kinds of file, damaged ones, and for anything but one matrix of numbers.
-    """
-    readers = {".npy": _read_npy, ".pt": _read_pt, ".safetensors": _read_safetensors}
-    if path.suffix not in readers:
-        raise ValueError(f"vectors must be in a file that ends in {', '.join(readers)}, got {path}")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        found = readers[path.suffix](path)
-    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0] or "it is empty or breaks off"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
-    if not isinstance(found, Tensor) or found.ndim != 2 or found.is_complex():
-        shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise ValueError(f"{path} must hold one array (n, d), got {shape}")
-    return found.float()
-
-
-def _read_npy(path: Path) -> object:
-    with path.open("rb") as file:
-        found = np.lib.format.read_array(file, allow_pickle=False)
-    if found.dtype.kind not in "biuf":
-        raise ValueError(f"it holds values of type {found.dtype} instead of numbers")
-    return torch.from_numpy(found.astype(np.float32))
-
-
-def _read_pt(path: Path) -> object:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read_safetensors(path: Path) -> object:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-    if len(tensors) != 1:
-        raise ValueError(f"it holds {len(tensors)} arrays instead of one")
-    return next(iter(tensors.values()))

@@ -48,13 +48,16 @@ class Train:
     lr: float | None = None
     """Learning rate; by default 6e-3 for a binary code (5e-4 for the published presets) and 1e-3 for the others."""
     contexts: ContextSettings = field(default_factory=ContextSettings)
+    """How documents are cut into contexts, and how many are harvested."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    """How long each dictionary is trained, and on how much at a time."""
     seed: int = 0
     """Seed of the choice of documents, the order of tokens and the initial weights."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionary run."""
 
     def run(self) -> str:
+        """Trains, writes dictionary and results into `output`, and returns the table."""
         experiment = Experiment(
             self.model,
             self.text,
@@ -75,6 +78,7 @@ class Train:
             return summary(run_experiment(experiment, contenders, self.output, device), self.output)
 
     def spec(self) -> DictionarySpec:
+        """The dictionary that the flags describe. Raises ValueError for flags that contradict."""
         config = {key: _literal(value) for key, value in self.config.items()}
         spec = DictionarySpec(self.architecture, config, self.lr, self.preset)
         if spec.is_transcoder or self.hook_out:

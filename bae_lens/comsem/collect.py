@@ -23,7 +23,7 @@ from bae_lens.comsem.dictionaries import fires
 from bae_lens.comsem.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows, read_instance
 from bae_lens.evals import activated_features, is_binary
 from bae_lens.harvest import stop_layer
-from bae_lens.live_evals import heads_concatenated
+from bae_lens.hook_z import heads_concatenated
 from bae_lens.sources import resolve_hook
 from bae_lens.standardisation import MASSIVE_NORM
 

@@ -43,6 +43,7 @@ class TextContext:
     """A run of tokens as the model sees it, with its sentences."""
 
     document: int
+    """Number of the document that it is from."""
     tokens: list[int]
     """Token ids, beginning with BOS where the tokenizer has one."""
     text: str

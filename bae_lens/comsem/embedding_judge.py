@@ -43,6 +43,7 @@ class EmbeddingJudge:
         self._ordinary: dict[Question, Float[Tensor, "n d"]] = {}
 
     def prepare(self, background: list[Instance]) -> None:
+        """Takes ordinary tokens of the corpus to compare with. Raises ValueError if there are none."""
         if not background:
             raise ValueError("an embedding judge needs ordinary tokens to compare with, got none")
         self._known.clear()

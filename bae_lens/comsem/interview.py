@@ -22,14 +22,19 @@ class Interview:
     """How features are asked about; the fields are those of `ComSem`."""
 
     judge: Judge
+    """Says whether a description fits."""
     describer: Judge
+    """Writes the descriptions."""
     question: Question
     """About a token: "token" or "marked token"."""
     calibration: Calibration | None
     """Of the judge's yes-probabilities."""
     controls: bool
+    """Ask about tokens that do not activate the feature."""
     passage_scores: bool
+    """Ask for the detection and fuzzing scores."""
     seed: int
+    """Of the order of what is asked."""
     purpose: Literal["scoring", "estimating"] = "scoring"
     """For the progress bar."""
 

@@ -32,10 +32,13 @@ class FeatureScore:
     n_instances: int
     """Tokens that activate it."""
     description: str | None
+    """What the describer said that its examples have in common."""
     examples: list[Instance]
     """From which it was described."""
     held_out: list[Judged]
+    """Tokens that activate it, and the judge's answers."""
     controls: list[Judged]
+    """Tokens that do not, and the judge's answers."""
     score: float | None
     """Share of yes on `held_out`: the paper's score."""
     interval: tuple[float, float] | None
@@ -75,10 +78,13 @@ class DictionaryScores:
     """One dictionary of a `ComSemReport`."""
 
     name: str
+    """Its name in the run."""
     architecture: str
+    """SAELens' name of the architecture."""
     hook_name: str
     """Where it reads."""
     d_sae: int
+    """Features that it has."""
     feature_activated: int
     """Features activated by at least 8 tokens (Table 1)."""
     scoreable: int
@@ -88,6 +94,7 @@ class DictionaryScores:
 
     @property
     def scores(self) -> list[float]:
+        """The scores of the features that have one."""
         return [feature.score for feature in self.features if feature.score is not None]
 
     @property
@@ -129,16 +136,20 @@ class ComSemReport:
     setting: str
     """"paper" or "robust"."""
     model: str
+    """Name of the language model that the features are of."""
     judge: str
     describer: str
+    """Name of what described."""
     base_url: str | None
     """Address of the judge's server; None for one that needs none."""
     settings: dict[str, Any]
     """Everything else that was chosen."""
     self_test: SelfTest
+    """The judge's answers to cases with known answers."""
     n_tokens: int
     """Tokens of content in the corpus."""
     n_sentences: int
+    """Sentences of the corpus."""
     dictionaries: list[DictionaryScores]
     random_features: list[FeatureScore]
     """Random tokens in the place of features: what a score means."""

@@ -31,6 +31,7 @@ class SamplingSettings:
     max_features: int | None = 256
     """Features scored per dictionary, a seeded sample; None for all that have enough instances."""
     seed: int = 0
+    """Of the sample."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class CollectedDictionary:
     """What a corpus gave for one dictionary."""
 
     d_sae: int
+    """Features that it has."""
     feature_activated: int
     """Features activated by at least 8 tokens (Table 1)."""
     scoreable: int
@@ -80,12 +82,15 @@ class Collection:
     """What a corpus gave."""
 
     n_documents: int
+    """Documents of the corpus."""
     n_contexts: int
+    """Contexts that they were cut into."""
     n_sentences: int
     """A sentence cut in two by the end of a context counts twice."""
     n_tokens: int
     """Tokens of content."""
     dictionaries: dict[str, CollectedDictionary]
+    """By name."""
     background: list[Instance]
     """Ordinary tokens, from sentences of which nothing is asked."""
 

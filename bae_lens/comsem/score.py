@@ -65,6 +65,7 @@ class ComSem:
     accept_failing_judge: bool = False
     """Go on, with marked scores, although the judge is near chance on its self-test."""
     seed: int = 0
+    """Of the samples and of the order of questions."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that leave nothing to describe or judge."""

@@ -22,7 +22,9 @@ class KindOfCase:
     """A judge's answers to one kind of case, or to all."""
 
     n_positives: int
+    """Cases in which yes is right."""
     n_negatives: int
+    """Cases in which no is right."""
     accuracy_positives: float
     """Share of yes where yes is right."""
     accuracy_negatives: float
@@ -30,6 +32,7 @@ class KindOfCase:
 
     @property
     def balanced_accuracy(self) -> float:
+        """Mean of the two accuracies; 1/2 is chance."""
         return (self.accuracy_positives + self.accuracy_negatives) / 2
 
 
@@ -38,7 +41,9 @@ class Calibration:
     """Logistic regression of the right answers on the log odds of the judge's yes-probability."""
 
     slope: float
+    """By which the log odds are multiplied."""
     intercept: float
+    """What is added to them, in nats."""
 
     def __call__(self, probability: float) -> float:
         return 1 / (1 + math.exp(-(self.slope * _log_odds(probability) + self.intercept)))
@@ -50,17 +55,22 @@ class SelfTest:
 
     judge: str
     overall: KindOfCase
+    """Over all cases."""
     kinds: dict[str, KindOfCase]
+    """By kind of description."""
     unparsable: int
+    """Answers that could not be parsed."""
     calibration: Calibration | None
     """None where the judge gives no probabilities or they go the wrong way."""
 
     @property
     def passed(self) -> bool:
+        """Whether the balanced accuracy over all cases is high enough to believe the judge."""
         return self.overall.balanced_accuracy >= PASSED
 
     @property
     def near_chance(self) -> bool:
+        """Whether the balanced accuracy over all cases is about that of a coin."""
         return self.overall.balanced_accuracy <= NEAR_CHANCE
 
     @property

@@ -8,9 +8,11 @@ class CaseGroup:
     """One description with tokens that it fits and tokens that it does not."""
 
     kind: str
+    """What the description is about: semantic, syntactic, positional or vague."""
     description: str
     fits: tuple[str, ...]
     does_not: tuple[str, ...]
+    """Sentences with a marked token that it does not fit."""
 
 
 CASES = (

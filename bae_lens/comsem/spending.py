@@ -18,7 +18,9 @@ class Price:
     """Of a model, in any currency, per million tokens."""
 
     input: float
+    """Of a million tokens that are sent."""
     output: float
+    """Of a million tokens that come back."""
 
     def __call__(self, input_tokens: int, output_tokens: int) -> float:
         return (self.input * input_tokens + self.output * output_tokens) / 1e6
@@ -45,7 +47,9 @@ class Tally:
     failed: int = 0
     """Calls without an answer of use; they are not cached, so that running again asks only them."""
     input_tokens: int = 0
+    """Tokens sent."""
     output_tokens: int = 0
+    """Tokens that came back."""
     cost: float = 0.0
     """In the currency of the prices; 0 without any."""
 
