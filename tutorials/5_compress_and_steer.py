@@ -59,6 +59,15 @@ axes.set(xlabel="features, those that fire most often first", ylabel="token", ti
 plt.show()
 
 # %% [markdown]
+# A dark line would be a token with far more bits than the rest. Whether such a token has an unusual norm, short of the
+# massive ones that are left out, is easily seen:
+
+# %%
+norms = states.norm(dim=1) / states.norm(dim=1).median()
+for token in code.sum(1).topk(3).indices.tolist():
+    print(f"token {token}: {code[token].sum():.0f} bits on, norm {norms[token]:.1f} times the median")
+
+# %% [markdown]
 # A list of the features that are on would take the logarithm of their number for each; entropy coding makes use of how
 # often each is. Whether that is little for its explained variance is another question: tutorial 2 draws PCA with
 # quantised components, which needs no dictionary, into the same picture as dictionaries.
@@ -109,7 +118,7 @@ with torch.no_grad():
 # %%
 figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
 image = axes.imshow(torch.stack(moved), cmap="viridis")
-axes.set_xticks(range(len(tokens)), tokens, rotation=45)
+axes.set_xticks(range(len(tokens)), tokens, rotation=45, ha="right")
 axes.set_yticks(range(len(tokens) - 1), tokens[1:])
 axes.set(xlabel="prediction after", ylabel="without the five bits of")
 figure.colorbar(image, label="KL divergence (nats)")

@@ -9,7 +9,7 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
-SECONDS = 600  # for one cell
+SECONDS = 1200  # for a cell
 
 
 def execute(text: Path) -> float:
@@ -18,7 +18,9 @@ def execute(text: Path) -> float:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=resources).execute()
+        NotebookClient(
+            notebook, timeout=SECONDS, kernel_name="python3", resources=resources, coalesce_streams=True
+        ).execute()
     seconds = time.monotonic() - start
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
