@@ -23,6 +23,7 @@ from bae_lens import (
 from bae_lens.contexts import ContextSettings
 from bae_lens.demo_model import demo_dataset, load_demo_model
 from bae_lens.pictures import write_pictures
+from bae_lens.plots import coded
 from bae_lens.rate_distortion import bits_at
 
 model, dataset = load_demo_model(), demo_dataset()
@@ -87,24 +88,29 @@ display(Markdown(comparison.table()))
 # and nothing could be above the Gaussian bound if hidden states were Gaussian.
 
 # %%
-by_bits, by_l0, frequencies = write_pictures(comparison, folder)
+by_bits, _, frequencies = write_pictures(comparison, folder)
 display(Image(by_bits, width=900))
 
-# %%
-display(Image(frequencies, width=500))
-
 # %% [markdown]
-# What to look for: at equal L0, a dictionary that may choose a strength for every feature reconstructs more than one that
-# may not. The question is what those strengths cost, and so which point lies further to the left of the others' curves
-# at its own height. A table of just that, with PCA at the same explained variance:
+# What to look for: at equal L0, a dictionary that may choose a strength for every feature can reconstruct more than one
+# that may not. The question is what those strengths cost: which mark lies to the left of the others' curves at its own
+# height? And a dictionary to the right of PCA has not earned its keep as a code, which after so short a training may be
+# all of them. What it may have, and PCA has not, is features to look at.
 
 # %%
 for dictionary in comparison.dictionaries:
-    metrics = dictionary.runs[0].metrics
-    line = f"{dictionary.name:10} {metrics.bits:4.0f} bits for {metrics.explained_variance:.3f}"
+    point = coded(dictionary.runs[0].metrics)  # with its values quantised
+    line = f"{dictionary.name:10} {point.bits:4.0f} bits for {point.explained_variance:.3f}"
     if dictionary.hook_out == experiment.hook_name:
-        line += f", where PCA takes {bits_at(comparison.pca, metrics.explained_variance):4.0f}"
+        line += f", where PCA takes {bits_at(comparison.pca, point.explained_variance):4.0f}"
     print(line)
+
+# %% [markdown]
+# How often features fire differs, too, and scores of features should be compared at equal frequency. (Those that fire on
+# every other token, at the right, are rarely about anything.)
+
+# %%
+display(Image(frequencies, width=500))
 
 # %% [markdown]
 # Trained for so short a time and with one seed, this shows how to compare, and not which is best. The README has a
