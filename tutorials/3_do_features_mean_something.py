@@ -72,6 +72,7 @@ display(Markdown(report.table()))
 #   mean of it and the score, and 1/2 is chance; **AUC** needs no threshold.
 # - **Shuffled** is the score with another feature's description, and **random tokens** are scored in a feature's place:
 #   what a score would be if features meant nothing.
+# - **Detection** and **fuzzing**, two scores about whole passages, were left out (`passage_scores=False`) to save time.
 # - The **matched** columns weigh features as if both dictionaries' fired equally often, because rare features are easier
 #   to describe.
 #
@@ -79,7 +80,8 @@ display(Markdown(report.table()))
 # are shown: differences may then be the judge's. This one is good at what words mean and at little else, so it will
 # miss features about syntax or position, and a low score is no proof that a feature means nothing.
 #
-# The next picture shows the score beside its controls. It is the distance between them that counts.
+# The next picture shows the score beside its controls. It is the distance between them that counts. (Random tokens are
+# not asked about with another's description.)
 
 # %%
 groups = {dictionary.name: dictionary.features for dictionary in report.dictionaries}
