@@ -134,11 +134,12 @@ plt.show()
 # %% [markdown]
 # The paper finds that entropy rises with the position and levels off. Bits that rise by more than their intervals, while
 # the explained variance does not, would say so. (Intervals are wide, because windows of a document are alike, and few
-# documents are held out.) Where it changes, compare positions at equal distortion: give `DynamicsSettings` several `entropy_coefficients`, and ask for `dynamics.curve(hook_name,
-# explained_variance=0.4)`. That takes a BAE for each price, and more windows than a tutorial has time for:
+# documents are held out.) Where it changes, compare positions at equal distortion: give `DynamicsSettings` several
+# `entropy_coefficients`, and ask for `dynamics.curve(hook_name, explained_variance=0.4)`. That takes a BAE for each price,
+# and more windows than a tutorial has time for:
 #
 # ```bash
 # bae-lens dynamics --output runs/dynamics --layers 5 15 --entropy-coefficients 1 4 16 --explained-variance 0.4
 # ```
 #
-# What came out of it is in `benchmarks/README.md`, with the settings that fail.
+# `benchmarks/README.md` has what came out of that for some positions, and known entropies that are *not* recovered.
