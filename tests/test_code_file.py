@@ -126,6 +126,7 @@ def test_a_range_is_read_without_the_rest(tmp_path, content, monkeypatch):
                 sizes.append(size)
                 return super().read(size)
 
+        file._file.close()
         monkeypatch.setattr(file, "_file", Spied(io.FileIO(path)))
         ((part, packed),) = file.codes(slice(110, 115))
     assert part == range(110, 115)

@@ -55,7 +55,7 @@ print(f"left out: {int(train.massive.sum())} tokens with up to {train.relative_n
 # %%
 training = TrainingSettings(training_tokens=131_072, batch_size=256)
 cfg = TrainingBAEConfig.preset("default", d_in=train.d_in, d_sae=1152, training_steps=training.steps, target_l0=32.0)
-trained = train_dictionary("bae", Recipe(cfg, lr=4e-3), train, training, folder)
+trained = train_dictionary("bae", Recipe(cfg, lr=6e-3), train, training, folder)
 bae = trained.sae
 
 # %%

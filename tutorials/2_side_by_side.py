@@ -52,7 +52,7 @@ size = {"d_in": 576, "d_sae": 1152}
 steps = experiment.training.steps
 contenders = {
     "BAE": Contender(
-        (Recipe(TrainingBAEConfig.preset("default", **size, training_steps=steps, target_l0=32.0), lr=4e-3),)
+        (Recipe(TrainingBAEConfig.preset("default", **size, training_steps=steps, target_l0=32.0), lr=6e-3),)
     ),
     "ReLU": Contender((Recipe(StandardTrainingSAEConfig(**size, l1_coefficient=4.2), lr=2e-3),)),
     "Top-k": Contender((Recipe(TopKTrainingSAEConfig(**size, k=32), lr=1e-3),)),

@@ -42,7 +42,7 @@ train = harvest(model, contexts["train"], [hook_name], folder)[hook_name]
 training = TrainingSettings(training_tokens=65_536, batch_size=256)
 size = {"d_in": train.d_in, "d_sae": 1152}
 recipes = {
-    "BAE": Recipe(TrainingBAEConfig.preset("default", **size, training_steps=training.steps, target_l0=32.0), lr=4e-3),
+    "BAE": Recipe(TrainingBAEConfig.preset("default", **size, training_steps=training.steps, target_l0=32.0), lr=6e-3),
     "Top-k": Recipe(TopKTrainingSAEConfig(**size, k=32), lr=1e-3),
 }
 saes = {name: train_dictionary(name, recipe, train, training, folder).sae for name, recipe in recipes.items()}

@@ -28,7 +28,7 @@ contexts = choose_contexts(model.tokenizer, documents, ContextSettings(harvest_t
 train, test = (harvest(model, contexts[split], [hook_name], folder / split)[hook_name] for split in ("train", "test"))
 training = TrainingSettings(training_tokens=65_536, batch_size=256)
 cfg = TrainingBAEConfig.preset("default", d_in=train.d_in, d_sae=1152, training_steps=training.steps, target_l0=32.0)
-bae = train_dictionary("bae", Recipe(cfg, lr=4e-3), train, training, folder).sae
+bae = train_dictionary("bae", Recipe(cfg, lr=6e-3), train, training, folder).sae
 
 # %% [markdown]
 # ## Compress
