@@ -46,8 +46,9 @@ def edit(
     _check(sae, features)
     hook_points = [_hook_point(model, name) for name in hooks_of(sae)]
     editor = _Editor(sae, features, positions, keep_error)
+    hooks: tuple[Any, Any] = (editor.capture, editor.replace)
     acting = []
-    for (name, hook_point), hook in zip(hook_points, (editor.capture, editor.replace), strict=True):
+    for (name, hook_point), hook in zip(hook_points, hooks, strict=True):
         hook_point.add_hook(hook, is_permanent=True)
         acting.append((name, hook_point, hook_point.fwd_hooks[-1]))
 

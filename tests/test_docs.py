@@ -7,11 +7,13 @@ import pkgutil
 import pydoc
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import bae_lens
 
+UNSTYLED: Any = pydoc.plaintext  # pyright: ignore[reportAttributeAccessIssue]
 MODULES = ["bae_lens", *(found.name for found in pkgutil.walk_packages(bae_lens.__path__, "bae_lens."))]
 MODULES.remove("bae_lens.__main__")
 PLAIN = {"to_dict", "from_dict"}
@@ -70,8 +72,8 @@ def test_everything_public_is_documented(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_pydoc_shows_each_module(name):
     module = importlib.import_module(name)
-    text = pydoc.render_doc(module, renderer=pydoc.plaintext)
-    assert inspect.cleandoc(module.__doc__).splitlines()[0] in text
+    text = pydoc.render_doc(module, renderer=UNSTYLED)
+    assert inspect.cleandoc(module.__doc__ or "").splitlines()[0] in text
 
 
 @pytest.mark.parametrize("name", bae_lens.__all__)
@@ -80,4 +82,4 @@ def test_pydoc_shows_each_public_name_with_words_of_our_own(name):
     assert thing.__module__.startswith("bae_lens.")
     first = inspect.cleandoc(thing.__doc__).splitlines()[0]
     assert not first.startswith(f"{name}(")  # what dataclasses are given that have no docstring
-    assert first in pydoc.render_doc(f"bae_lens.{name}", renderer=pydoc.plaintext)
+    assert first in pydoc.render_doc(f"bae_lens.{name}", renderer=UNSTYLED)
