@@ -143,8 +143,7 @@ class Comparison:
     stages: list[Stage]
     """How long each part of the work took."""
     pca: list[RatePoint]
-    """Explained variance by bits per token of PCA with scalar quantisation at `hook_name`, fitted on the training
-    tokens and measured on the held-out ones: what a code costs that needs no dictionary."""
+    """Of PCA with scalar quantisation at `hook_name`, fitted on the training tokens, measured on the held-out ones."""
     gaussian_bound: list[RatePoint]
     """The best that any code could do if these hidden states were Gaussian."""
     dictionaries: list[DictionaryResult]
@@ -166,18 +165,14 @@ class Comparison:
         )
 
     def save(self, folder: Path) -> Path:
-        """Writes `result.json` and, a file for each dictionary and seed, `saebench/*.json`; returns the first's path.
-
-        The latter have the keys of SAEBench's core evaluation, as far as they are measured.
-        """
+        """Writes `result.json`, whose path it returns, and each dictionary and seed under SAEBench's keys."""
         (folder / "saebench").mkdir(parents=True, exist_ok=True)
         for dictionary in self.dictionaries:
             for run in dictionary.runs:
                 path = folder / "saebench" / f"{dictionary.name}_seed{run.seed}.json"
                 write_text(path, json.dumps(saebench_core(self, dictionary, run), indent=2))
-        path = folder / RESULT_FILE
-        write_text(path, json.dumps(self.to_dict()))
-        return path
+        write_text(folder / RESULT_FILE, json.dumps(self.to_dict()))
+        return folder / RESULT_FILE
 
     def table(self) -> str:
         """The held-out results as a table in Markdown: the mean over seeds and, after ±, their standard deviation."""
@@ -192,7 +187,7 @@ def over_seeds(values: list[int] | list[float], digits: int) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-TABLE = {
+TABLE = {  # columns: their headings, and how a `DictionaryResult` fills them
     "dictionary": lambda d: d.name,
     "writes": lambda d: d.hook_out,
     "explained variance": lambda d: over_seeds([run.metrics.explained_variance for run in d.runs], 3),
@@ -209,13 +204,11 @@ TABLE = {
     "training": lambda d: f"{over_seeds([run.training_seconds for run in d.runs], 0)} s",
     "memory": lambda d: f"{over_seeds([run.memory_gib for run in d.runs], 2)} GiB",
 }
-"""Columns of the table: their headings, and how a `DictionaryResult` fills them."""
 
 
 def saebench_core(comparison: Comparison, dictionary: DictionaryResult, run: Run) -> dict[str, Any]:
     """The run's measures under the keys of SAEBench's core evaluation."""
-    metrics, loss, code = run.metrics, run.language_model, run.metrics.code
-    rates = code.firing_rates
+    metrics, loss, code, rates = run.metrics, run.language_model, run.metrics.code, run.metrics.code.firing_rates
     return {
         "eval_type_id": "core",
         "sae_lens_id": f"{dictionary.name}_seed{run.seed}",
@@ -273,8 +266,8 @@ def describe(states: HiddenStates, tokenizer: Any) -> Corpus:
 
 def metrics_from_dict(content: dict[str, Any]) -> DictionaryMetrics:
     """The inverse of `asdict` for `DictionaryMetrics`, through JSON."""
-    code, curve = CodeMetrics(**content["code"]), _points(content["value_curve"])
-    return DictionaryMetrics(**{**content, "code": code, "value_curve": curve})
+    parts = {"code": CodeMetrics(**content["code"]), "value_curve": _points(content["value_curve"])}
+    return DictionaryMetrics(**{**content, **parts})
 
 
 def portrait_from_dict(content: dict[str, Any]) -> FeaturePortrait:

@@ -32,8 +32,7 @@ from bae_lens.training_config import TrainingBAEConfig
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
 CURVE_POINTS = 200  # of a loss curve, at most
-# A feature silent for an eighth of a short run counts as dead, so that Top-k's auxiliary loss has something to revive.
-DEAD_WINDOW_SHARE = 8
+DEAD_WINDOW_SHARE = 8  # silent for an eighth of a short run is dead, so that Top-k has something to revive
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,6 @@ def train_dictionary(
     """Trains one dictionary on standardised hidden states, folds the standardisation into it and saves it.
 
     SAEs take `HiddenStates`, transcoders `PairedStates`.
-
     `folder/dictionaries/NAME` holds the result as SAELens saves any SAE, `folder/checkpoints/NAME` the state of a run
     that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost). A finished dictionary is loaded,
     an interrupted one goes on with the batches it has not seen, and ends with the same weights.
@@ -127,15 +125,14 @@ def _check_source(earlier: dict[str, Any], now: dict[str, Any], folder: Path) ->
 def _at_hooks(
     cfg: TrainingSAEConfig, states: HiddenStates | PairedStates, metadata: dict[str, Any]
 ) -> TrainingSAEConfig:
-    """A copy that knows where it is trained."""
-    cfg = deepcopy(cfg)
-    hooks = {"hook_name": states.hook_name}
+    """A copy that knows where it is trained, on activations standardised by all of the corpus instead of a batch."""
+    cfg, hooks = deepcopy(cfg), {"hook_name": states.hook_name}
     if isinstance(states, PairedStates):
         hooks["hook_name_out"] = states.hook_name_out
     for key, value in {**metadata, **hooks}.items():
         setattr(cfg.metadata, key, value)
     if isinstance(cfg, TrainingBAEConfig):
-        cfg.standardize_activations = False  # they are already, by all of the corpus instead of a batch
+        cfg.standardize_activations = False
     if isinstance(states, HiddenStates) and states.hook_name.endswith("hook_z"):
         cfg.reshape_activations = "hook_z"
     return cfg
