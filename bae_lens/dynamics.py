@@ -87,9 +87,9 @@ class EntropyDynamics:
     model: str
     """Name of the language model."""
     hook_names: list[str]
-    """In the order of the model's layers."""
+    """In the order asked for."""
     positions: list[int]
-    """Rising."""
+    """As asked for."""
     n_windows: int
     """Windows looked at, those held out among them."""
     n_documents: int

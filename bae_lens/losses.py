@@ -65,13 +65,18 @@ def priced_entropy(
     """`marginal_entropy`, from `tangent_rate` on continued by its tangent: firing never costs less than at that rate.
 
     The entropy itself makes each further firing of a frequent feature cheaper, and pays those that fire most of the
-    time for firing always. A tangent at 1/2 is flat, at 1 it changes nothing. In bits, at least `marginal_entropy`.
-    Raises ValueError for a rate outside (0, 1].
+    time for firing always. In bits, at least `marginal_entropy`, which it is for a tangent at 1.
+    Raises ValueError as `check_tangent`.
     """
-    if not 0 < tangent_rate <= 1:
-        raise ValueError(f"tangent_rate must lie in (0, 1], got {tangent_rate}")
+    check_tangent(tangent_rate)
     if tangent_rate == 1:
         return marginal_entropy(rate, form)
     slope = -math.log2(tangent_rate) - (1 / math.log(2) if form == "printed" else -math.log2(1 - tangent_rate))
     below = rate.clamp(max=tangent_rate)
     return marginal_entropy(below, form) + slope * (rate - below).sum(-1)
+
+
+def check_tangent(tangent_rate: float) -> None:
+    """Raises ValueError where the entropy does not rise in both forms, but for 1, which means no tangent."""
+    if not (0 < tangent_rate < 1 / math.e or tangent_rate == 1):
+        raise ValueError(f"tangent_rate must lie between 0 and 1/e, or be 1 for no tangent, got {tangent_rate}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bae_lens.harvest import HiddenStates
 from bae_lens.standardisation import FOLDED, Standardisation, folded
+from bae_lens.training_bae import TrainingBAE
 
 
 class PairedStates:
@@ -51,6 +52,8 @@ class PairStandardisation:
     @torch.no_grad()
     def fold_into(self, sae: SAE[Any]) -> None:
         """Makes a transcoder trained on standardised activations take and give raw ones, exactly and in place."""
+        if isinstance(sae, TrainingBAE):
+            sae.fold_standardisation()
         raw = folded({name: getattr(sae, name).data for name in FOLDED}, self.source, self.target)
         for name, weights in raw.items():
             getattr(sae, name).copy_(weights)

@@ -5,7 +5,7 @@ With e the relative excess of the batch's rate over the target, clipped to [-1, 
     c_t = c_0 * m_t * exp(PROPORTIONAL * e_t),    m_{t+1} = m_t * exp(INTEGRAL * e_t)
 
 The integral part finds the coefficient and follows it while the dictionary improves; the proportional part answers at
-once, so that the integral part does not overshoot while the features are still on their way.
+once, so that the integral part overshoots less while the features are still on their way.
 """
 
 import torch

@@ -35,9 +35,10 @@ def standardisation_of(activations: Float[Tensor, "n d_in"]) -> Standardisation:
 
     Activations that are all the same have scale 1.
     """
-    x = activations.double()
+    x = activations.cpu().double()
     distance = torch.linalg.vector_norm(x - x.median(0).values, dim=-1)
-    x = x[distance <= MASSIVE_NORM * distance.median()]
+    if distance.median() > 0:
+        x = x[distance <= MASSIVE_NORM * distance.median()]
     square = (x - x.mean(0)).square().sum(-1).mean()
     return Standardisation(x.mean(0), (x.shape[-1] / square).sqrt().item() if square > 0 else 1.0)
 

@@ -29,7 +29,7 @@ from bae_lens.rate_control import excess_bits, excess_l0, learned, steered
 from bae_lens.standardisation import FOLDED, MASSIVE_NORM, Standardisation, folded, standardisation_of
 from bae_lens.training_config import TrainingBAEConfig
 
-PER_TOKEN = ("layer_norm", "constant_norm_rescale")  # normalisations at run time, after which there is no scale to find
+RAW = -1.0  # as the scale of weights for activations as they are, which are not standardised any more
 
 
 class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
@@ -47,9 +47,10 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
     entropy_multiplier: Tensor
     """What the target has made of the entropy coefficient so far, as a factor; () in float32."""
     input_mean: Tensor
-    """Of what is encoded, (d_in,); found on the first batch."""
+    """Of what is encoded, (d_in,); found on the first batch, and a running mean from then on."""
     input_scale: Tensor
-    """Factor that gives it mean squared norm d_in, (); 0 while unknown, which counts as 1."""
+    """Factor that gives it mean squared norm d_in, (), found on the first batch. 0 while unknown and -1 of weights for
+    activations as they are: both count as 1."""
     output_mean: Tensor
     """Of what is reconstructed, (d_out,)."""
     output_scale: Tensor
@@ -117,6 +118,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         """What is encoded and what is to be reconstructed, of a training batch: for an SAE the same."""
         return batch, batch
 
+    @torch.compiler.disable
     @torch.no_grad()
     def _standardise(self, step_input: TrainStepInput) -> None:
         """Finds mean and scale on the first batch, and then keeps the mean up to date.
@@ -124,13 +126,13 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         How exactly inputs are centred matters: what is left of the mean turns a push that all tokens share, which the
         bias should answer, into a push on every weight of the encoder.
         """
-        if not self.cfg.standardize_activations or self.cfg.normalize_activations in PER_TOKEN:
+        if not self.cfg.standardizes or self.input_scale == RAW:
             return
         sides = zip(("input", "output"), self.input_and_target(step_input.sae_in), strict=True)
         batch = {side: self.reshape_fn_in(x) for side, x in sides}
-        if step_input.n_training_steps == 0 and self.input_scale == 0:
+        if self.input_scale == 0:
             self._find_standardisation(batch)
-        elif step_input.n_training_steps > 0 and self.cfg.apply_encoder_bias:
+        else:
             self._recentre(batch, running_mean_weight(step_input.n_training_steps, self.cfg.prior_decay))
 
     def _find_standardisation(self, batch: dict[str, Float[Tensor, "n _"]]) -> None:
@@ -146,13 +148,14 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         """Moves the means towards the batch's, and the biases so that nothing that is encoded or decoded changes."""
         moved = {}
         for side, x in batch.items():
-            mean, scale = getattr(self, f"{side}_mean"), _known(getattr(self, f"{side}_scale")).double()
-            deviation = (x.double() - mean) * scale
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            mean, scale = getattr(self, f"{side}_mean"), getattr(self, f"{side}_scale").to(x)
+            deviation = (x - mean.to(x)) * scale
             ordinary = deviation.square().sum(-1) <= MASSIVE_NORM**2 * x.shape[-1]
             sums = torch.cat([(deviation * ordinary[:, None]).sum(0), ordinary.sum()[None]])
             total, n = gather_rows(sums[None]).sum(0).split([x.shape[-1], 1])
-            new = (mean + weight * total / n.clamp(min=1) / scale).to(mean)
-            moved[side] = (new.double() - mean) * scale
+            new = (mean.to(x) + weight * total / n.clamp(min=1) / scale).to(mean)
+            moved[side] = (new.to(x) - mean.to(x)) * scale
             setattr(self, f"{side}_mean", new)
         self.b_enc += moved["input"].to(self.b_enc) @ self.W_enc
         self.b_dec -= moved["output"].to(self.b_dec)
@@ -219,7 +222,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         """Makes the weights those for activations as they are, in place; what comes out stays the same."""
         for name, weights in self._folded_weights().items():
             getattr(self, name).copy_(weights)
-        for name, value in _statistics(self.W_enc, self.b_dec, scale=1.0).items():
+        for name, value in _statistics(self.W_enc, self.b_dec, scale=RAW).items():
             if name != "entropy_multiplier":
                 setattr(self, name, value)
 
@@ -250,7 +253,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        for name, value in _statistics(state_dict["W_enc"], state_dict["b_dec"], scale=1.0).items():
+        for name, value in _statistics(state_dict["W_enc"], state_dict["b_dec"], scale=RAW).items():
             state_dict.setdefault(name, value)
 
     @override
@@ -263,7 +266,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
 
 
 def _statistics(W_enc: Tensor, b_dec: Tensor, scale: float = 0.0) -> dict[str, Float[Tensor, "..."]]:
-    """The buffers beside `prior` before training, or of weights for activations as they are: then the scale is 1."""
+    """The buffers beside `prior`, before training."""
     one = torch.ones((), device=W_enc.device)
     return {
         "entropy_multiplier": one,

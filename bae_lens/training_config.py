@@ -9,9 +9,10 @@ from typing_extensions import override
 
 from bae_lens.bae import check_sizes
 from bae_lens.binarize import SURROGATES, Surrogate
-from bae_lens.losses import ENTROPY_FORMS, RECONSTRUCTIONS, EntropyForm, Reconstruction
+from bae_lens.losses import ENTROPY_FORMS, RECONSTRUCTIONS, EntropyForm, Reconstruction, check_tangent
 
 Preset = Literal["default", "paper", "authors"]
+PER_TOKEN = ("layer_norm", "constant_norm_rescale")  # normalisations after which there is no scale to find
 
 
 @no_type_check
@@ -54,9 +55,11 @@ class TrainingBAEConfig(TrainingSAEConfig):
     prior_decay: float = 0.99
     """Decay per step of the running mean `prior`."""
     standardize_activations: bool = True
-    """Whether code and losses are those of activations centred and scaled to mean squared norm d_in, as found on the
-    first batch, so that coefficients do not depend on the activations' mean and scale. What goes in and comes out, and
-    what is saved for inference, is for activations as they are. Not where SAELens normalises every token."""
+    """Whether code and losses are those of activations centred and scaled to mean squared norm d_in, so that
+    coefficients do not depend on the activations' mean and scale. The scale is found on the first batch, the mean
+    follows the batches. What goes in and comes out, and what is saved for inference, is for activations as they are.
+    Has no effect where the weights could not absorb it: without encoder bias, in less than float32, and where SAELens
+    normalises every token."""
 
     @classmethod
     @override
@@ -96,6 +99,12 @@ class TrainingBAEConfig(TrainingSAEConfig):
         values = {"entropy_start_step": round(entropy_from * training_steps), **values, **overrides}
         return cls(d_in=d_in, d_sae=d_sae, **values)
 
+    @property
+    def standardizes(self) -> bool:
+        """Whether a standardisation is found, which the weights can absorb when they are saved."""
+        exact = self.dtype in ("float32", "float64") and self.normalize_activations not in PER_TOKEN
+        return self.standardize_activations and self.apply_encoder_bias and exact
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self)
@@ -111,8 +120,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
         if self.target_l0 is not None and self.target_bits is not None:
             given = f"{self.target_l0} and {self.target_bits}"
             raise ValueError(f"one rate can be asked for: set target_l0 or target_bits, got {given}")
-        if not 0 < self.tangent_rate <= 1:
-            raise ValueError(f"tangent_rate must lie in (0, 1], got {self.tangent_rate}")
+        check_tangent(self.tangent_rate)
         if self.covariance_sample is not None and not 2 <= self.covariance_sample <= self.d_sae:
             bounds = f"between 2 and d_sae = {self.d_sae}"
             raise ValueError(f"covariance_sample must lie {bounds}, got {self.covariance_sample}")

@@ -84,6 +84,8 @@ def _open_pt(path: Path) -> Tensor:
         tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise ValueError("it holds code or objects, which are not executed, instead of one tensor") from error
+    except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"it is damaged ({error!r})") from error
     if not isinstance(tensor, Tensor):
         raise ValueError(f"it holds a {type(tensor).__name__} instead of one tensor")
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:

@@ -3,6 +3,7 @@ import torch
 
 from bae_lens import BAE, TrainingBAE, TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig
 from bae_lens.standardisation import MASSIVE_NORM, Standardisation, folded, standardisation_of
+from bae_lens.training_bae import RAW
 from tests.test_training_bae import forward
 
 
@@ -30,6 +31,11 @@ class TestOfASample:
         assert MASSIVE_NORM == 5  # the last row is 6 times the median distance from the medians, which are 0
         assert found.mean.tolist() == [0, 0]
         assert found.scale == pytest.approx(2**0.5)
+
+    def test_does_not_take_the_commonest_row_for_all_of_them(self):
+        x = torch.cat([torch.zeros(34, 6), torch.randn(30, 6) * 9])
+
+        assert standardisation_of(x).scale == pytest.approx(1 / 9 * (64 / 30) ** 0.5, rel=0.2)
 
     def test_of_constant_activations_leaves_the_scale(self):
         found = standardisation_of(torch.full((4, 3), 7.0))
@@ -104,7 +110,7 @@ class TestInTraining:
         elif way == "fold":
             sae.fold_standardisation()
             sae.fold_standardisation()
-            assert sae.input_scale == sae.output_scale == 1
+            assert sae.input_scale == sae.output_scale == RAW
         else:
             sae.fold_activation_norm_scaling_factor(0.5)
             x, out = x * 2, out * 2
@@ -148,16 +154,19 @@ class TestInTraining:
         torch.testing.assert_close(sae.input_mean, batches.mean((0, 1)), rtol=0, atol=0.05)
         assert (batches[0].mean(0) - batches.mean((0, 1))).abs().max() > 0.5
 
-    def test_weights_for_raw_activations_are_trained_further_as_they_are(self, train, tmp_path):
-        sae, x = train(20.0, 7.0)
+    @pytest.mark.parametrize("scale", [0.1, 20.0])
+    def test_weights_for_raw_activations_are_trained_further_as_they_are(self, train, tmp_path, scale):
+        sae, x = train(scale, 7.0)
         sae.save_inference_model(tmp_path)
-
         further = TrainingBAE(sae.cfg)
         further.load_weights_from_checkpoint(tmp_path)
-        output = forward(further, x, n_training_steps=0)
+
+        for n_training_steps in range(3):
+            output = forward(further, x, n_training_steps)
 
         assert output.feature_acts.equal(sae.encode(x))
         torch.testing.assert_close(output.sae_out, sae(x))
+        assert not further.input_mean.any()
 
     def test_losses_are_those_of_standardised_activations(self, bae_config):
         sae, x = TrainingBAE(bae_config(standardize_activations=True)), torch.randn(64, 16) * 9 + 5
@@ -168,13 +177,29 @@ class TestInTraining:
         torch.testing.assert_close(output.losses["mse_loss"], error)
         assert 16 * 0.5 < error < 16 * 2
 
-    def test_activations_normalised_token_by_token_stay_as_they_are(self, bae_config):
-        cfg = bae_config(standardize_activations=True, normalize_activations="layer_norm")
-        sae = TrainingBAE(cfg)
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            {"normalize_activations": "layer_norm"},
+            {"dtype": "bfloat16"},
+            {"apply_encoder_bias": False, "encoder_bias_init": 0.0},
+        ],
+    )
+    def test_has_no_effect_where_weights_could_not_absorb_it(self, bae_config, overrides):
+        sae = TrainingBAE(bae_config(standardize_activations=True, **overrides))
 
-        forward(sae, torch.randn(64, 16) * 9 + 5)
+        for n_training_steps in range(2):
+            forward(sae, torch.randn(64, 16).to(sae.dtype) * 9 + 5, n_training_steps)
 
         assert sae.input_scale == 0
+        assert not sae.input_mean.any()
+
+    def test_is_found_on_the_first_batch_whatever_its_number(self, bae_config):
+        sae = TrainingBAE(bae_config(standardize_activations=True))
+
+        forward(sae, torch.randn(64, 16) * 9 + 5, n_training_steps=1)
+
+        assert 0.1 < sae.input_scale < 0.13
 
     def test_a_transcoder_moves_both_means(self):
         sae = TrainingBinaryTranscoder(TrainingBinaryTranscoderConfig(d_in=5, d_sae=12, d_out=3, dtype="float64"))

@@ -346,7 +346,7 @@ class TestConfig:
             ({"target_bits": -1.0}, "target_bits must lie between 0 and d_sae = 64, got -1.0"),
             ({"target_bits": 9.0, "entropy_coefficient": 0.0}, "target_bits steers the entropy coefficient"),
             ({"target_bits": 9.0, "target_l0": 3.0}, "set target_l0 or target_bits, got 3.0 and 9.0"),
-            ({"tangent_rate": 0.0}, r"tangent_rate must lie in \(0, 1\], got 0.0"),
+            ({"tangent_rate": 0.0}, "tangent_rate must lie between 0 and 1/e, or be 1 for no tangent, got 0.0"),
             ({"target_l0": math.nan}, "target_l0 must lie between 0 and d_sae = 64, got nan"),
             ({"prior_decay": 1.0}, r"prior_decay must lie in \[0, 1\), got 1.0"),
             ({"prior_decay": -0.1}, r"prior_decay must lie in \[0, 1\), got -0.1"),

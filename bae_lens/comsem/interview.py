@@ -34,7 +34,7 @@ class Interview:
     passage_scores: bool
     """Ask for the detection and fuzzing scores."""
     seed: int
-    """Of the order of what is asked."""
+    """Of the order of what is asked, and of which features are judged by another's description."""
     purpose: Literal["scoring", "estimating"] = "scoring"
     """For the progress bar."""
 
