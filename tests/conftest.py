@@ -63,8 +63,6 @@ def bae_config() -> Callable[..., TrainingBAEConfig]:
                 "d_in": 16,
                 "d_sae": 64,
                 "encoder_bias_init": -0.5,
-                "tangent_rate": 1.0,
-                "standardize_activations": False,
                 **overrides,
             }
         )

@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from bae_lens.losses import priced_entropy, reconstruction_error
 from bae_lens.rate_control import INTEGRAL, PROPORTIONAL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+PLAIN: dict[str, Any] = {"tangent_rate": 1.0, "standardize_activations": False}  # the formulas of the paper
 
 
 def forward(sae: TrainingBAE, x: torch.Tensor, n_training_steps: int = 0) -> TrainStepOutput:
@@ -41,8 +44,7 @@ class TestAgainstTheAuthorsCode:
             entropy_coefficient=1e-3,
             covariance_coefficient=2e-4,
             entropy_start_step=6,
-            tangent_rate=1.0,
-            standardize_activations=False,
+            **PLAIN,
         )
         sae = TrainingBAE(cfg)
         for theirs, ours in self.parameters(sae).items():
@@ -116,7 +118,11 @@ class TestTrainingLoss:
     @pytest.mark.parametrize("entropy", ["bernoulli", "printed"])
     def test_adds_up_the_three_terms(self, bae_config, reconstruction, entropy):
         cfg = bae_config(
-            reconstruction=reconstruction, entropy=entropy, entropy_coefficient=0.25, covariance_coefficient=0.125
+            reconstruction=reconstruction,
+            entropy=entropy,
+            entropy_coefficient=0.25,
+            covariance_coefficient=0.125,
+            **PLAIN,
         )
         sae, x = TrainingBAE(cfg), torch.randn(32, 16)
         code = sae.encode(x)
@@ -141,8 +147,7 @@ class TestTrainingLoss:
                 d_sae=24,
                 dtype="float64",
                 covariance_coefficient=0.1,
-                tangent_rate=1.0,
-                standardize_activations=False,
+                **PLAIN,
             )
         )
         x = torch.randn(20, 8, dtype=torch.float64)
@@ -207,7 +212,7 @@ class TestTrainingLoss:
         torch.testing.assert_close(metric(output, "entropy_bits"), marginal_entropy(rate))
 
     def test_constant_features_get_no_entropy_gradient(self, bae_config):
-        sae = TrainingBAE(bae_config(entropy_coefficient=1.0))
+        sae = TrainingBAE(bae_config(entropy_coefficient=1.0, **PLAIN))
         sae.W_dec.data.zero_()
         sae.b_enc.data[:3], sae.b_enc.data[3:5] = -5, 5
 
@@ -312,7 +317,7 @@ class TestTrainingLoss:
         assert sae.W_enc.grad.abs().sum() > 0
 
     def test_autocast_keeps_the_penalties_in_float32(self, bae_config):
-        cfg, x = bae_config(covariance_coefficient=0.1), torch.randn(1000, 16)
+        cfg, x = bae_config(covariance_coefficient=0.1, **PLAIN), torch.randn(1000, 16)
         sae = TrainingBAE(cfg)
         expected = forward(sae, x).losses
 
