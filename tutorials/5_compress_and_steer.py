@@ -33,8 +33,8 @@ bae = train_dictionary("bae", Recipe(cfg, lr=6e-3), train, training, folder).sae
 # %% [markdown]
 # ## Compress
 #
-# `compress` takes a tensor, a `.npy` or `.safetensors` file, or batches, and writes a `.bae` file. The code in it is exact;
-# what is lost is what the dictionary does not reconstruct, and the report says how much that is.
+# `compress` takes a tensor, a `.npy`, `.pt` or `.safetensors` file, or batches, and writes a `.bae` file. The code in it is
+# exact; what is lost is what the dictionary does not reconstruct, and the report says how much that is.
 
 # %%
 report = compress(bae, test.batches(2048), folder / "states.bae")
