@@ -118,7 +118,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
         """What is encoded and what is to be reconstructed, of a training batch: for an SAE the same."""
         return batch, batch
 
-    @torch.compiler.disable
+    @torch.compiler.disable()
     @torch.no_grad()
     def _standardise(self, step_input: TrainStepInput) -> None:
         """Finds mean and scale on the first batch, and then keeps the mean up to date.
