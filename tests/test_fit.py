@@ -62,7 +62,13 @@ def test_loss_and_gradients_are_those_of_the_training_class(sets):
     total = 0.0
     for i in range(3):
         cfg = TrainingBAEConfig(
-            d_in=6, d_sae=10, dtype="float64", entropy_coefficient=price[i].item(), encoder_bias_init=-0.1
+            d_in=6,
+            d_sae=10,
+            dtype="float64",
+            entropy_coefficient=price[i].item(),
+            encoder_bias_init=-0.1,
+            tangent_rate=1.0,
+            standardize_activations=False,
         )
         bae = TrainingBAE(cfg)
         with torch.no_grad():

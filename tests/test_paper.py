@@ -31,6 +31,8 @@ def bits_and_unexplained_variance(rank: int, entropy: float, covariance: float) 
         entropy_coefficient=entropy,
         covariance_coefficient=covariance,
         entropy_start_step=STEPS // 4,
+        tangent_rate=1.0,
+        standardize_activations=False,
     )
     trainer_cfg = SAETrainerConfig(
         total_training_samples=STEPS * BATCH, train_batch_size_samples=BATCH, lr=1e-2, lr_end=1e-2
