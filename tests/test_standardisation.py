@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from bae_lens import BAE, TrainingBAE, TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig
+from bae_lens.paired import PairStandardisation
 from bae_lens.standardisation import MASSIVE_NORM, Standardisation, folded, standardisation_of
 from bae_lens.training_bae import RAW
 from tests.test_training_bae import forward
@@ -154,9 +155,9 @@ class TestInTraining:
         torch.testing.assert_close(sae.input_mean, batches.mean((0, 1)), rtol=0, atol=0.05)
         assert (batches[0].mean(0) - batches.mean((0, 1))).abs().max() > 0.5
 
-    @pytest.mark.parametrize("scale", [0.1, 20.0])
-    def test_weights_for_raw_activations_are_trained_further_as_they_are(self, train, tmp_path, scale):
-        sae, x = train(scale, 7.0)
+    @pytest.mark.parametrize(("scale", "shift"), [(0.1, 0.5), (20.0, 7.0)])
+    def test_weights_for_raw_activations_are_trained_further_as_they_are(self, train, tmp_path, scale, shift):
+        sae, x = train(scale, shift)
         sae.save_inference_model(tmp_path)
         further = TrainingBAE(sae.cfg)
         further.load_weights_from_checkpoint(tmp_path)
@@ -200,6 +201,19 @@ class TestInTraining:
         forward(sae, torch.randn(64, 16) * 9 + 5, n_training_steps=1)
 
         assert 0.1 < sae.input_scale < 0.13
+
+    def test_a_pair_is_folded_on_top_of_what_a_transcoder_found(self):
+        sae = TrainingBinaryTranscoder(TrainingBinaryTranscoderConfig(d_in=5, d_sae=12, d_out=3, dtype="float64"))
+        pairs = torch.randn(50, 8, dtype=torch.float64) * 3 + 2
+        forward(sae, pairs)
+        x, source, target = pairs[:, :5], Standardisation(torch.randn(5), 2.0), Standardisation(torch.randn(3), 0.5)
+        code, out = sae.encode(x), sae.decode(sae.encode(x))
+
+        PairStandardisation(source, target).fold_into(sae)
+
+        raw = x / source.scale + source.mean
+        assert sae.encode(raw).equal(code)
+        torch.testing.assert_close(target(sae.decode(code)), out)
 
     def test_a_transcoder_moves_both_means(self):
         sae = TrainingBinaryTranscoder(TrainingBinaryTranscoderConfig(d_in=5, d_sae=12, d_out=3, dtype="float64"))

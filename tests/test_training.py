@@ -9,7 +9,13 @@ import torch
 from sae_lens import SAE, MatchingPursuitTrainingSAEConfig, TopKTrainingSAEConfig, Transcoder
 from safetensors.torch import load_file
 
-from bae_lens import BAE, TrainingBinaryTranscoderConfig, TrainingTopKTranscoderConfig, TrainingTranscoderConfig
+from bae_lens import (
+    BAE,
+    TrainingBAE,
+    TrainingBinaryTranscoderConfig,
+    TrainingTopKTranscoderConfig,
+    TrainingTranscoderConfig,
+)
 from bae_lens.harvest import HiddenStates, harvest
 from bae_lens.recipe import Recipe, TrainingSettings
 from bae_lens.training import train_dictionary
@@ -246,3 +252,13 @@ def test_architecture_that_cannot_be_standardised_is_refused_before_training(sta
     recipe = Recipe(MatchingPursuitTrainingSAEConfig(d_in=16, d_sae=64, decoder_init_norm=1.0), lr=1e-3)
     with pytest.raises(ValueError, match="a matching_pursuit dictionary cannot absorb the standardisation"):
         train_dictionary("mp", recipe, states, SETTINGS, tmp_path)
+
+
+def test_standardised_states_are_not_standardised_again(recipe, states, tmp_path, monkeypatch):
+    assert recipe.cfg.standardizes
+    found = []
+    monkeypatch.setattr(TrainingBAE, "_find_standardisation", lambda _, batch: found.append(batch))
+
+    train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+
+    assert not found
