@@ -18,6 +18,8 @@ from bae_lens.commands.entropy import Entropy
 from bae_lens.commands.train import Train
 from bae_lens.parallel import launch_index, n_launched
 
+STARTING_OVER = {"entropy", "compress", "decompress"}  # what these write is there whole or not at all
+
 
 def main() -> None:
     """Runs a command; errors of the user's making end with one line and exit status 2.
@@ -52,7 +54,8 @@ def _run() -> None:
         print(command.run())
     except KeyboardInterrupt:
         if launch_index() == 0:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            again = "starts over" if STARTING_OVER.intersection(subcommand) else "goes on from here"
+            print(f"interrupted; the same command {again}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
         process = f" in process {launch_index()}" if launch_index() > 0 else ""

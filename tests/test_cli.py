@@ -308,6 +308,19 @@ def test_interruption_says_how_to_go_on(main, monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted; the same command goes on from here"
 
 
+def test_interrupted_compression_says_that_it_starts_over(monkeypatch, capsys, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bae_lens.commands.compress.load_bae", interrupted)
+    paths = ["--vectors", "states.npy", "--dictionary", "bae", "--output", str(tmp_path / "states.bae")]
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "compress", *paths])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; the same command starts over"
+
+
 def test_demo_compares_five_dictionaries(tiny_model):
     contenders = Demo(l0=16).contenders(tiny_model, "blocks.1.hook_resid_post")
     assert list(contenders) == ["BAE", "ReLU", "Top-k", "Gated", "Top-k transcoder"]
