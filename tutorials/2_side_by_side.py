@@ -50,10 +50,9 @@ experiment = Experiment(
 )
 size = {"d_in": 576, "d_sae": 1152}
 steps = experiment.training.steps
+rate = {"target_l0": 32.0, "entropy_start_step": steps // 4}  # the preset's 5 % are too soon in so short a training
 contenders = {
-    "BAE": Contender(
-        (Recipe(TrainingBAEConfig.preset("default", **size, training_steps=steps, target_l0=32.0), lr=6e-3),)
-    ),
+    "BAE": Contender((Recipe(TrainingBAEConfig.preset("default", **size, training_steps=steps, **rate), lr=6e-3),)),
     "ReLU": Contender((Recipe(StandardTrainingSAEConfig(**size, l1_coefficient=4.2), lr=2e-3),)),
     "Top-k": Contender((Recipe(TopKTrainingSAEConfig(**size, k=32), lr=1e-3),)),
     "Gated": Contender((Recipe(GatedTrainingSAEConfig(**size, l1_coefficient=7.0), lr=2e-3),)),

