@@ -17,10 +17,13 @@ import tyro
 from machine import machine
 from matplotlib.figure import Figure
 
+from bae_lens.bae import BAE
 from bae_lens.contenders import DictionarySpec, default_spec
 from bae_lens.contexts import Contexts, ContextSettings, choose_contexts
 from bae_lens.evals import evaluate_dictionary
 from bae_lens.harvest import HiddenStates, harvest, write_text
+from bae_lens.losses import marginal_entropy
+from bae_lens.plots import coded
 from bae_lens.rate_distortion import covariance, gaussian_bound, pca_quantisation
 from bae_lens.recipe import TrainingSettings
 from bae_lens.sources import load_model, load_text
@@ -97,10 +100,13 @@ class RecipeBenchmark:
             "expansion": cell.expansion,
             "tokens": tokens,
             "explained_variance": metrics.explained_variance,
-            "bits": metrics.bits,
+            "coded": coded(metrics),
             **code,
             "value_curve": metrics.value_curve,
         }
+        if isinstance(trained.sae, BAE):
+            seen = train.rows(train.content[: metrics.code.n_tokens])
+            row["bits_on_training_tokens"] = marginal_entropy(trained.sae.estimate_prior([seen]).double()).item()
         print({name: value for name, value in row.items() if name != "value_curve"}, flush=True)
         return row
 
@@ -160,13 +166,19 @@ def draw(result: dict[str, Any]) -> Figure:
         panels[0].plot(*zip(*result[curve], strict=True), style, color="grey", label=curve.replace("_", " "))
     rate = [row for row in result["rows"] if row["part"] == "rate"]
     for i, family in enumerate(("BAE", "Top-k", "BatchTopK")):
-        rows = sorted((row for row in rate if row["name"].split()[0] == family), key=lambda row: row["bits"])
+        rows = sorted((row for row in rate if row["name"].split()[0] == family), key=lambda row: row["coded"])
+        if not rows:
+            continue
         for curve in (row["value_curve"] for row in rows if row["value_curve"]):
             panels[0].plot(*zip(*curve, strict=True), color=f"C{i}", alpha=0.4)
-        for axes, measure in zip(panels, ("explained_variance", "feature_activated", "dense"), strict=True):
-            axes.plot([row["bits"] for row in rows], [row[measure] for row in rows], f"oC{i}-", label=family)
-            axes.set(xlabel="bits per token, values included", ylabel=measure.replace("_", " "), xlim=(0, 900))
-    panels[0].set(ylim=(0.4, 0.95))
+        bits, explained = zip(*(row["coded"] for row in rows), strict=True)
+        panels[0].plot(bits, explained, f"oC{i}-", label=family)
+        for axes, measure in zip(panels[1:], ("feature_activated", "dense"), strict=True):
+            axes.plot(bits, [row[measure] for row in rows], f"oC{i}-")
+            axes.set(ylabel=measure.replace("_", " "))
+    for axes in panels:
+        axes.set(xlabel="bits per token, values included", xlim=(0, 900))
+    panels[0].set(ylabel="explained variance, values quantised", ylim=(0.4, 0.95))
     panels[0].legend()
     figure.suptitle(result["hook_name"])
     return figure
