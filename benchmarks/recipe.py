@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
 from machine import machine
@@ -33,6 +34,8 @@ RESULTS = Path(__file__).parent / "results"
 BITS = (50.0, 100.0, 200.0, 300.0, 450.0, 600.0)
 FEATURES = (16, 32, 64, 128)
 TOKENS = 393_216
+FAMILIES = ("BAE", "Top-k", "BatchTopK")
+EQUAL_BITS = (50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 350.0, 400.0, 450.0, 500.0, 590.0)
 FEW_CONTEXTS = 80
 EPOCHS = 100  # over the few contexts
 
@@ -47,7 +50,7 @@ class Cell:
     spec: DictionarySpec
     expansion: int = 4
     tokens: int = TOKENS
-    """Training tokens; for the part "epochs", so many times over the few contexts."""
+    """Training tokens, but for the part "epochs", which takes `EPOCHS` times what the few contexts hold."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class RecipeBenchmark:
         sizes = {split: len(kept.content) for split, kept in states.items()}
         result = {"machine": machine(), "hook_name": hook_name, "tokens": sizes, "rows": rows}
         result["pca"], result["gaussian_bound"] = baselines(states["train"], states["test"])
+        result["at_equal_bits"] = at_equal_bits(result)
         write_text(self.results / f"recipe_{self.layer}.json", json.dumps(result, indent=1))
         draw(result).savefig(self.results / f"recipe_{self.layer}.png", dpi=110)
 
@@ -89,7 +93,7 @@ class RecipeBenchmark:
         tokens = EPOCHS * len(train.content) if cell.part == "epochs" else cell.tokens
         settings = TrainingSettings(training_tokens=tokens)
         recipe = cell.spec.contender(model, hook_name, cell.expansion, settings.steps).trials[0]
-        folder = home / cell.part / f"{cell.expansion}_{cell.tokens}_0"
+        folder = home / cell.part / f"{cell.expansion}_{cell.tokens}"
         trained = train_dictionary(cell.name, recipe, train, settings, folder)
         metrics = evaluate_dictionary(trained.sae, states["test"].rows(states["test"].content))
         code = asdict(metrics.code)
@@ -123,7 +127,7 @@ def cells() -> Iterator[Cell]:
         "price falls with the rate": bae(tangent_rate=1.0),
         "tangent at 10 %": bae(tangent_rate=0.1),
         "covariance penalty 0.01": bae(covariance_coefficient=0.01),
-        "entropy from 25 %": bae(entropy_start_step=TOKENS // 512 // 4),
+        "entropy from 25 %": bae(entropy_start_step=TrainingSettings(TOKENS).steps // 4),
         "encoder bias from 0": bae(encoder_bias_init=0.0),
         "learning rate 0.0015": replace(bae(), lr=1.5e-3),
         "straight-through gradient": bae(surrogate="straight_through"),
@@ -158,17 +162,31 @@ def baselines(train: HiddenStates, test: HiddenStates) -> tuple[list[Any], list[
     return pca, list(zip(bits.tolist(), bound.tolist(), strict=True))
 
 
+def curves(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the question of rate, by family, in order of rising bits."""
+    rate = [row for row in result["rows"] if row["part"] == "rate"]
+    found = {name: [row for row in rate if row["name"].split()[0] == name] for name in FAMILIES}
+    return {name: sorted(rows, key=lambda row: row["coded"]) for name, rows in found.items() if rows}
+
+
+def at_equal_bits(result: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Explained variance at each of `EQUAL_BITS`, linear between the points of a curve; None outside of it."""
+    points = {name: [row["coded"] for row in rows] for name, rows in curves(result).items()}
+    found = {}
+    for name, curve in {**points, "pca": result["pca"], "gaussian_bound": result["gaussian_bound"]}.items():
+        bits, explained = zip(*curve, strict=True)
+        values = np.interp(EQUAL_BITS, bits, explained, left=np.nan, right=np.nan)
+        found[name] = [None if np.isnan(value) else float(value) for value in values]
+    return found
+
+
 def draw(result: dict[str, Any]) -> Figure:
     """Explained variance, activated features and dense features against bits."""
     figure = Figure((15, 4.6), layout="constrained")
     panels = figure.subplots(1, 3)
     for curve, style in (("pca", "--"), ("gaussian_bound", ":")):
         panels[0].plot(*zip(*result[curve], strict=True), style, color="grey", label=curve.replace("_", " "))
-    rate = [row for row in result["rows"] if row["part"] == "rate"]
-    for i, family in enumerate(("BAE", "Top-k", "BatchTopK")):
-        rows = sorted((row for row in rate if row["name"].split()[0] == family), key=lambda row: row["coded"])
-        if not rows:
-            continue
+    for i, (family, rows) in enumerate(curves(result).items()):
         for curve in (row["value_curve"] for row in rows if row["value_curve"]):
             panels[0].plot(*zip(*curve, strict=True), color=f"C{i}", alpha=0.4)
         bits, explained = zip(*(row["coded"] for row in rows), strict=True)
