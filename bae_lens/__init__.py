@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
-from bae_lens.bae import BAE, BAEConfig
-from bae_lens.binarize import step
-from bae_lens.comparison import compare
-from bae_lens.compression import CompressionReport, compress, decompress, read_code
-from bae_lens.covariance import covariance_penalty
-from bae_lens.dynamics import DynamicsSettings, EntropyDynamics, entropy_dynamics
-from bae_lens.editing import LogitEffects, edit, logit_effects
-from bae_lens.entropy import EntropyEstimate, estimate_entropy
-from bae_lens.fit import FitSettings, fit_bae
-from bae_lens.live_evals import run_evals
-from bae_lens.losses import marginal_entropy
-from bae_lens.packed import pack_code, unpack_code
-from bae_lens.position_states import Windows, random_windows
-from bae_lens.recipe import Contender, Recipe, TrainingSettings
-from bae_lens.reference import load_reference_checkpoint
-from bae_lens.results import Comparison, Experiment
-from bae_lens.synthetic import random_directions
-from bae_lens.training_bae import TrainingBAE
-from bae_lens.training_config import TrainingBAEConfig
-from bae_lens.training_transcoder import (
+from bae_lens.activations.position_cache import Windows, random_windows
+from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.comparison.results import Comparison
+from bae_lens.comparison.run import compare
+from bae_lens.compression.codec import CompressionReport, compress, decompress, read_code
+from bae_lens.entropy.dynamics import DynamicsSettings, EntropyDynamics, entropy_dynamics
+from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
+from bae_lens.entropy.fit import FitSettings, fit_bae
+from bae_lens.entropy.synthetic import random_directions
+from bae_lens.evaluation.evals import run_evals
+from bae_lens.evaluation.steering import LogitEffects, edit, logit_effects
+from bae_lens.functional.binarize import step
+from bae_lens.functional.covariance import covariance_penalty
+from bae_lens.functional.losses import marginal_entropy
+from bae_lens.functional.packing import pack_code, unpack_code
+from bae_lens.saes.authors_checkpoint import load_authors_checkpoint
+from bae_lens.saes.bae import BAE, BAEConfig
+from bae_lens.saes.training_bae import TrainingBAE
+from bae_lens.saes.training_config import TrainingBAEConfig
+from bae_lens.saes.training_transcoder import (
     TrainingBinaryTranscoder,
     TrainingBinaryTranscoderConfig,
     TrainingTopKTranscoder,
@@ -34,8 +34,9 @@ from bae_lens.training_transcoder import (
     TrainingTranscoder,
     TrainingTranscoderConfig,
 )
-from bae_lens.transcoder import BinaryTranscoder, BinaryTranscoderConfig, TopKTranscoder, TopKTranscoderConfig
-from bae_lens.transcoder_runner import TranscoderTrainingRunner
+from bae_lens.saes.transcoder import BinaryTranscoder, BinaryTranscoderConfig, TopKTranscoder, TopKTranscoderConfig
+from bae_lens.training.recipe import Recipe, TrainingSettings
+from bae_lens.training.transcoder_runner import TranscoderTrainingRunner
 
 if TYPE_CHECKING:
     from bae_lens.comsem import ComSem, ComSemReport
@@ -80,7 +81,7 @@ __all__ = [
     "entropy_dynamics",
     "estimate_entropy",
     "fit_bae",
-    "load_reference_checkpoint",
+    "load_authors_checkpoint",
     "logit_effects",
     "marginal_entropy",
     "pack_code",

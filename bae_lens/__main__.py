@@ -1,5 +1,5 @@
 """`python -m bae_lens` is `bae-lens`."""
 
-from bae_lens.cli import main
+from bae_lens.cli.main import main
 
 main()

@@ -26,20 +26,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bae_lens import BAE, compress, decompress, read_code
-from bae_lens.code_file import CodeFile
-from bae_lens.code_writer import CodeWriter
-from bae_lens.demo_model import load_demo_model
-from bae_lens.harvest import HiddenStates, write_text
-from bae_lens.losses import marginal_entropy
-from bae_lens.rate_distortion import bits_at, covariance, pca_quantisation
-from bae_lens.splicing import LossMeter
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.demo_model import load_demo_model
+from bae_lens.compression.code_file import CodeFile
+from bae_lens.compression.code_writer import CodeWriter
+from bae_lens.evaluation.model_loss import LossMeter
+from bae_lens.functional.losses import marginal_entropy
+from bae_lens.functional.rate_distortion import bits_at, covariance, pca_quantization
+from bae_lens.storage import write_text
 
 KEY = bytes(16)
 
 
 @dataclass(frozen=True)
 class Compression:
-    """Sizes and speeds for given densities; with a run, sizes and the model's loss on real hidden states."""
+    """Sizes and speeds for given densities; with a run, sizes and the model's loss on real activations."""
 
     run_folder: Path | None = None
     """Folder of a comparison with a dictionary BAE, such as demo."""
@@ -92,7 +93,7 @@ class Compression:
         bae = SAE.load_from_disk(folder / "dictionaries" / "BAE")
         assert isinstance(bae, BAE)
         hook_name = str(bae.cfg.metadata.hook_name)
-        train, test = (HiddenStates(folder / "hidden_states" / split, hook_name) for split in ("train", "test"))
+        train, test = (CachedActivations(folder / "activations" / split, hook_name) for split in ("train", "test"))
         x = test.rows(test.content)
         some = train.content[:: max(1, len(train.content) // self.pca_vectors)]
         known = train.rows(some)
@@ -102,7 +103,7 @@ class Compression:
         back = decompress(path, bae)
         speed = [len(x) / (middle - start), len(x) / (time.process_time() - middle)]
         packed = read_code(path, packed=True).numpy()
-        curve = pca_quantisation(known, x)
+        curve = pca_quantization(known, x)
         codecs = {
             "BAE, .bae file": (report.bits, lambda x: _there_and_back(bae, x, path)),
             "PCA at these bits": _pca_at(report.bits, known, x),
@@ -196,8 +197,8 @@ def _fp8(x: Tensor) -> Tensor:
     return (x / scale).clamp(-largest, largest).to(torch.float8_e4m3fn).float() * scale
 
 
-class Quantiser:
-    """PCA and scalar quantisation with one step, as in `rate_distortion.pca_quantisation`, as a function of vectors."""
+class Quantizer:
+    """PCA and scalar quantization with one step, as in `rate_distortion.pca_quantization`, as a function of vectors."""
 
     def __init__(self, known: Tensor, basis: Tensor, step: float) -> None:
         self.mean, self.basis, self.step = known.mean(0), basis, step
@@ -228,15 +229,15 @@ class Quantiser:
         return -torch.xlogy(share, share).sum().item() / np.log(2)
 
 
-def _pca_at(bits: float, known: Tensor, x: Tensor) -> tuple[float, Quantiser]:
+def _pca_at(bits: float, known: Tensor, x: Tensor) -> tuple[float, Quantizer]:
     """The step at which the vectors x need so many bits, by bisection, and the bits reached."""
     basis = torch.linalg.eigh(covariance(known))[1].float()
     low, high = 0.1, 1000.0
     for _ in range(12):
         step = (low * high) ** 0.5
-        low, high = (low, step) if Quantiser(known, basis, step).bits(x) < bits else (step, high)
-    quantiser = Quantiser(known, basis, high)
-    return quantiser.bits(x), quantiser
+        low, high = (low, step) if Quantizer(known, basis, step).bits(x) < bits else (step, high)
+    quantizer = Quantizer(known, basis, high)
+    return quantizer.bits(x), quantizer
 
 
 class StandIn:

@@ -14,8 +14,8 @@ import tyro
 from machine import machine
 from tqdm import tqdm
 
-from bae_lens.harvest import write_text
-from bae_lens.sparse_matmul import NonzeroEntries
+from bae_lens.functional.sparse_matmul import NonzeroEntries
+from bae_lens.storage import write_text
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bae_lens import TrainingBAE, TrainingBAEConfig
-from bae_lens.entropy import estimate_entropy
-from bae_lens.fit import FitSettings, fit_baes
-from bae_lens.harvest import write_text
-from bae_lens.plots_entropy import recovered_entropy
-from bae_lens.recovery import N_TRAIN, N_VECTORS, RANKS, WIDTHS, D, Recovery, recover, score
-from bae_lens.synthetic import (
-    biased_coins,
-    correlated_coins,
-    oblique_directions,
-    random_directions,
-    with_noise,
-)
+from bae_lens.entropy.estimate import estimate_entropy
+from bae_lens.entropy.fit import FitSettings, fit_baes
+from bae_lens.entropy.recovery import N_TRAIN, N_VECTORS, RANKS, WIDTHS, D, Recovery, recover, score
+from bae_lens.entropy.synthetic import biased_coins, correlated_coins, oblique_directions, random_directions, with_noise
+from bae_lens.report.entropy import recovered_entropy
+from bae_lens.storage import write_text
 
 RESULTS = Path(__file__).parent / "results"
 AUTHORS_LR = 5e-4
@@ -137,14 +131,14 @@ class EntropyRecovery:
 
         return self._trained(config, settings.steps, settings.lr, True)
 
-    def _trained(self, config: Any, steps: int, lr: float, standardise: bool) -> list[dict[str, Any]]:
+    def _trained(self, config: Any, steps: int, lr: float, standardize: bool) -> list[dict[str, Any]]:
         rows = []
         for rank, d_sae in product(self.ranks, self.widths):
             known = random_directions(N_VECTORS, rank, D, torch.Generator().manual_seed(0))
             torch.manual_seed(0)
             start = time.perf_counter()
             x = known.vectors
-            if standardise:
+            if standardize:
                 x = x - x[:N_TRAIN].mean(0)
                 x = x * (D / x[:N_TRAIN].square().sum(1).mean()).sqrt()
             bae = train_plainly(config(d_sae), x[:N_TRAIN], steps, lr).to_inference()
@@ -164,7 +158,7 @@ def sweep(
 def train_plainly(cfg: TrainingBAEConfig, x: Tensor, steps: int, lr: float) -> TrainingBAE:
     """Adam alone, as in the authors' code: SAELens' trainer would clip the gradients."""
     bae = TrainingBAE(cfg)
-    optimiser = torch.optim.Adam(bae.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(bae.parameters(), lr=lr)
     order = torch.randperm(len(x))
     for i in tqdm(range(steps), f"{cfg.d_sae} features", leave=False):
         start = i * 512 % (len(x) - 511)
@@ -177,9 +171,9 @@ def train_plainly(cfg: TrainingBAEConfig, x: Tensor, steps: int, lr: float) -> T
             n_training_steps=i,
             is_logging_step=False,
         )
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         bae.training_forward_pass(step).loss.backward()
-        optimiser.step()
+        optimizer.step()
     return bae
 
 

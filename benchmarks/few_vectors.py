@@ -16,13 +16,13 @@ from typing import Any
 import tyro
 from machine import machine
 
-from bae_lens.dynamics import FEW_VECTORS, held_out
-from bae_lens.entropy import estimate_entropy
-from bae_lens.fit import FitSettings, fit_baes
-from bae_lens.harvest import write_text
-from bae_lens.position_states import collect, random_windows
-from bae_lens.rate_distortion import pca_quantisation
-from bae_lens.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text
+from bae_lens.activations.position_cache import collect, random_windows
+from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text
+from bae_lens.entropy.dynamics import FEW_VECTORS, held_out
+from bae_lens.entropy.estimate import estimate_entropy
+from bae_lens.entropy.fit import FitSettings, fit_baes
+from bae_lens.functional.rate_distortion import pca_quantization
+from bae_lens.storage import write_text
 
 HOOKS, POSITIONS = ("blocks.12.hook_resid_post", "blocks.22.hook_resid_post"), (3, 24)
 SLOWER = replace(FEW_VECTORS, lr=3e-3)
@@ -44,7 +44,7 @@ class FewVectors:
     """Held-out loss of BAEs trained on two hooks and two positions, their mean."""
 
     output: Path
-    """Folder for the hidden states."""
+    """Folder for the activations."""
     windows: int = 1024
     entropy_coefficient: float = 1.0
     seed: int = 0
@@ -70,9 +70,9 @@ class FewVectors:
             rows.append({**self._row(name, points, vectors.shape[2]), "train_ev": seen})
             print(rows[-1], flush=True)
         shares = (0.3, 0.4, 0.5, 0.7)
-        curves = [pca_quantisation(x[~test], x[test], shares) for x in vectors]
+        curves = [pca_quantization(x[~test], x[test], shares) for x in vectors]
         for i, share in enumerate(shares):
-            rows.append(self._row(f"PCA, quantised for {share}", [curve[i] for curve in curves], vectors.shape[2]))
+            rows.append(self._row(f"PCA, quantized for {share}", [curve[i] for curve in curves], vectors.shape[2]))
             print(rows[-1], flush=True)
         sizes = {"train": int((~test).sum()), "held_out": int(test.sum()), "documents": len(states.documents.unique())}
         write_text(self.results, json.dumps({**machine(), **sizes, "rows": rows}, indent=1))

@@ -1,4 +1,4 @@
-"""How fast are hidden states written, checked and read again, beside the model that makes them?
+"""How fast are activations written, checked and read again, beside the model that makes them?
 
     python benchmarks/hidden_states.py
 
@@ -18,9 +18,11 @@ import tyro
 from machine import machine
 from tqdm import tqdm
 
-from bae_lens.contexts import Contexts, ContextSettings, choose_contexts
-from bae_lens.demo_model import demo_dataset, load_demo_model
-from bae_lens.harvest import harvest, stop_layer, write_text
+from bae_lens.activations.cache import cache_activations
+from bae_lens.activations.contexts import Contexts, ContextSettings, choose_contexts
+from bae_lens.activations.demo_model import demo_dataset, load_demo_model
+from bae_lens.activations.forward import stop_layer
+from bae_lens.storage import write_text
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class HiddenStatesBenchmark:
 
     def run(self) -> None:
         model = load_demo_model()
-        settings = ContextSettings(harvest_tokens=2 * self.rounds * 16 * 127, held_out_tokens=127)
+        settings = ContextSettings(cached_tokens=2 * self.rounds * 16 * 127, held_out_tokens=127)
         contexts = choose_contexts(model.tokenizer, demo_dataset(), settings, seed=0)["train"]
         seconds: dict[str, list[float]] = {"the model's pass": [], "pass and disk": [], "checked again": []}
         with tempfile.TemporaryDirectory() as folder:
@@ -50,9 +52,9 @@ class HiddenStatesBenchmark:
                 seconds["the model's pass"].append(time.perf_counter() - start)
                 for name in ("pass and disk", "checked again"):
                     start = time.perf_counter()
-                    harvest(model, kept, [self.hook_name], Path(folder) / str(number))
+                    cache_activations(model, kept, [self.hook_name], Path(folder) / str(number))
                     seconds[name].append(time.perf_counter() - start)
-            states = harvest(model, contexts, [self.hook_name], Path(folder) / "all")[self.hook_name]
+            states = cache_activations(model, contexts, [self.hook_name], Path(folder) / "all")[self.hook_name]
             batches = states.shuffled(512, seed=0)
             next(batches)
             start = time.perf_counter()

@@ -24,8 +24,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import tqdm
 
 from bae_lens import TrainingBAE, TrainingBAEConfig
-from bae_lens.harvest import write_text
-from bae_lens.parallel import connect, disconnect, own_rows, sum_gradients
+from bae_lens.distributed import connect, disconnect, shard, sum_gradients
+from bae_lens.storage import write_text
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _take_turns(rank: int, settings: Parallel, d_in: int, d_sae: int, folder: Pa
             sum_gradients(shared.sae)
         dist.barrier()
         with _timed_collectives() as talking:
-            together, cpu_together, _ = _time(shared, torch.stack([own_rows(batch) for batch in batches]))
+            together, cpu_together, _ = _time(shared, torch.stack([shard(batch) for batch in batches]))
         disconnect()
         if turn > 0:
             times = {"alone": seconds, "shared": together, "cpu_alone": cpu, "cpu_shared": cpu_together}

@@ -2,7 +2,7 @@
 
     python benchmarks/recipe.py --output runs/recipe
 
-The hidden states of SmolLM2 are harvested once and stay in the output folder, as do all dictionaries; the same command
+The activations of SmolLM2 are cached once and stay in the output folder, as do all dictionaries; the same command
 goes on after an interruption. What is measured goes to `results/recipe_LAYER.json`, the pictures beside it.
 """
 
@@ -18,17 +18,18 @@ import tyro
 from machine import machine
 from matplotlib.figure import Figure
 
-from bae_lens.bae import BAE
-from bae_lens.contenders import DictionarySpec, default_spec
-from bae_lens.contexts import Contexts, ContextSettings, choose_contexts
-from bae_lens.evals import evaluate_dictionary
-from bae_lens.harvest import HiddenStates, harvest, write_text
-from bae_lens.losses import marginal_entropy
-from bae_lens.plots import coded
-from bae_lens.rate_distortion import covariance, gaussian_bound, pca_quantisation
-from bae_lens.recipe import TrainingSettings
-from bae_lens.sources import load_model, load_text
-from bae_lens.training import train_dictionary
+from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.contexts import Contexts, ContextSettings, choose_contexts
+from bae_lens.activations.sources import load_model, load_text
+from bae_lens.comparison.dictionaries import DictionarySpec, default_spec
+from bae_lens.evaluation.metrics import evaluate_dictionary
+from bae_lens.functional.losses import marginal_entropy
+from bae_lens.functional.rate_distortion import covariance, gaussian_bound, pca_quantization
+from bae_lens.report.figures import coded
+from bae_lens.saes.bae import BAE
+from bae_lens.storage import write_text
+from bae_lens.training.recipe import TrainingSettings
+from bae_lens.training.trainer import train_dictionary
 
 RESULTS = Path(__file__).parent / "results"
 BITS = (50.0, 100.0, 200.0, 300.0, 450.0, 600.0)
@@ -55,13 +56,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class RecipeBenchmark:
-    """Dictionaries trained on the same hidden states, one seed each."""
+    """Dictionaries trained on the same activations, one seed each."""
 
     output: Path
-    """Folder for hidden states and dictionaries."""
+    """Folder for activations and dictionaries."""
     layer: int = 20
     parts: tuple[str, ...] = ("rate", "ablation", "epochs", "tokens", "width")
-    contexts: ContextSettings = field(default_factory=lambda: ContextSettings(harvest_tokens=262_144))
+    contexts: ContextSettings = field(default_factory=lambda: ContextSettings(cached_tokens=262_144))
     results: Path = RESULTS
 
     def run(self) -> None:
@@ -74,7 +75,7 @@ class RecipeBenchmark:
             contexts["few"] = Contexts(chosen.tokens[:FEW_CONTEXTS], chosen.document[:FEW_CONTEXTS])
         home = self.output / f"layer_{self.layer}"
         states = {
-            split: harvest(model, contexts[split], [hook_name], home / "hidden_states" / split)[hook_name]
+            split: cache_activations(model, contexts[split], [hook_name], home / "activations" / split)[hook_name]
             for split in contexts
             if split != "tune"
         }
@@ -87,7 +88,7 @@ class RecipeBenchmark:
         draw(result).savefig(self.results / f"recipe_{self.layer}.png", dpi=110)
 
     def row(
-        self, cell: Cell, model: Any, hook_name: str, states: dict[str, HiddenStates], home: Path
+        self, cell: Cell, model: Any, hook_name: str, states: dict[str, CachedActivations], home: Path
     ) -> dict[str, Any]:
         train = states["few" if cell.part == "epochs" else "train"]
         tokens = EPOCHS * len(train.content) if cell.part == "epochs" else cell.tokens
@@ -153,10 +154,10 @@ def bae(target_bits: float = 200.0, **config: Any) -> DictionarySpec:
     return DictionarySpec("bae", {"target_bits": target_bits, **config})
 
 
-def baselines(train: HiddenStates, test: HiddenStates) -> tuple[list[Any], list[Any]]:
-    """Bits and explained variance of PCA with quantisation and of the Gaussian bound."""
+def baselines(train: CachedActivations, test: CachedActivations) -> tuple[list[Any], list[Any]]:
+    """Bits and explained variance of PCA with quantization and of the Gaussian bound."""
     known = train.rows(train.content)
-    pca = pca_quantisation(known, test.rows(test.content))
+    pca = pca_quantization(known, test.rows(test.content))
     bits = torch.tensor([point.bits for point in pca], dtype=torch.float64)
     bound = gaussian_bound(torch.linalg.eigvalsh(covariance(known)).clamp(min=0), bits)
     return pca, list(zip(bits.tolist(), bound.tolist(), strict=True))
@@ -185,7 +186,7 @@ def draw(result: dict[str, Any]) -> Figure:
     figure = Figure((15, 4.6), layout="constrained")
     panels = figure.subplots(1, 3)
     for curve, style in (("pca", "--"), ("gaussian_bound", ":")):
-        panels[0].plot(*zip(*result[curve], strict=True), style, color="grey", label=curve.replace("_", " "))
+        panels[0].plot(*zip(*result[curve], strict=True), style, color="gray", label=curve.replace("_", " "))
     for i, (family, rows) in enumerate(curves(result).items()):
         for curve in (row["value_curve"] for row in rows if row["value_curve"]):
             panels[0].plot(*zip(*curve, strict=True), color=f"C{i}", alpha=0.4)
@@ -196,7 +197,7 @@ def draw(result: dict[str, Any]) -> Figure:
             axes.set(ylabel=measure.replace("_", " "))
     for axes in panels:
         axes.set(xlabel="bits per token, values included", xlim=(0, 900))
-    panels[0].set(ylabel="explained variance, values quantised", ylim=(0.4, 0.95))
+    panels[0].set(ylabel="explained variance, values quantized", ylim=(0.4, 0.95))
     panels[0].legend()
     figure.suptitle(result["hook_name"])
     return figure

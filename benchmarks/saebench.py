@@ -25,9 +25,10 @@ from sae_lens import SAE, ActivationsStore
 from transformer_lens import HookedTransformer
 
 from bae_lens import BAE
-from bae_lens.contexts import PADDING
-from bae_lens.demo_model import demo_dataset, load_demo_model
-from bae_lens.harvest import HiddenStates, write_text
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.contexts import PADDING
+from bae_lens.activations.demo_model import demo_dataset, load_demo_model
+from bae_lens.storage import write_text
 
 PARTIES = {"Democratic": "Democratic", "Republican": "Republican"}
 ERAS = {"until 1859": range(1790, 1860), "1860 to 1932": range(1860, 1933), "since 1933": range(1933, 2100)}
@@ -75,7 +76,7 @@ class SAEBench:
 
     def _core(self, saes: list[tuple[str, SAE[Any]]]) -> None:
         hook_name = saes[0][1].cfg.metadata.hook_name
-        tokens = HiddenStates(self.run_folder / "hidden_states" / "test", hook_name).contexts.tokens
+        tokens = CachedActivations(self.run_folder / "activations" / "test", hook_name).contexts.tokens
         contexts = Dataset.from_dict({"tokens": tokens[(tokens != PADDING).all(1)].tolist()})
         from_sae = ActivationsStore.from_sae
 

@@ -4,12 +4,12 @@ SAEDashboard 0.8 needs a TransformerLens older than ours, so a saved graded view
 
 python -c "from bae_lens import BAE; BAE.load_from_disk('demo/dictionaries/BAE').to_graded_sae().save_model('graded')"
 
-MODEL is a folder, for the demo `python -c "from bae_lens.demo_model import *; print(demo_model_folder())"`. Then, in an
-environment of its own (`saedashboard_constraints.txt` says why):
+MODEL is a folder, for the demo `python -c "from bae_lens.activations.demo_model import *; print(demo_model_folder())"`.
+Then, in an environment of its own (`saedashboard_constraints.txt` says why):
 
 pip install -c benchmarks/saedashboard_constraints.txt torch sae-dashboard tyro
 pip uninstall -y torchvision torchaudio
-python benchmarks/saedashboard.py --sae graded --tokens demo/hidden_states/test/tokens.npy --model MODEL
+python benchmarks/saedashboard.py --sae graded --tokens demo/activations/test/tokens.npy --model MODEL
 """
 # pyright: reportMissingImports=false
 
@@ -75,7 +75,7 @@ class SAEDashboard:
 
 
 def _load_model(name: str) -> HookedSAETransformer:
-    """As `bae_lens.demo_model.load_hooked` does, which cannot be imported beside SAEDashboard."""
+    """As `bae_lens.activations.demo_model.load_hooked` does, which cannot be imported beside SAEDashboard."""
     if not Path(name).is_dir():
         return HookedSAETransformer.from_pretrained_no_processing(name, device="cpu")
     values = loading_from_pretrained.convert_hf_model_config(name)

@@ -22,8 +22,8 @@ from authors import covariance_penalty as plain_penalty
 from machine import machine
 from tqdm import tqdm
 
-from bae_lens.covariance import covariance_penalty
-from bae_lens.harvest import write_text
+from bae_lens.functional.covariance import covariance_penalty
+from bae_lens.storage import write_text
 
 LARGEST_CODE = 2**26  # numbers, rows times features
 PENALTIES = {"ours": covariance_penalty, "plain": plain_penalty}

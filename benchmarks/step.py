@@ -31,9 +31,9 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from tqdm import tqdm
 
-from bae_lens.harvest import write_text
-from bae_lens.training_bae import TrainingBAE
-from bae_lens.training_config import TrainingBAEConfig
+from bae_lens.saes.training_bae import TrainingBAE
+from bae_lens.saes.training_config import TrainingBAEConfig
+from bae_lens.storage import write_text
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ def trainer_step(sae: TrainingSAE[Any], x: torch.Tensor) -> Callable[[], Any]:
 
 def authors_step(bae: AuthorsBAE, x: torch.Tensor) -> Callable[[], Any]:
     """Loss, gradients and Adam, with nothing around them."""
-    optimiser = torch.optim.Adam(bae.parameters(), lr=0.0, fused=True)
+    optimizer = torch.optim.Adam(bae.parameters(), lr=0.0, fused=True)
 
     def step() -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         bae.loss(x).backward()
-        optimiser.step()
+        optimizer.step()
 
     return step
 

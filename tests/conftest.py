@@ -17,16 +17,17 @@ from transformer_lens import HookedTransformerConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bae_lens import BAE, BAEConfig, TrainingBAEConfig
-from bae_lens.contexts import Contexts, ContextSettings, choose_contexts
-from bae_lens.evals import CodeMetrics, DictionaryMetrics
-from bae_lens.features import FeaturePortrait, Neighbour, TokenInContext
-from bae_lens.harvest import HiddenStates, harvest
-from bae_lens.paired import PairedStates
-from bae_lens.rate_distortion import RatePoint
-from bae_lens.recipe import TrainingSettings
-from bae_lens.results import Comparison, Corpus, DictionaryResult, Experiment, Run, Trial
-from bae_lens.run_folder import Stage
-from bae_lens.splicing import LanguageModelLoss
+from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.contexts import Contexts, ContextSettings, choose_contexts
+from bae_lens.activations.paired import PairedActivations
+from bae_lens.comparison.experiment import Experiment
+from bae_lens.comparison.results import Comparison, Corpus, DictionaryResult, Run, Trial
+from bae_lens.evaluation.features import FeatureDashboard, Neighbor, TokenInContext
+from bae_lens.evaluation.metrics import CodeMetrics, DictionaryMetrics
+from bae_lens.evaluation.model_loss import LanguageModelLoss
+from bae_lens.functional.rate_distortion import RatePoint
+from bae_lens.storage import Stage
+from bae_lens.training.recipe import TrainingSettings
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
 WORDS = tuple(f"w{i}" for i in range(60))
@@ -153,28 +154,28 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: 
 @pytest.fixture
 def tiny_contexts(tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset) -> dict[str, Contexts]:
     """600 tokens for training and 300 held-out ones, in contexts of 16."""
-    settings = ContextSettings(context_size=16, harvest_tokens=600, held_out_tokens=300)
+    settings = ContextSettings(context_size=16, cached_tokens=600, held_out_tokens=300)
     return choose_contexts(tiny_tokenizer, tiny_dataset, settings)
 
 
 @pytest.fixture
 def states(
     tiny_model: HookedSAETransformer, tiny_contexts: dict[str, Contexts], tmp_path: Path
-) -> tuple[HiddenStates, HiddenStates]:
+) -> tuple[CachedActivations, CachedActivations]:
     """Training and held-out tokens after the first layer of the tiny model."""
     hook = "blocks.0.hook_resid_post"
     train, test = (
-        harvest(tiny_model, tiny_contexts[split], [hook], tmp_path / "states" / split)[hook]
+        cache_activations(tiny_model, tiny_contexts[split], [hook], tmp_path / "states" / split)[hook]
         for split in ("train", "test")
     )
     return train, test
 
 
 @pytest.fixture
-def pairs(tiny_model: HookedSAETransformer, tiny_contexts: dict[str, Contexts], tmp_path: Path) -> PairedStates:
+def pairs(tiny_model: HookedSAETransformer, tiny_contexts: dict[str, Contexts], tmp_path: Path) -> PairedActivations:
     """The training tokens at the input of the second layer's MLP, 16 wide, and inside it, 32 wide."""
     hooks = ["blocks.1.mlp.hook_in", "blocks.1.mlp.hook_post"]
-    return PairedStates(*harvest(tiny_model, tiny_contexts["train"], hooks, tmp_path / "pairs").values())
+    return PairedActivations(*cache_activations(tiny_model, tiny_contexts["train"], hooks, tmp_path / "pairs").values())
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +203,7 @@ def make_comparison() -> Callable[..., Comparison]:
             ),
             corpus,
             corpus,
-            [Stage("hidden states", 12.5, 0.5), Stage("train BAE", 2.5, 1.5)],
+            [Stage("activations", 12.5, 0.5), Stage("train BAE", 2.5, 1.5)],
             curve,
             [RatePoint(point.bits, point.explained_variance + 0.02) for point in curve],
             [_made_dictionary(name, random_values, seeds, n_features, d_sae, n_trials) for name in names],
@@ -228,13 +229,13 @@ def _made_dictionary(
     return DictionaryResult(
         name=name,
         architecture="bae" if is_binary else "transcoder" if is_transcoder else "topk",
-        hook_in="blocks.0.mlp.hook_in" if is_transcoder else "blocks.0.hook_resid_post",
-        hook_out="blocks.0.hook_mlp_out" if is_transcoder else "blocks.0.hook_resid_post",
+        hook_name="blocks.0.mlp.hook_in" if is_transcoder else "blocks.0.hook_resid_post",
+        hook_name_out="blocks.0.hook_mlp_out" if is_transcoder else "blocks.0.hook_resid_post",
         d_sae=d_sae,
         trials=trials,
         recipe={"lr": 0.1, "d_sae": d_sae},
         runs=[_made_run(seed, values, is_binary, d_sae) for seed in seeds],
-        features=[_made_portrait(index, n_features, values, is_transcoder) for index in range(n_features)],
+        features=[_made_dashboard(index, n_features, values, is_transcoder) for index in range(n_features)],
     )
 
 
@@ -260,12 +261,12 @@ def _made_run(seed: int, values: random.Random, is_binary: bool, d_sae: int) -> 
     )
 
 
-def _made_portrait(index: int, n_features: int, values: random.Random, is_transcoder: bool) -> FeaturePortrait:
+def _made_dashboard(index: int, n_features: int, values: random.Random, is_transcoder: bool) -> FeatureDashboard:
     before, after = (" ".join(values.choices(WORDS, k=24)) + " " for _ in range(2))
-    return FeaturePortrait(
+    return FeatureDashboard(
         feature=3 * index,
         firing_rate=10 ** values.uniform(-3, -1),
         examples=[TokenInContext(before, f"token{index}", after, 9.5 - i) for i in range(8)],
-        neighbours=[Neighbour(3 * ((index + 1) % n_features), 0.75), Neighbour(3 * index + 1, 0.25)],
+        neighbors=[Neighbor(3 * ((index + 1) % n_features), 0.75), Neighbor(3 * index + 1, 0.25)],
         top_tokens=[] if is_transcoder else [" the", "\n", " of"],
     )

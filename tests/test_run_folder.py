@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from bae_lens.run_folder import Stopwatch, check_folder, claimed
+from bae_lens.storage import Stopwatch, check_folder, claimed
 
 PURPOSE = {"seed": 0, "training": {"batch_size": 32, "lr_decay": 0.2}, "seeds": (0, 1)}
 
@@ -41,7 +41,7 @@ def test_folder_belongs_to_one_run(tmp_path):
 
 def test_folder_of_another_version_is_refused(tmp_path, monkeypatch):
     claim(tmp_path)
-    monkeypatch.setattr("bae_lens.run_folder.version", lambda _: "99.0")
+    monkeypatch.setattr("bae_lens.storage.version", lambda _: "99.0")
     with pytest.raises(ValueError, match=r"version: '.*' there, '99.0' now"):
         claim(tmp_path)
 

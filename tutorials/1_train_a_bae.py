@@ -18,29 +18,31 @@ import torch
 from sae_lens import SAE
 
 from bae_lens import Recipe, TrainingBAEConfig, TrainingSettings, estimate_entropy
-from bae_lens.contexts import ContextSettings, choose_contexts
-from bae_lens.demo_model import demo_dataset, load_demo_model
-from bae_lens.features import portray_features
-from bae_lens.harvest import harvest
-from bae_lens.training import train_dictionary
+from bae_lens.activations.cache import cache_activations
+from bae_lens.activations.contexts import ContextSettings, choose_contexts
+from bae_lens.activations.demo_model import demo_dataset, load_demo_model
+from bae_lens.evaluation.features import feature_dashboards
+from bae_lens.training.trainer import train_dictionary
 
 model, dataset = load_demo_model(), demo_dataset()
 hook_name = "blocks.8.hook_resid_post"
 folder = Path("runs/tutorial_1")
 
 # %% [markdown]
-# ## Hidden states
+# ## Activations
 #
 # On a CPU the model's pass takes longer than training. So it is made once: `choose_contexts` draws contexts from the
-# documents and holds some documents out, and `harvest` keeps the hidden states on disk. What is not content stays out
-# of training: BOS and other special tokens, and the few tokens of massive norm that many models have.
+# documents and holds some documents out, and `cache_activations` keeps the activations on disk. What is not content stays out
+# of training: BOS and other special tokens, and the few outlier tokens that many models have.
 
 # %%
-settings = ContextSettings(harvest_tokens=16_384, held_out_tokens=8192)
+settings = ContextSettings(cached_tokens=16_384, held_out_tokens=8192)
 contexts = choose_contexts(model.tokenizer, dataset.shuffle(seed=0), settings)
-train, test = (harvest(model, contexts[split], [hook_name], folder / split)[hook_name] for split in ("train", "test"))
+train, test = (
+    cache_activations(model, contexts[split], [hook_name], folder / split)[hook_name] for split in ("train", "test")
+)
 print(f"{len(train.content)} tokens to train on, {len(test.content)} held out, {train.d_in} dimensions")
-print(f"left out: {int(train.massive.sum())} tokens with up to {train.relative_norms.max():.0f} times the median norm")
+print(f"left out: {int(train.outliers.sum())} tokens with up to {train.relative_norms.max():.0f} times the median norm")
 
 # %% [markdown]
 # ## Training
@@ -49,7 +51,7 @@ print(f"left out: {int(train.massive.sum())} tokens with up to {train.relative_n
 # for activations of a language model. `target_l0` asks for so many features per token: it steers the price of a bit,
 # much as `k` would be set in a Top-k SAE, but as a mean over tokens. (Without it, `entropy_coefficient` is the price.)
 #
-# `train_dictionary` centres and scales the hidden states for training, and folds both into the weights at the end, so
+# `train_dictionary` centers and scales the activations for training, and folds both into the weights at the end, so
 # that the BAE takes raw activations.
 
 # %%
@@ -64,7 +66,7 @@ curve = trained.curve
 for panel, quantity in zip(axes, ("mse_loss", "l0", "entropy_bits"), strict=True):
     panel.plot([point["step"] for point in curve], [point[quantity] for point in curve])
     panel.set(xlabel="step", title=quantity, ylim=(0, None))
-axes[1].axhline(32, linestyle=":", color="grey")
+axes[1].axhline(32, linestyle=":", color="gray")
 plt.show()
 
 # %% [markdown]
@@ -84,7 +86,7 @@ flipped = bae.fold_polarity()
 estimate = estimate_entropy(bae, test.batches(2048))
 
 print(f"{estimate.explained_variance:.3f} of the variance explained, at {estimate.bits:.0f} bits per token")
-print(f"{bae.prior.sum():.1f} features per token; {int(flipped.sum())} flipped, {int((bae.prior == 0).sum())} never on")
+print(f"{bae.prior.sum():.1f} features per token; {int(flipped.sum())} flipped, {int((bae.prior == 0).sum())} dead")
 
 # %% [markdown]
 # How often features fire is worth a look: binary codes can have many that fire on every other token, and those are rarely
@@ -93,7 +95,7 @@ print(f"{bae.prior.sum():.1f} features per token; {int(flipped.sum())} flipped, 
 # %%
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 axes.hist(bae.prior[bae.prior > 0].log10().numpy(), bins=40)
-axes.axvline(-1, linestyle=":", color="grey")
+axes.axvline(-1, linestyle=":", color="gray")
 axes.set(xlabel="log10 of the share of tokens on which a feature fires (dotted: 10 %)", ylabel="features")
 plt.show()
 
@@ -120,18 +122,20 @@ for position in range(1, len(tokens)):  # the BAE was not trained on BOS
     print(f"{tokens[position]!r:10}  norm {norms[position]:3.1f}  {on:3} on, most surprising: {features}")
 
 # %% [markdown]
-# Should a token here have a norm of several times the median (the unit of `norm`), it is one of the massive ones that were
+# Should a token here have a norm of several times the median (the unit of `norm`), it is one of the outliers ones that were
 # left out of training, and its code is not to be taken seriously.
 #
 # ## What are the features about?
 #
-# `portray_features` shows a random sample: each feature's tokens in their contexts, and the tokens whose logits its
+# `feature_dashboards` shows a random sample: each feature's tokens in their contexts, and the tokens whose logits its
 # decoder row raises. (Bits cannot be ordered; examples are ordered by how far above the threshold the token is.)
 
 # %%
-for portrait in portray_features(bae, test, model, bae.prior.tolist(), n_features=8, n_examples=4, window=5):
-    print(f"feature {portrait.feature}, on at {portrait.firing_rate:.1%} of tokens, raises {portrait.top_tokens[:4]}")
-    for example in portrait.examples:
+for dashboard in feature_dashboards(bae, test, model, bae.prior.tolist(), n_features=8, n_examples=4, window=5):
+    print(
+        f"feature {dashboard.feature}, on at {dashboard.firing_rate:.1%} of tokens, raises {dashboard.top_tokens[:4]}"
+    )
+    for example in dashboard.examples:
         print("   ", f"{example.before}[[{example.token}]]{example.after}".replace("\n", " "))
 
 # %% [markdown]
@@ -154,5 +158,5 @@ print(type(loaded).__name__, "same code:", torch.equal(loaded.encode(x), bae.enc
 # one, and how to train a BAE in SAELens' own `LanguageModelSAETrainingRunner` instead. In one line, on the shell:
 #
 # ```bash
-# bae-lens train --hook-name blocks.8.hook_resid_post --config target_l0 32 --output runs/bae
+# bae-lens train --hook-name blocks.8.hook_resid_post --set target_l0 32 --output runs/bae
 # ```

@@ -2,7 +2,7 @@
 # # 2. Side by side: a BAE, ReLU, Top-k and Gated SAEs, and a transcoder
 #
 # Dictionaries can only be compared on the same activations with the same budget. `compare` runs the model once, trains
-# every dictionary on the same tokens in the same order, folds scale and centring into each, and measures all of them on
+# every dictionary on the same tokens in the same order, folds scale and centering into each, and measures all of them on
 # documents that none has seen. Contenders are SAELens' own training configs.
 
 # %%
@@ -20,11 +20,11 @@ from bae_lens import (
     TrainingTopKTranscoderConfig,
     compare,
 )
-from bae_lens.contexts import ContextSettings
-from bae_lens.demo_model import demo_dataset, load_demo_model
-from bae_lens.pictures import write_pictures
-from bae_lens.plots import coded
-from bae_lens.rate_distortion import bits_at
+from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.demo_model import demo_dataset, load_demo_model
+from bae_lens.functional.rate_distortion import bits_at
+from bae_lens.report.figures import coded
+from bae_lens.report.png import write_pictures
 
 model, dataset = load_demo_model(), demo_dataset()
 folder = Path("runs/tutorial_2")
@@ -42,9 +42,9 @@ folder = Path("runs/tutorial_2")
 # %%
 experiment = Experiment(
     model="smollm2",
-    text="sotu",
+    dataset="sotu",
     hook_name="blocks.8.hook_resid_post",
-    contexts=ContextSettings(context_size=32, harvest_tokens=16_384, held_out_tokens=4096),
+    contexts=ContextSettings(context_size=32, cached_tokens=16_384, held_out_tokens=4096),
     training=TrainingSettings(training_tokens=51_200, batch_size=256),
     l0=32.0,
 )
@@ -58,8 +58,8 @@ contenders = {
     "Gated": Contender((Recipe(GatedTrainingSAEConfig(**size, l1_coefficient=7.0), lr=2e-3),)),
     "Transcoder": Contender(
         (Recipe(TrainingTopKTranscoderConfig(**size, d_out=576, k=32), lr=1e-3),),
-        hook_in="blocks.8.mlp.hook_in",
-        hook_out="blocks.8.hook_mlp_out",
+        hook_name="blocks.8.mlp.hook_in",
+        hook_name_out="blocks.8.hook_mlp_out",
     ),
 }
 comparison = compare(model, dataset, contenders, experiment, folder)
@@ -73,9 +73,9 @@ display(Markdown(comparison.table()))
 # - **Explained variance** and **CE recovered** say how much of the hidden state, and of what the model does with it,
 #   survives. The transcoder's are those of other activations, because it predicts the MLP's output: it cannot be compared.
 # - **L0** is features per token. Compare dictionaries only where theirs are near one another.
-# - **Support bits** say which features fire. Real-valued features need **value bits** on top: the cheapest quantisation
+# - **Support bits** say which features fire. Real-valued features need **value bits** on top: the cheapest quantization
 #   that costs at most 0.01 of explained variance. A BAE has no values.
-# - **Never on** features are dead on the held-out documents, **dense** ones fire on over 10 % of the tokens.
+# - **Dead** features are dead on the held-out documents, **dense** ones fire on over 10 % of the tokens.
 # - **Feature Activated** (the paper's Table 1) counts features that are among the ten most surprising, or strongest, of at
 #   least 8 tokens.
 #
@@ -83,8 +83,8 @@ display(Markdown(comparison.table()))
 #
 # One number per dictionary says little: a worse code is a shorter one. The fair picture is explained variance against
 # bits, one panel for each place at which dictionaries write. A dictionary with real values is a curve over coarser and
-# finer values, marked where the table counts it; a BAE is a point. PCA with quantised components is what needs no dictionary,
-# and nothing could be above the Gaussian bound if hidden states were Gaussian.
+# finer values, marked where the table counts it; a BAE is a point. PCA with quantized components is what needs no dictionary,
+# and nothing could be above the Gaussian bound if activations were Gaussian.
 
 # %%
 by_bits, _, frequencies = write_pictures(comparison, folder)
@@ -98,9 +98,9 @@ display(Image(by_bits, width=900))
 
 # %%
 for dictionary in comparison.dictionaries:
-    point = coded(dictionary.runs[0].metrics)  # with its values quantised
+    point = coded(dictionary.runs[0].metrics)  # with its values quantized
     line = f"{dictionary.name:10} {point.bits:4.0f} bits for {point.explained_variance:.3f}"
-    if dictionary.hook_out == experiment.hook_name:
+    if dictionary.hook_name_out == experiment.hook_name:
         line += f", where PCA takes {bits_at(comparison.pca, point.explained_variance):4.0f}"
     print(line)
 
@@ -117,7 +117,7 @@ display(Image(frequencies, width=500))
 #
 # ## What is on disk
 #
-# Every trained dictionary is an SAE for raw hidden states, which `SAE.load_from_disk` loads; `result.json` holds all
+# Every trained dictionary is an SAE for raw activations, which `SAE.load_from_disk` loads; `result.json` holds all
 # numbers, and `saebench` those that SAEBench would report, under its keys. An interrupted comparison goes on where it
 # stopped.
 

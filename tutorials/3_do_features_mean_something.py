@@ -15,16 +15,16 @@ from IPython.display import Markdown, display
 from sae_lens import TopKTrainingSAEConfig
 
 from bae_lens import ComSem, Recipe, TrainingBAEConfig, TrainingSettings
-from bae_lens.comsem.cache import AnswerCache
-from bae_lens.comsem.client import ChatClient
-from bae_lens.comsem.corpus import CorpusSettings
-from bae_lens.comsem.embedding_judge import EmbeddingJudge
-from bae_lens.comsem.judge import LanguageModelJudge
-from bae_lens.comsem.spending import Price
-from bae_lens.contexts import HELD_OUT_EVERY, ContextSettings, choose_contexts
-from bae_lens.demo_model import demo_dataset, load_demo_model
-from bae_lens.harvest import harvest
-from bae_lens.training import train_dictionary
+from bae_lens.activations.cache import cache_activations
+from bae_lens.activations.contexts import HELD_OUT_EVERY, ContextSettings, choose_contexts
+from bae_lens.activations.demo_model import demo_dataset, load_demo_model
+from bae_lens.comsem.collect.corpus import CorpusSettings
+from bae_lens.comsem.judges.answer_cache import AnswerCache
+from bae_lens.comsem.judges.client import ChatClient
+from bae_lens.comsem.judges.embedding import EmbeddingJudge
+from bae_lens.comsem.judges.language_model import LanguageModelJudge
+from bae_lens.comsem.judges.spending import Price
+from bae_lens.training.trainer import train_dictionary
 
 model, documents = load_demo_model(), demo_dataset().shuffle(seed=0)
 hook_name = "blocks.8.hook_resid_post"
@@ -37,8 +37,8 @@ folder = Path("runs/tutorial_3")
 # token. ComSem takes any SAELens dictionary: SAE objects, folders, or names of SAEs on the hub.
 
 # %%
-contexts = choose_contexts(model.tokenizer, documents, ContextSettings(harvest_tokens=16_384, held_out_tokens=1024))
-train = harvest(model, contexts["train"], [hook_name], folder)[hook_name]
+contexts = choose_contexts(model.tokenizer, documents, ContextSettings(cached_tokens=16_384, held_out_tokens=1024))
+train = cache_activations(model, contexts["train"], [hook_name], folder)[hook_name]
 training = TrainingSettings(training_tokens=65_536, batch_size=256)
 size = {"d_in": train.d_in, "d_sae": 1152}
 recipes = {
@@ -145,5 +145,5 @@ print(tally.estimate)
 # before. On the shell, for a folder that `bae-lens demo`, `compare` or `train` has written:
 #
 # ```bash
-# bae-lens comsem runs/side_by_side --model gpt-4.1-mini --dry-run --price-input 0.4 --price-output 1.6
+# bae-lens comsem runs/side_by_side --judge-model gpt-4.1-mini --dry-run --price-input 0.4 --price-output 1.6
 # ```

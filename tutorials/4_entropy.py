@@ -6,7 +6,7 @@
 # $$H = -\sum_j \left[ p_j \log_2 p_j + (1 - p_j) \log_2 (1 - p_j) \right]$$
 #
 # bits per vector, and a BAE is trained to keep that low (section 3 of the paper). First this is tried on vectors whose
-# entropy is known, and then on the hidden states of a language model, layer by layer and position by position.
+# entropy is known, and then on the activations of a language model, layer by layer and position by position.
 
 # %%
 from pathlib import Path
@@ -23,9 +23,9 @@ from bae_lens import (
     random_directions,
     random_windows,
 )
-from bae_lens.demo_model import demo_dataset, load_demo_model
-from bae_lens.recovery import recover
-from bae_lens.synthetic import correlated_coins
+from bae_lens.activations.demo_model import demo_dataset, load_demo_model
+from bae_lens.entropy.recovery import recover
+from bae_lens.entropy.synthetic import correlated_coins
 
 folder = Path("runs/tutorial_4")
 
@@ -62,7 +62,7 @@ for name, rows in recipes.items():
 
 # %%
 figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
-axes.plot(ranks, ranks, ":", color="grey", label="exact")
+axes.plot(ranks, ranks, ":", color="gray", label="exact")
 for (name, rows), marker in zip(recipes.items(), "os", strict=True):
     axes.plot([row.true_bits for row in rows], [row.bits for row in rows], marker, label=name)
 axes.set(xlabel="true entropy (bits)", ylabel="estimated entropy (bits)")
@@ -86,7 +86,7 @@ print(f"found: at most {estimate.joint_bits_bound:.2f} bits together, {estimate.
 # %% [markdown]
 # ## Through the layers
 #
-# Section 3.2 of the paper: take the hidden states at one layer and one position of many texts, train a BAE on them, and
+# Section 3.2 of the paper: take the activations at one layer and one position of many texts, train a BAE on them, and
 # ask how many bits they hold. `random_windows` cuts windows from random places of documents, `entropy_dynamics` runs the
 # model over them once and trains a BAE for every layer and position. Bits are measured on documents that were held out.
 
@@ -108,7 +108,7 @@ for hook_name in dynamics.hook_names:
 # ## How to read it
 #
 # Bits mean nothing without the explained variance beside them, because a worse code is a shorter one: a curve may be
-# flat, or fall, only because hidden states become harder to explain. Both are drawn.
+# flat, or fall, only because activations become harder to explain. Both are drawn.
 #
 # There is a check at position 1. The hidden state there follows from a single token, so that the windows can hold no
 # more than the logarithm of the number of distinct tokens (dashed). What a code takes beyond that, its features spend on
@@ -117,12 +117,12 @@ for hook_name in dynamics.hook_names:
 # %%
 figure, (bits, quality) = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
 for number, hook_name in enumerate(dynamics.hook_names):
-    curve, colour = dynamics.curve(hook_name), f"C{number}"
+    curve, color = dynamics.curve(hook_name), f"C{number}"
     errors = zip(*((p.bits - p.interval[0], p.interval[1] - p.bits) for p in curve), strict=True)
-    bits.errorbar(positions, [p.bits for p in curve], list(errors), fmt="o-", color=colour, label=hook_name, capsize=2)
-    bits.plot(positions, [p.joint_bits_bound for p in curve], ":", color=colour)
-    quality.plot(positions, [p.explained_variance for p in curve], "o-", color=colour)
-bits.plot(positions, torch.tensor(dynamics.distinct_tokens).log2(), "--", color="grey", label="log2 of distinct tokens")
+    bits.errorbar(positions, [p.bits for p in curve], list(errors), fmt="o-", color=color, label=hook_name, capsize=2)
+    bits.plot(positions, [p.joint_bits_bound for p in curve], ":", color=color)
+    quality.plot(positions, [p.explained_variance for p in curve], "o-", color=color)
+bits.plot(positions, torch.tensor(dynamics.distinct_tokens).log2(), "--", color="gray", label="log2 of distinct tokens")
 bits.set(xlabel="position", ylabel="entropy (bits)", xscale="log", ylim=(0, None))
 quality.set(xlabel="position", ylabel="explained variance", xscale="log", ylim=(0, 1))
 for panel in (bits, quality):

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 5. Compress hidden states, and steer the model by bits
+# # 5. Compress activations, and steer the model by bits
 #
 # A code of bits can be written to a file in about as many bits as its entropy, and it can be edited: a feature is set,
 # cleared or flipped, and nothing has to be said about how strongly.
@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from bae_lens import Recipe, TrainingBAEConfig, TrainingSettings, compress, decompress, edit, logit_effects, read_code
-from bae_lens.contexts import ContextSettings, choose_contexts
-from bae_lens.demo_model import demo_dataset, load_demo_model
-from bae_lens.harvest import harvest
-from bae_lens.training import train_dictionary
+from bae_lens.activations.cache import cache_activations
+from bae_lens.activations.contexts import ContextSettings, choose_contexts
+from bae_lens.activations.demo_model import demo_dataset, load_demo_model
+from bae_lens.training.trainer import train_dictionary
 
 model, documents = load_demo_model(), demo_dataset().shuffle(seed=0)
 hook_name = "blocks.8.hook_resid_post"
@@ -24,8 +24,10 @@ folder = Path("runs/tutorial_5")
 # A BAE, trained as in the first tutorial:
 
 # %%
-contexts = choose_contexts(model.tokenizer, documents, ContextSettings(harvest_tokens=16_384, held_out_tokens=4096))
-train, test = (harvest(model, contexts[split], [hook_name], folder / split)[hook_name] for split in ("train", "test"))
+contexts = choose_contexts(model.tokenizer, documents, ContextSettings(cached_tokens=16_384, held_out_tokens=4096))
+train, test = (
+    cache_activations(model, contexts[split], [hook_name], folder / split)[hook_name] for split in ("train", "test")
+)
 training = TrainingSettings(training_tokens=65_536, batch_size=256)
 cfg = TrainingBAEConfig.preset("default", d_in=train.d_in, d_sae=1152, training_steps=training.steps, target_l0=32.0)
 bae = train_dictionary("bae", Recipe(cfg, lr=6e-3), train, training, folder).sae
@@ -60,7 +62,7 @@ plt.show()
 
 # %% [markdown]
 # A dark line would be a token with far more bits than the rest. Whether such a token has an unusual norm, short of the
-# massive ones that are left out, is easily seen:
+# outliers ones that are left out, is easily seen:
 
 # %%
 norms = states.norm(dim=1) / states.norm(dim=1).median()
@@ -70,7 +72,7 @@ for token in code.sum(1).topk(3).indices.tolist():
 # %% [markdown]
 # A list of the features that are on would take the logarithm of their number for each; entropy coding makes use of how
 # often each is. Whether that is little for its explained variance is another question: tutorial 2 draws PCA with
-# quantised components, which needs no dictionary, into the same picture as dictionaries.
+# quantized components, which needs no dictionary, into the same picture as dictionaries.
 
 # %%
 listed = code.sum(1).mean() * torch.tensor(float(report.d_sae)).log2()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.comsem.results import ComSemReport, DictionaryScores
-from bae_lens.harvest import write_text
+from bae_lens.storage import write_text
 
 RESULT_FILE = "comsem.json"
 MEASURES = (
@@ -43,7 +43,7 @@ def sae_bench_result(report: ComSemReport, dictionary: DictionaryScores) -> dict
             "setting": report.setting,
             "model_name": report.model,
             "judge": report.judge,
-            "describer": report.describer,
+            "explainer": report.explainer,
             **report.settings,
         },
         "eval_id": f"comsem {report.model} {dictionary.hook_name} {dictionary.name} {report.judge}",
@@ -64,7 +64,7 @@ def sae_bench_result(report: ComSemReport, dictionary: DictionaryScores) -> dict
             {
                 "feature": feature.feature,
                 "firing_rate": feature.firing_rate,
-                "description": feature.description,
+                "explanation": feature.explanation,
                 "interval": feature.interval,
                 **{measure: getattr(feature, measure) for measure in MEASURES},
             }
@@ -85,16 +85,16 @@ def sae_bench_result(report: ComSemReport, dictionary: DictionaryScores) -> dict
 
 
 def neuronpedia_explanations(report: ComSemReport, dictionary: DictionaryScores) -> list[dict[str, Any]]:
-    """Descriptions of the scored features in Neuronpedia's fields; the describer bears the judge's mark."""
+    """Explanations of the scored features in Neuronpedia's fields; the explainer bears the judge's mark."""
     return [
         {
             "modelId": report.model,
             "source": f"{dictionary.hook_name}-{dictionary.name}",
             "index": str(feature.feature),
-            "description": feature.description,
+            "explanation": feature.explanation,
             "typeName": f"comsem-{report.setting}",
-            "explanationModelName": report.describer + report.mark,
+            "explanationModelName": report.explainer + report.mark,
         }
         for feature in dictionary.features
-        if feature.description is not None
+        if feature.explanation is not None
     ]

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bae_lens.comsem.instances import Instance, Verdict
-from bae_lens.comsem.measures import frequency_bin, frequency_matched, mean, standard_error
-from bae_lens.comsem.self_test import SelfTest
-from bae_lens.comsem.spending import Tally
+from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.judges.judge import Verdict
+from bae_lens.comsem.judges.measures import frequency_bin, frequency_matched, mean, standard_error
+from bae_lens.comsem.judges.self_test import SelfTest
+from bae_lens.comsem.judges.spending import Usage
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class FeatureScore:
     """Share of the tokens on which it fires."""
     n_instances: int
     """Tokens that activate it."""
-    description: str | None
-    """What the describer said that its examples have in common."""
+    explanation: str | None
+    """What the explainer said that its examples have in common."""
     examples: list[Instance]
-    """From which it was described."""
+    """From which it was explained."""
     held_out: list[Judged]
     """Tokens that activate it, and the judge's answers."""
     controls: list[Judged]
@@ -60,7 +61,7 @@ class FeatureScore:
     failed: int
     """Questions without an answer."""
     shuffled: float | None = None
-    """Share of yes on `held_out` with another feature's description."""
+    """Share of yes on `held_out` with another feature's explanation."""
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "FeatureScore":
@@ -138,8 +139,8 @@ class ComSemReport:
     model: str
     """Name of the language model that the features are of."""
     judge: str
-    describer: str
-    """Name of what described."""
+    explainer: str
+    """Name of what explained."""
     base_url: str | None
     """Address of the judge's server; None for one that needs none."""
     settings: dict[str, Any]
@@ -153,7 +154,7 @@ class ComSemReport:
     dictionaries: list[DictionaryScores]
     random_features: list[FeatureScore]
     """Random tokens in the place of features: what a score means."""
-    tally: Tally
+    usage: Usage
     """Calls and tokens of this run."""
     failures: dict[str, int]
     """Why calls failed, and how often."""
@@ -209,7 +210,7 @@ class ComSemReport:
         if not self.failures:
             return ""
         reasons = ", ".join(f"{kind}: {n}" for kind, n in self.failures.items())
-        return f"{self.tally.failed} calls failed ({reasons}); the same command asks them again"
+        return f"{self.usage.failed} calls failed ({reasons}); the same command asks them again"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "self_test": self.self_test.to_dict()}
@@ -220,7 +221,7 @@ class ComSemReport:
             "self_test": SelfTest.from_dict(content["self_test"]),
             "dictionaries": [DictionaryScores.from_dict(dictionary) for dictionary in content["dictionaries"]],
             "random_features": [FeatureScore.from_dict(feature) for feature in content["random_features"]],
-            "tally": Tally(**content["tally"]),
+            "usage": Usage(**content["usage"]),
         }
         return cls(**{**content, **parts})
 

@@ -1,4 +1,4 @@
-"""ComSem: describe what activates a feature, then ask whether the description fits others (4.2, appendix B)."""
+"""ComSem: explain what activates a feature, then ask whether the explanation fits others (4.2, appendix B)."""
 
 import asyncio
 import sys
@@ -11,18 +11,19 @@ from typing import Any, Literal, TypeVar
 
 from tqdm.auto import tqdm
 
-from bae_lens.comsem.client import ChatClient
-from bae_lens.comsem.collect import collect
-from bae_lens.comsem.corpus import CorpusSettings
-from bae_lens.comsem.dictionaries import Dictionary, load_dictionaries
-from bae_lens.comsem.instances import Instance, Judge, Question
-from bae_lens.comsem.interview import Interview
-from bae_lens.comsem.judge import LanguageModelJudge
+from bae_lens.activations.sources import load_model, load_text
+from bae_lens.comsem.collect.collector import collect
+from bae_lens.comsem.collect.corpus import CorpusSettings
+from bae_lens.comsem.collect.dictionaries import Dictionary, load_dictionaries
+from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.collect.sampling import CollectedDictionary, Collection, SamplingSettings
+from bae_lens.comsem.judges.client import ChatClient
+from bae_lens.comsem.judges.judge import Judge, Question
+from bae_lens.comsem.judges.language_model import LanguageModelJudge
+from bae_lens.comsem.judges.self_test import SelfTest, ask_cases, run_self_test
+from bae_lens.comsem.judges.spending import Usage
 from bae_lens.comsem.results import ComSemReport, DictionaryScores, FeatureScore
-from bae_lens.comsem.sampling import CollectedDictionary, Collection, SamplingSettings
-from bae_lens.comsem.self_test import SelfTest, ask_cases, run_self_test
-from bae_lens.comsem.spending import Tally
-from bae_lens.sources import load_model, load_text
+from bae_lens.comsem.scorer import FeatureScorer
 
 ROBUST_FEATURES = 256  # scored per dictionary by default
 SETTINGS = ("examples", "held_out", "controls", "passage_scores", "baseline_features", "seed")
@@ -34,26 +35,26 @@ class ComSem:
     """Scores the features of dictionaries; see each field.
 
     The paper's score is always the share of yes on held-out activating tokens. What stands beside it (matched tokens
-    that do not activate the feature, other features' descriptions, random tokens) is never counted in it, and in the
+    that do not activate the feature, other features' explanations, random tokens) is never counted in it, and in the
     paper's setting not in its questions either. In the robust one, held-out tokens and those that do not activate the
     feature are mixed in one question in seeded order, because in a list of nothing but the former a judge that answers
     by place or by habit could not be told from a good one; so there `controls` is part of what a judge sees.
     """
 
     judge: Judge
-    """Says whether a description fits a token."""
-    describer: Judge | None = None
+    """Says whether a explanation fits a token."""
+    explainer: Judge | None = None
     """Describes; the judge itself by default."""
     setting: Literal["paper", "robust"] = "robust"
     """"paper": instances in corpus order, one call for each, the sentence unmarked. "robust": a seeded sample with no
     sentence twice, the token marked in its sentence, one structured call for all, controls among them."""
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
-    """What is analysed. In the paper's setting all contexts of a document are, in order."""
+    """What is analyzed. In the paper's setting all contexts of a document are, in order."""
     max_features: int | None = None
     """Features scored per dictionary, a seeded sample of those with enough instances; 0 for all. By default all in the
     paper's setting, as published, and 256 in the robust one."""
     examples: int = 5
-    """Instances from which a feature is described (m in the paper)."""
+    """Instances from which a feature is explained (m in the paper)."""
     held_out: int = 8
     """Other instances that are judged, at most."""
     controls: bool = True
@@ -61,14 +62,14 @@ class ComSem:
     passage_scores: bool = True
     """Ask for the detection and fuzzing scores too."""
     baseline_features: int = 32
-    """Features asked about with another's description, and random features, at most; 0 for none."""
+    """Features asked about with another's explanation, and random features, at most; 0 for none."""
     accept_failing_judge: bool = False
     """Go on, with marked scores, although the judge is near chance on its self-test."""
     seed: int = 0
     """Of the samples and of the order of questions."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for numbers that leave nothing to describe or judge."""
+        """Raises ValueError for numbers that leave nothing to explain or judge."""
         for name, least in (("examples", 1), ("held_out", 1), ("max_features", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -97,7 +98,7 @@ class ComSem:
             tqdm.write(f"to ask about features: {self._estimate(saes, collection).estimate}", file=sys.stderr)
         return _finish(self._score(str(model.cfg.model_name), saes, collection, self_test))
 
-    def estimate(self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str) -> Tally:
+    def estimate(self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str) -> Usage:
         """Collects instances as `score` does, and counts what would be asked: calls, and tokens by estimate.
 
         What the cache holds already counts as cached. Raises ValueError without a language model to ask.
@@ -149,12 +150,12 @@ class ComSem:
         return "token" if self.setting == "paper" else "marked token"
 
     @property
-    def _describer(self) -> Judge:
-        return self.describer or self.judge
+    def _explainer(self) -> Judge:
+        return self.explainer or self.judge
 
     @property
     def _judges(self) -> list[Judge]:
-        return [self.judge] if self._describer is self.judge else [self.judge, self._describer]
+        return [self.judge] if self._explainer is self.judge else [self.judge, self._explainer]
 
     @property
     def _clients(self) -> list[ChatClient]:
@@ -172,7 +173,7 @@ class ComSem:
             for judge in self._judges:
                 await judge.close()
 
-    def _estimate(self, saes: dict[str, Any], collection: Collection) -> Tally:
+    def _estimate(self, saes: dict[str, Any], collection: Collection) -> Usage:
         async def everything() -> None:
             await ask_cases(self.judge, self._question)
             await self._closing(self._ask_everything(saes, collection, None))
@@ -180,7 +181,7 @@ class ComSem:
         with ExitStack() as stack:
             tallies = [stack.enter_context(client.dry_run()) for client in self._clients]
             _finish(everything())
-        return Tally.total(tallies)
+        return Usage.total(tallies)
 
     async def _score(
         self, model_name: str, saes: dict[str, Any], collection: Collection, self_test: SelfTest
@@ -191,7 +192,7 @@ class ComSem:
             setting=self.setting,
             model=model_name,
             judge=self.judge.name,
-            describer=self._describer.name,
+            explainer=self._explainer.name,
             base_url=self.judge.client.base_url if isinstance(self.judge, LanguageModelJudge) else None,
             settings={name: getattr(self, name) for name in SETTINGS}
             | {"max_features": self._max_features, "corpus": asdict(self._corpus)},
@@ -200,7 +201,7 @@ class ComSem:
             n_sentences=collection.n_sentences,
             dictionaries=dictionaries,
             random_features=random_features,
-            tally=Tally.total(client.tally for client in self._clients),
+            usage=Usage.total(client.usage for client in self._clients),
             failures=dict(sum((client.failures for client in self._clients), Counter())),
             stopped=stopped,
         )
@@ -211,9 +212,9 @@ class ComSem:
         """Scores, random tokens' scores, and why it stopped early if it did."""
         first = next(iter(collection.dictionaries.values()))
         calibration = self_test.calibration if self_test else None
-        interview = Interview(
+        scorer = FeatureScorer(
             self.judge,
-            self._describer,
+            self._explainer,
             self._question,
             calibration,
             self.controls,
@@ -221,16 +222,16 @@ class ComSem:
             self.seed,
             "scoring" if self_test else "estimating",
         )
-        random_features, stopped = await interview.score_features(
+        random_features, stopped = await scorer.score_features(
             first.random_features[: self.baseline_features], "random tokens"
         )
         dictionaries = []
         for name, collected in collection.dictionaries.items():
             features: list[FeatureScore] = []
             if stopped is None:
-                features, stopped = await interview.score_features(collected.features, name)
+                features, stopped = await scorer.score_features(collected.features, name)
             if stopped is None:
-                features, stopped = await interview.shuffle(features, self.baseline_features)
+                features, stopped = await scorer.shuffle(features, self.baseline_features)
             dictionaries.append(_dictionary_scores(name, saes[name], collected, features))
         return dictionaries, random_features, stopped
 

@@ -15,8 +15,9 @@ from transformer_lens import HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
 from bae_lens import BAE, BAEConfig, ComSem, ComSemReport
-from bae_lens.comsem.corpus import CorpusSettings
-from bae_lens.comsem.instances import Instance, Question, Verdict
+from bae_lens.comsem.collect.corpus import CorpusSettings
+from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.judges.judge import Question, Verdict
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
 DIGITS = tuple("12345")
@@ -147,19 +148,19 @@ class RuleJudge:
     def prepare(self, background: list[Instance]) -> None:
         assert background
 
-    async def describe(self, examples: list[Instance], marked: bool) -> str | None:  # noqa: ARG002
-        self.asked["describe"] += 1
+    async def explain(self, examples: list[Instance], marked: bool) -> str | None:  # noqa: ARG002
+        self.asked["explain"] += 1
         for name, rule in FEATURES.items():
             if name != "nothing" and all(rule(example.text) for example in examples):
                 return name
         return "word"
 
-    async def judge(self, description: str, instances: list[Instance], question: Question) -> list[Verdict]:
+    async def judge(self, explanation: str, instances: list[Instance], question: Question) -> list[Verdict]:
         self.asked[question] += 1
-        return [self._verdict(description, instance, question) for instance in instances]
+        return [self._verdict(explanation, instance, question) for instance in instances]
 
-    def _verdict(self, description: str, instance: Instance, question: Question) -> Verdict:
-        rule = FEATURES.get(description, lambda token: token == "word")
+    def _verdict(self, explanation: str, instance: Instance, question: Question) -> Verdict:
+        rule = FEATURES.get(explanation, lambda token: token == "word")
         if question == "passage":
             yes = any(rule(token) for token in instance.sentence.replace(".", " . ").split())
         elif question == "highlights":

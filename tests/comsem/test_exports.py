@@ -13,5 +13,5 @@ def test_files_have_the_shapes_that_other_tools_read(report, tmp_path):
     assert result["eval_result_metrics"]["comsem"]["judge_passed_self_test"] is False
     assert len(result["eval_result_details"]) == 4
     lines = [json.loads(line) for line in (tmp_path / "neuronpedia" / "known.jsonl").read_text().splitlines()]
-    assert set(lines[0]) == {"modelId", "source", "index", "description", "typeName", "explanationModelName"}
-    assert (lines[1]["index"], lines[1]["description"], lines[1]["explanationModelName"]) == ("1", "the", "rules†")
+    assert set(lines[0]) == {"modelId", "source", "index", "explanation", "typeName", "explanationModelName"}
+    assert (lines[1]["index"], lines[1]["explanation"], lines[1]["explanationModelName"]) == ("1", "the", "rules†")

@@ -1,8 +1,8 @@
 from dataclasses import replace
 
-from bae_lens import plots_comsem
-from bae_lens.comsem.spending import Tally
-from bae_lens.report_comsem import n_wrong, worst_first, write_comsem_report
+from bae_lens.comsem.judges.spending import Usage
+from bae_lens.report import comsem_figures as plots_comsem
+from bae_lens.report.comsem import n_wrong, worst_first, write_comsem_report
 
 
 def test_page_is_one_file_with_the_table_and_wrong_verdicts_first(report, tmp_path):
@@ -15,7 +15,7 @@ def test_page_is_one_file_with_the_table_and_wrong_verdicts_first(report, tmp_pa
 
 
 def test_failures_and_costs_are_told(report, tmp_path):
-    lost = replace(report, failures={"cut off": 2}, tally=Tally(failed=2, cost=1.5))
+    lost = replace(report, failures={"cut off": 2}, usage=Usage(failed=2, cost=1.5))
     html = write_comsem_report(lost, tmp_path).read_text()
     assert "2 calls failed (cut off: 2); the same command asks them again" in html
     assert "cost\n  1.5000" in html
@@ -26,7 +26,7 @@ def test_text_of_the_corpus_is_escaped(report, tmp_path):
     dictionary = report.dictionaries[0]
     feature = dictionary.features[0]
     instance = replace(feature.examples[0], sentence="<script>1</script>", token=(8, 9), highlights=[(8, 9)])
-    features = [replace(feature, description="<b>", examples=[instance])]
+    features = [replace(feature, explanation="<b>", examples=[instance])]
     changed = replace(report, dictionaries=[replace(dictionary, features=features)])
     html = write_comsem_report(changed, tmp_path).read_text()
     assert "&lt;script&gt;<mark>1</mark>&lt;/script&gt;" in html

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from bae_lens import ComSem, ComSemReport
-from bae_lens.comsem.cache import AnswerCache
-from bae_lens.comsem.client import ChatClient
-from bae_lens.comsem.corpus import CorpusSettings
-from bae_lens.comsem.instances import Verdict
-from bae_lens.comsem.judge import LanguageModelJudge
-from bae_lens.comsem.spending import Budget
+from bae_lens.comsem.collect.corpus import CorpusSettings
+from bae_lens.comsem.judges.answer_cache import AnswerCache
+from bae_lens.comsem.judges.client import ChatClient
+from bae_lens.comsem.judges.judge import Verdict
+from bae_lens.comsem.judges.language_model import LanguageModelJudge
+from bae_lens.comsem.judges.spending import Budget
 
 CORPUS = CorpusSettings(tokens=1200, context_size=16)
 
@@ -29,7 +29,7 @@ def comsem(rule_judge):
 def test_features_known_by_construction_are_ranked_right(request, comsem, word_model, word_texts, setting, kind):
     report = comsem(setting=setting).score(word_model, request.getfixturevalue(kind), word_texts)
     digits, the, end, nothing = report.dictionaries[0].features
-    assert [feature.description for feature in (digits, the, end, nothing)] == ["digits", "the", "sentence end", "word"]
+    assert [feature.explanation for feature in (digits, the, end, nothing)] == ["digits", "the", "sentence end", "word"]
     assert [digits.score, the.score, end.score, nothing.score] == [1, 1, 1, 0]
     assert [digits.specificity, the.specificity] == [1, 1]
     assert nothing.balanced_accuracy == 0.5
@@ -51,7 +51,7 @@ def test_a_vague_description_scores_1_and_its_controls_give_it_away(
     async def yes(_, instances, __):
         return [Verdict(True, 0.9)] * len(instances)
 
-    rule_judge.describe, rule_judge.judge = vague, yes
+    rule_judge.explain, rule_judge.judge = vague, yes
     report = comsem().score(word_model, known_sae, word_texts)
     the = report.dictionaries[0].features[1]
     assert (the.score, the.specificity, the.balanced_accuracy, the.auc, the.shuffled) == (1, 0, 0.5, 0.5, 1)
@@ -78,9 +78,9 @@ def test_what_activates_a_feature_and_what_does_not_are_mixed_in_one_question(
     lists = {"marked token": [], "passage": [], "highlights": []}
     judge = rule_judge.judge
 
-    async def record(description, instances, question):
-        lists[question].append((description, [instance.marked for instance in instances]))
-        return await judge(description, instances, question)
+    async def record(explanation, instances, question):
+        lists[question].append((explanation, [instance.marked for instance in instances]))
+        return await judge(explanation, instances, question)
 
     rule_judge.judge = record
     report = comsem().score(word_model, known_sae, word_texts)
@@ -93,7 +93,7 @@ def test_what_activates_a_feature_and_what_does_not_are_mixed_in_one_question(
             kinds = [marked in held_out for marked in shown]
             assert sum(a != b for a, b in pairwise(kinds)) > 3
         texts = [text for text, shown in lists["marked token"] if sorted(shown) == sorted(held_out + controls)]
-        assert len(texts) == 2, "its own description and another's"
+        assert len(texts) == 2, "its own explanation and another's"
 
 
 def test_a_judge_that_compares_with_the_corpus_is_tested_as_it_judges(
@@ -102,10 +102,10 @@ def test_a_judge_that_compares_with_the_corpus_is_tested_as_it_judges(
     prepared, asked = [], []
     judge = rule_judge.judge
 
-    async def record(description, instances, question):
+    async def record(explanation, instances, question):
         asked.extend(instances)
         assert len(prepared) == 1, "the self-test comes after the preparation"
-        return await judge(description, instances, question)
+        return await judge(explanation, instances, question)
 
     rule_judge.needs_background, rule_judge.judge, rule_judge.prepare = True, record, prepared.append
     comsem().score(word_model, known_sae, word_texts)
@@ -196,7 +196,7 @@ def test_calls_per_feature_and_the_estimate_of_them(
     assert chat_server.received == 0
     report = comsem.score(word_model, known_sae, word_texts)
     self_test = 80 if setting == "paper" else 20
-    assert chat_server.received == report.tally.asked == estimate.asked == self_test + 2 * calls
+    assert chat_server.received == report.usage.asked == estimate.asked == self_test + 2 * calls
     assert f"to ask about features: {2 * calls} calls to be made and {self_test} cached" in capsys.readouterr().err
 
 
@@ -207,10 +207,10 @@ def test_a_refused_key_ends_everything_at_once(chat_server, word_model, known_sa
     assert chat_server.received <= 4
 
 
-def test_describer_and_judge_may_be_different_models(chat_server, word_model, known_sae, word_texts):
+def test_explainer_and_judge_may_be_different_models(chat_server, word_model, known_sae, word_texts):
     judge = llm(chat_server)
-    describer = LanguageModelJudge("other", judge.client)
-    ComSem(judge, describer, corpus=CORPUS, max_features=1, accept_failing_judge=True).score(
+    explainer = LanguageModelJudge("other", judge.client)
+    ComSem(judge, explainer, corpus=CORPUS, max_features=1, accept_failing_judge=True).score(
         word_model, known_sae, word_texts
     )
     asked = Counter((body["model"], "in common?" in body["messages"][1]["content"]) for body in chat_server.bodies)
@@ -233,7 +233,7 @@ def test_a_spent_budget_keeps_what_was_done_and_the_next_run_goes_on(chat_server
     second = run(None)
     assert second.stopped is None
     assert len(second.dictionaries[0].features) == 4
-    assert second.tally.cached > 20
+    assert second.usage.cached > 20
     assert max(chat_server.answered.values()) == 1
 
 
@@ -243,7 +243,7 @@ def test_lost_calls_are_counted_and_left_out(chat_server, word_model, known_sae,
     chat_server.fault = lambda number: "503" if number in (20, 23) else None
     report = comsem.score(word_model, known_sae, word_texts)
     features = report.dictionaries[0].features
-    assert report.tally.failed == sum(feature.failed > 0 for feature in features) == 2
-    assert sum(feature.description is None for feature in features) == 2
+    assert report.usage.failed == sum(feature.failed > 0 for feature in features) == 2
+    assert sum(feature.explanation is None for feature in features) == 2
     assert len(report.dictionaries[0].scores) == 2
     assert "2 calls failed (status 503: 2); the same command asks them again" in report.table()

@@ -1,0 +1,1 @@
+"""Model and text to activations: one pass of a language model, kept on disk."""

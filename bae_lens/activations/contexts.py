@@ -1,0 +1,110 @@
+"""Which tokens of a text are looked at: documents cut into contexts, some of them held out for evaluation."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bae_lens.activations.sources import TEXT_COLUMN
+from bae_lens.distributed import is_main_process
+
+HELD_OUT_EVERY = 10  # every tenth document is held out for evaluation
+TUNING_AFTER = 5  # and the fifth after it for tuning
+PADDING = -1  # in token arrays, after the end of a document shorter than the context
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Token sequences with the documents they were cut from."""
+
+    tokens: Int[Tensor, "n_contexts context_size"]
+    """Token ids, beginning with BOS where the tokenizer has one; `PADDING` after a document's end."""
+    document: Int[Tensor, " n_contexts"]
+    """Index of each context's document in the order in which documents were read."""
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """How documents become contexts."""
+
+    context_size: int = 128
+    """Tokens per context, BOS included."""
+    cached_tokens: int = 131_072
+    """Tokens to harvest for training, BOS not counted."""
+    held_out_tokens: int = 16_384
+    """Tokens to harvest from held-out documents."""
+    tuning_tokens: int = 8_192
+    """Tokens to harvest from documents held out for tuning, if there is anything to tune."""
+    contexts_per_document: int = 8
+    """At most so many contexts, at random places, from one document, so that a few long ones do not make the corpus."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that leave nothing to train on."""
+        for name, value in asdict(self).items():
+            least = 3 if name == "context_size" else 1  # BOS, a token, and the one to predict from it
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def choose_contexts(
+    tokenizer: Any, documents: Iterable[Any], settings: ContextSettings, seed: int = 0, *, tune: bool = False
+) -> dict[str, Contexts]:
+    """Contexts for `"train"` and, from documents of their own (every tenth), `"test"`, up to the tokens asked for.
+
+    With `tune` there is also `"tune"`, from another tenth of the documents, which training leaves out in any case.
+    `documents` are rows with a column `text`, as of a dataset.
+
+    Warns if they run out before. Raises ValueError if a split gets nothing at all or a row's text is no string.
+    """
+    rng = np.random.default_rng(seed)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    room = settings.context_size - len(bos)
+    wanted = {"train": settings.cached_tokens, "test": settings.held_out_tokens}
+    if tune:
+        wanted["tune"] = settings.tuning_tokens
+    chosen: dict[str, list[tuple[int, list[int]]]] = {split: [] for split in wanted}
+    missing = dict(wanted)
+    index = -1
+    with tqdm(
+        total=sum(missing.values()), desc="choosing contexts", unit="token", disable=not is_main_process()
+    ) as progress:
+        for index, document in enumerate(documents):
+            split = {0: "test", TUNING_AFTER: "tune"}.get(index % HELD_OUT_EVERY, "train")
+            if missing.get(split, 0) <= 0:
+                if max(missing.values()) <= 0:
+                    break
+                continue
+            text = document[TEXT_COLUMN]
+            if not isinstance(text, str):
+                raise ValueError(f"row {index} of the text holds {text!r} instead of a string; remove the row")
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            windows = [ids[start : start + room] for start in range(0, len(ids), room)]
+            for window in rng.permutation(len(windows))[: settings.contexts_per_document]:
+                if missing[split] <= 0:
+                    break
+                chosen[split].append((index, bos + windows[window]))
+                missing[split] -= len(windows[window])
+                progress.update(len(windows[window]))
+    for split, contexts in chosen.items():
+        if not contexts:
+            raise ValueError(
+                f"no {split} document among {index + 1} (of {HELD_OUT_EVERY} in a row the first is for test and the "
+                f"{TUNING_AFTER + 1}th for tune); add text"
+            )
+        if missing[split] > 0:
+            found = f"the text gave {wanted[split] - missing[split]} of the {wanted[split]} {split} tokens asked for"
+            warnings.warn(f"{found}; add text or raise contexts_per_document", stacklevel=2)
+    return {split: _stack(contexts, settings.context_size) for split, contexts in chosen.items()}
+
+
+def _stack(contexts: list[tuple[int, list[int]]], context_size: int) -> Contexts:
+    tokens = torch.full((len(contexts), context_size), PADDING)
+    for row, (_, ids) in enumerate(contexts):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    return Contexts(tokens, torch.tensor([index for index, _ in contexts]))

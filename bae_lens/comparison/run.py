@@ -1,0 +1,288 @@
+"""Several dictionaries on the same activations with the same budget, tuned alike, as one result (Table 1)."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+
+from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.contexts import choose_contexts
+from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.paired import PairedActivations
+from bae_lens.activations.sources import resolve_hook
+from bae_lens.comparison.experiment import Contender, Experiment, check_contenders
+from bae_lens.comparison.results import (
+    Comparison,
+    DictionaryResult,
+    Run,
+    Trial,
+    dashboard_from_dict,
+    describe,
+    metrics_from_dict,
+)
+from bae_lens.distributed import leave_the_rest_to_the_first
+from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
+from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary
+from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
+from bae_lens.functional.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantization
+from bae_lens.storage import Stopwatch, claimed, read_json, write_text
+from bae_lens.training.recipe import Recipe
+from bae_lens.training.trainer import TrainedDictionary, check_processes, check_widths, train_dictionary
+
+LOSS_CONTEXTS = 32  # held-out contexts on which the model's loss is measured
+L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
+BASELINE_ROWS = 65_536  # training tokens on which PCA is fitted, at most
+
+
+def compare(
+    model: Any,
+    documents: Any,
+    contenders: Mapping[str, Contender],
+    experiment: Experiment,
+    folder: Path,
+    device: str = "cpu",
+    loading_seconds: float = 0.0,
+) -> Comparison:
+    """Trains and measures all contenders on the activations of one pass of the model over the text.
+
+    `model` is a TransformerLens model with hooks, `documents` a dataset with a column `text`; `experiment` gives their
+    names and everything else that the contenders share. Every contender sees the same tokens in the same order; each
+    seed gives another order. Of its trials, all trained with the first seed, the one chosen has the largest explained
+    variance on the tuning documents among those within 25 % of the asked informative L0, or else the L0 nearest to it;
+    it is then trained with the other seeds. Everything reported is measured on test documents. (The first seed's run is
+    the one that was chosen, which favors it a little over the others.)
+
+    `folder` keeps the activations, every dictionary (`dictionaries/NAME`, other seeds under `seeds`, other trials
+    under `trials`), `result.json` and SAEBench's keys in `saebench`. An interrupted comparison goes on where it
+    stopped, and nothing that is finished is done again. `loading_seconds` is what model and text took to load, for the
+    report. Several processes share the pass and the training; all but the first end after it.
+
+    Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
+    does not have or whose widths disagree with the configs, for contexts longer than the model's, for a split without
+    documents, for a folder that holds anything else, and for what several processes cannot share.
+    """
+    experiment = replace(experiment, hook_name=resolve_hook(model, experiment.hook_name))
+    if experiment.contexts.context_size > model.cfg.n_ctx:
+        size = experiment.contexts.context_size
+        raise ValueError(f"context_size must be at most the model's {model.cfg.n_ctx}, got {size}")
+    check_contenders(contenders)
+    needed = [hook for contender in contenders.values() for hook in contender.hooks(experiment.hook_name)]
+    hooks = {hook: resolve_hook(model, hook) for hook in dict.fromkeys([experiment.hook_name, *needed])}
+    recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
+    reads = {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()}
+    _check_hooks(contenders, experiment, hook_widths(model, list(hooks)))
+    with claimed(folder, {**asdict(experiment), "recipes": recipes, "hooks": reads}):
+        stopwatch = Stopwatch(folder)
+        stopwatch.add("load model and text", loading_seconds)
+        with stopwatch.stage("choose contexts"):
+            shuffled = documents.shuffle(seed=experiment.seed)
+            tune = any(len(contender.trials) > 1 for contender in contenders.values())
+            contexts = choose_contexts(model.tokenizer, shuffled, experiment.contexts, experiment.seed, tune=tune)
+        with stopwatch.stage("activations"):
+            splits = {
+                split: cache_activations(model, chosen, list(hooks), folder / "activations" / split)
+                for split, chosen in contexts.items()
+            }
+        comparison = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device).result()
+        comparison.save(folder)
+        return comparison
+
+
+class _Comparing:
+    """The parts of a comparison that is under way, each of which is kept as a file when it is done."""
+
+    def __init__(
+        self,
+        model: Any,
+        splits: dict[str, dict[str, CachedActivations]],
+        contenders: Mapping[str, Contender],
+        experiment: Experiment,
+        folder: Path,
+        stopwatch: Stopwatch,
+        device: str,
+    ) -> None:
+        self.model, self.splits, self.contenders, self.experiment = model, splits, contenders, experiment
+        self.folder, self.stopwatch, self.device = folder, stopwatch, device
+        test = splits["test"][experiment.hook_name]
+        self.loss_meter = LossMeter(model, test, LOSS_CONTEXTS)
+        self.metadata = {
+            "model_name": experiment.model,
+            "model_class_name": type(model).__name__,
+            "dataset_path": experiment.dataset,
+            "context_size": experiment.contexts.context_size,
+            "prepend_bos": model.tokenizer.bos_token_id is not None,
+            "exclude_special_tokens": test.special_tokens,
+        }
+
+    def result(self) -> Comparison:
+        chosen = {name: self._choose(name, contender) for name, contender in self.contenders.items()}
+        trained = {
+            (name, seed): self._train(name, recipe, seed, self._seed_folder(seed))
+            for name, (recipe, _) in chosen.items()
+            for seed in self.experiment.seeds
+        }
+        leave_the_rest_to_the_first()
+        metrics = {(name, seed): self._measure(name, seed, trained[name, seed].sae) for name, seed in trained}
+        losses = self._language_model_losses({key: dictionary.sae for key, dictionary in trained.items()})
+        train, test = self._states("train"), self._states("test")
+        baselines = self._baselines(train, test)
+        return Comparison(
+            self.experiment,
+            describe(train, self.model.tokenizer),
+            describe(test, self.model.tokenizer),
+            list(self.stopwatch.stages.values()),
+            *baselines,
+            [
+                self._dictionary_result(name, recipe, trials, trained, metrics, losses)
+                for name, (recipe, trials) in chosen.items()
+            ],
+        )
+
+    def _states(self, split: str) -> CachedActivations:
+        return self.splits[split][self.experiment.hook_name]
+
+    def _seed_folder(self, seed: int) -> Path:
+        return self.folder if seed == self.experiment.seeds[0] else self.folder / "seeds" / str(seed)
+
+    def _home(self, name: str, seed: int) -> Path:
+        return self._seed_folder(seed) / "dictionaries" / name
+
+    def _choose(self, name: str, contender: Contender) -> tuple[Recipe, list[Trial]]:
+        """The recipe to use, and what it was chosen from; its dictionary of the first seed is trained already."""
+        if len(contender.trials) == 1:
+            return contender.trials[0], []
+        trials = [self._try(name, index, recipe) for index, recipe in enumerate(contender.trials)]
+        best = best_trial(trials, self.experiment.l0)
+        home, partial = self._home(name, self.experiment.seeds[0]), self.folder / "trials" / f"{name}.partial"
+        if not home.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(self.folder / "trials" / str(best) / "dictionaries" / name, partial)
+            home.parent.mkdir(exist_ok=True)
+            partial.rename(home)
+        return contender.trials[best], trials
+
+    def _try(self, name: str, index: int, recipe: Recipe) -> Trial:
+        folder = self.folder / "trials" / str(index)
+        trained = self._train(name, recipe, self.experiment.seeds[0], folder)
+        path = folder / "dictionaries" / name / "trial.json"
+        if not path.exists():
+            with self.stopwatch.stage(f"tune {name}"):
+                metrics = self._evaluate(name, trained.sae, "tune")
+            trial = Trial(recipe.to_dict(), metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
+            write_text(path, json.dumps(asdict(trial)))
+        return Trial(**read_json(path))
+
+    def _train(self, name: str, recipe: Recipe, seed: int, folder: Path) -> TrainedDictionary:
+        contender, train = self.contenders[name], self.splits["train"]
+        sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
+        states = sides[0] if contender.hook_name is None else PairedActivations(*sides)
+        with self.stopwatch.stage(f"train {name}"):
+            return train_dictionary(
+                name, recipe, states, self.experiment.training, folder, seed, self.device, self.metadata
+            )
+
+    def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
+        hooks = self.contenders[name].hooks(self.experiment.hook_name)
+        sides = [self.splits[split][hook] for hook in hooks]
+        inputs, *targets = [side.rows(side.content) for side in sides]
+        return evaluate_dictionary(sae, inputs, *targets)
+
+    def _measure(self, name: str, seed: int, sae: SAE[Any]) -> DictionaryMetrics:
+        path = self._home(name, seed) / "metrics.json"
+        if not path.exists():
+            with self.stopwatch.stage(f"measure {name}"):
+                write_text(path, json.dumps(asdict(self._evaluate(name, sae, "test"))))
+        return metrics_from_dict(read_json(path))
+
+    def _language_model_losses(self, saes: dict[tuple[str, int], SAE[Any]]) -> dict[tuple[str, int], LanguageModelLoss]:
+        paths = {key: self._home(*key) / "language_model.json" for key in saes}
+        missing = {"/".join(map(str, key)): sae for key, sae in saes.items() if not paths[key].exists()}
+        if missing:
+            with self.stopwatch.stage("language model's loss"):
+                losses = self.loss_meter(missing)
+            for key, path in paths.items():
+                if not path.exists():
+                    write_text(path, json.dumps(asdict(losses["/".join(map(str, key))])))
+        return {key: LanguageModelLoss(**read_json(path)) for key, path in paths.items()}
+
+    def _portraits(self, name: str, sae: SAE[Any], firing_rates: list[float]) -> list[FeatureDashboard]:
+        path = self._home(name, self.experiment.seeds[0]) / "features.json"
+        if not path.exists():
+            states = self.splits["test"][self.contenders[name].hooks(self.experiment.hook_name)[0]]
+            with self.stopwatch.stage(f"portray {name}"):
+                dashboards = feature_dashboards(sae, states, self.model, firing_rates)
+            write_text(path, json.dumps([asdict(dashboard) for dashboard in dashboards]))
+        return [dashboard_from_dict(dashboard) for dashboard in read_json(path)]
+
+    def _baselines(self, train: CachedActivations, test: CachedActivations) -> tuple[list[RatePoint], list[RatePoint]]:
+        path = self.folder / "baselines.json"
+        if not path.exists():
+            with self.stopwatch.stage("PCA and Gaussian bound"):
+                known = train.rows(train.content[:: -(-len(train.content) // BASELINE_ROWS)])
+                pca = pca_quantization(known, test.rows(test.content))
+                bits = torch.tensor([point.bits for point in pca], dtype=torch.float64)
+                bound = gaussian_bound(torch.linalg.eigvalsh(covariance(known)).clamp(min=0), bits)
+                gaussian = [RatePoint(*point) for point in zip(bits.tolist(), bound.tolist(), strict=True)]
+            write_text(path, json.dumps([pca, gaussian]))
+        pca, gaussian = ([RatePoint(*point) for point in curve] for curve in read_json(path))
+        return pca, gaussian
+
+    def _dictionary_result(
+        self,
+        name: str,
+        recipe: Recipe,
+        trials: list[Trial],
+        trained: dict[tuple[str, int], TrainedDictionary],
+        metrics: dict[tuple[str, int], DictionaryMetrics],
+        losses: dict[tuple[str, int], LanguageModelLoss],
+    ) -> DictionaryResult:
+        seeds, hooks = self.experiment.seeds, self.contenders[name].hooks(self.experiment.hook_name)
+        runs = [
+            Run(
+                seed,
+                trained[name, seed].seconds,
+                trained[name, seed].memory_gib,
+                trained[name, seed].curve,
+                metrics[name, seed],
+                losses[name, seed],
+            )
+            for seed in seeds
+        ]
+        return DictionaryResult(
+            name=name,
+            architecture=recipe.cfg.architecture(),
+            hook_name=hooks[0],
+            hook_name_out=hooks[-1],
+            d_sae=recipe.cfg.d_sae,
+            trials=trials,
+            recipe=recipe.to_dict(),
+            runs=runs,
+            features=self._portraits(name, trained[name, seeds[0]].sae, runs[0].metrics.code.firing_rates),
+        )
+
+
+def best_trial(trials: list[Trial], l0: float | None) -> int:
+    """Index of the trial to choose: the largest explained variance among those near `l0`, or else the nearest."""
+    near = [i for i, trial in enumerate(trials) if l0 is None or abs(trial.informative_l0 / l0 - 1) <= L0_TOLERANCE]
+    if near:
+        return max(near, key=lambda i: trials[i].explained_variance)
+    assert l0 is not None
+    return min(range(len(trials)), key=lambda i: abs(log(max(trials[i].informative_l0, 1e-9) / l0)))
+
+
+def _check_hooks(contenders: Mapping[str, Contender], experiment: Experiment, widths: dict[str, int]) -> None:
+    """`widths` are those of all hooks, in the order in which the model reaches them."""
+    order = list(widths)
+    for name, contender in contenders.items():
+        hooks = contender.hooks(experiment.hook_name)
+        if order.index(hooks[0]) > order.index(hooks[-1]):
+            raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
+        for recipe in contender.trials:
+            check_processes(name, recipe.cfg, len(contender.trials))
+            check_widths(name, recipe.cfg, {hook: widths[hook] for hook in hooks})

@@ -1,0 +1,1 @@
+"""From text to the tokens that activate each feature, in their sentences."""

@@ -1,0 +1,196 @@
+"""Instances of the features of several dictionaries from one pass over a corpus, in memory that does not grow."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
+from sae_lens.util import get_special_token_ids
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bae_lens.activations.forward import stop_layer
+from bae_lens.activations.sources import resolve_hook
+from bae_lens.comsem.collect.background import Background
+from bae_lens.comsem.collect.corpus import ContextStore, CorpusSettings, TextContext, text_contexts
+from bae_lens.comsem.collect.dictionaries import fires
+from bae_lens.comsem.collect.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows, read_instance
+from bae_lens.evaluation.metrics import activated_features, is_binary
+from bae_lens.saes.saelens_compat import heads_concatenated
+from bae_lens.saes.standardization import OUTLIER_NORM
+
+BATCH_BITS = 2**27  # tokens times features of a batch, at most
+CONTEXTS_PER_BATCH = 16
+
+
+@torch.no_grad()
+def collect(
+    model: Any,
+    dictionaries: Mapping[str, SAE[Any]],
+    documents: Iterable[Any],
+    corpus: CorpusSettings,
+    sampling: SamplingSettings,
+) -> Collection:
+    """Runs the model once over the documents, up to the deepest hook, and samples instances of each dictionary.
+
+    Special tokens are skipped, and so are tokens whose norm is over `OUTLIER_NORM` times the median of their batch.
+    The strengths of a binary dictionary's bits are relative to its exact firing rates over these tokens, whatever its
+    own `prior`; its codes wait for them in a temporary file. Dictionaries stay as they are; at hook_z they take heads
+    concatenated for the time being. Memory depends on the dictionaries, not on the length of the corpus.
+    Raises ValueError for an unknown hook, a dictionary of another width, and a text without tokens of content.
+    """
+    hooks = {name: resolve_hook(model, str(sae.cfg.metadata.hook_name)) for name, sae in dictionaries.items()}
+    special = torch.tensor(sorted(get_special_token_ids(model.tokenizer)))
+    vocabulary = max(len(model.tokenizer), int(special.max()) + 1 if len(special) else 0)
+    largest = max(sae.cfg.d_sae for sae in dictionaries.values())
+    batch_size = max(1, min(CONTEXTS_PER_BATCH, BATCH_BITS // (corpus.context_size * largest)))
+    samplers = {name: FeatureSampler(sae.cfg.d_sae, sampling) for name, sae in dictionaries.items()}
+    counts, background = _Counts(torch.zeros(vocabulary, dtype=torch.int64)), Background(sampling.seed)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comsem-")))
+        store = stack.enter_context(closing(ContextStore(folder / "contexts.jsonl")))
+        codes = {name: stack.enter_context((folder / f"{i}.npy").open("w+b")) for i, name in enumerate(dictionaries)}
+        for sae in dictionaries.values():
+            stack.enter_context(heads_concatenated(sae))
+        contexts = text_contexts(model.tokenizer, documents, corpus, sampling.seed)
+        with tqdm(total=corpus.tokens, desc="collecting instances", unit="token") as progress:
+            while batch := list(islice(contexts, batch_size)):
+                states, content = _run(model, batch, sorted(set(hooks.values())), special)
+                rows = counts.rows(batch, content, [store.write(context) for context in batch])
+                background.add(torch.stack([rows.place, rows.position, rows.token, rows.text], 1))
+                for name, sae in dictionaries.items():
+                    feature_acts = _encode(sae, name, states[hooks[name]][content])
+                    if is_binary(sae):
+                        _write(codes[name], rows, feature_acts)
+                    else:
+                        samplers[name].add(rows, activated_features(sae, feature_acts), fires(sae, feature_acts))
+                progress.update(sum(len(context.tokens) for context in batch))
+        if counts.tokens == 0:
+            raise ValueError("the text holds no tokens of content to analyze")
+        for name, sae in dictionaries.items():
+            if is_binary(sae):
+                _add_codes(samplers[name], sae, codes[name], counts.tokens)
+        collected = {name: samplers[name].finish(store, counts.token_counts, counts.tokens) for name in dictionaries}
+        shown = set().union(*(sampler.shown for sampler in samplers.values()))
+        return Collection(
+            n_documents=counts.documents,
+            n_contexts=counts.contexts,
+            n_sentences=counts.sentences,
+            n_tokens=counts.tokens,
+            dictionaries=collected,
+            background=[read_instance(store, item) for item in background.outside(shown)],
+        )
+
+
+@dataclass
+class _Counts:
+    """What has been seen so far."""
+
+    token_counts: Int[Tensor, " vocabulary"]
+    tokens: int = 0
+    contexts: int = 0
+    sentences: int = 0
+    documents: int = 0
+    last_document: int = -1
+
+    def rows(self, batch: list[TextContext], content: Bool[Tensor, "n position"], places: list[int]) -> TokenRows:
+        """The tokens of content of a batch, with sentences numbered throughout the corpus."""
+        context, position = content.nonzero().unbind(1)
+        first_sentence = np.cumsum([self.sentences] + [len(item.sentences) for item in batch])
+        tokens = _pad([item.tokens for item in batch], content.shape[1])[content]
+        sentences = _pad([item.sentence_of for item in batch], content.shape[1])[content]
+        rows = TokenRows(
+            place=torch.tensor(places)[context],
+            position=position,
+            token=tokens,
+            sentence=sentences + torch.from_numpy(first_sentence)[context],
+            index=self.tokens + torch.arange(len(tokens)),
+            text=_pad([_sentence_hashes(item) for item in batch], content.shape[1])[content],
+        )
+        self.token_counts += torch.bincount(tokens, minlength=len(self.token_counts))
+        self.tokens += len(tokens)
+        self.contexts += len(batch)
+        self.sentences = int(first_sentence[-1])
+        numbers = [self.last_document, *(item.document for item in batch)]  # the contexts of a document come together
+        self.documents += sum(number != before for before, number in pairwise(numbers))
+        self.last_document = numbers[-1]
+        return rows
+
+
+def _run(
+    model: Any, batch: list[TextContext], hooks: list[str], special: Int[Tensor, " n_special"]
+) -> tuple[dict[str, Float[Tensor, "n position d_in"]], Bool[Tensor, "n position"]]:
+    """Activations at the hooks, heads concatenated, and which of them are content at all of the hooks."""
+    size = max(len(context.tokens) for context in batch)
+    tokens = _pad([context.tokens for context in batch], size)
+    _, cache = model.run_with_cache(
+        tokens.to(model.cfg.device),
+        names_filter=hooks,
+        stop_at_layer=stop_layer(hooks),
+        prepend_bos=False,
+    )
+    states = {hook: cache[hook].float().flatten(2).cpu() for hook in hooks}
+    length = torch.tensor([len(context.tokens) for context in batch])
+    content = (torch.arange(size) < length[:, None]) & ~torch.isin(tokens, special)
+    ordinary = content.clone()
+    for hook, at_hook in states.items():
+        if not torch.isfinite(at_hook[content]).all():
+            raise ValueError(f"the model's activations at {hook} are not finite")
+        norms = at_hook.norm(dim=-1)
+        if content.any():
+            ordinary &= norms <= OUTLIER_NORM * norms[content].median()
+    return states, ordinary
+
+
+def _encode(sae: SAE[Any], name: str, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
+    if x.shape[1] != sae.cfg.d_in:
+        raise ValueError(
+            f"dictionary {name} takes {sae.cfg.d_in} wide activations, but {sae.cfg.metadata.hook_name} of this model "
+            f"is {x.shape[1]} wide; use the model that it was trained on"
+        )
+    feature_acts = sae.encode(x.to(sae.device, sae.dtype))
+    return (feature_acts.to_dense() if feature_acts.is_sparse else feature_acts).float().cpu()
+
+
+def _write(file: IO[bytes], rows: TokenRows, code: Float[Tensor, "n d_sae"]) -> None:
+    np.save(file, np.packbits(code.bool().numpy(), axis=1))
+    np.save(file, rows.stack().numpy())
+
+
+def _read(file: IO[bytes], d_sae: int) -> Iterator[tuple[TokenRows, Float[Tensor, "n d_sae"]]]:
+    end = file.tell()
+    file.seek(0)
+    while file.tell() < end:
+        code = np.unpackbits(np.load(file), axis=1, count=d_sae)
+        yield TokenRows.unstack(torch.from_numpy(np.load(file))), torch.from_numpy(code).float()
+
+
+def _add_codes(sampler: FeatureSampler, sae: Any, file: IO[bytes], n_tokens: int) -> None:
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
+    for _, code in _read(file, sae.cfg.d_sae):
+        fired += code.sum(0).long()
+    prior = (fired.double() / n_tokens).float()
+    for rows, code in _read(file, sae.cfg.d_sae):
+        sampler.add(rows, activated_features(sae, code, prior), fires(sae, code, prior))
+
+
+def _sentence_hashes(context: TextContext) -> list[int]:
+    """For each token, 63 bits that depend on the text of its sentence alone."""
+    texts = [context.text[start:end].encode() for start, end in context.sentences]
+    hashes = [int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1 for text in texts]
+    return [hashes[sentence] for sentence in context.sentence_of]
+
+
+def _pad(lists: list[list[int]], size: int) -> Int[Tensor, "n size"]:
+    padded = torch.zeros(len(lists), size, dtype=torch.int64)
+    for row, values in enumerate(lists):
+        padded[row, : len(values)] = torch.tensor(values)
+    return padded

@@ -1,0 +1,151 @@
+"""Text as a model reads it and as a person does: contexts of tokens that know their sentences."""
+
+import bisect
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bae_lens.activations.sources import TEXT_COLUMN
+from bae_lens.comsem.collect.instances import Instance, Span
+from bae_lens.comsem.collect.sentences import sentence_spans
+
+MARGIN = 300  # characters of a sentence shown on either side of a token, for text without full stops
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """How much of a text is analyzed, and how it is cut."""
+
+    tokens: int = 65_536
+    """Tokens to analyze, BOS not counted; the text may have fewer."""
+    context_size: int = 128
+    """Tokens per context, BOS included."""
+    contexts_per_document: int | None = 16
+    """At most so many contexts, at random places, from one document; None for all, in order."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that leave nothing to analyze."""
+        if self.context_size < 3:
+            raise ValueError(f"context_size must be at least 3, got {self.context_size}")
+        for name in ("tokens", "contexts_per_document"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """A run of tokens as the model sees it, with its sentences."""
+
+    document: int
+    """Number of the document that it is from."""
+    tokens: list[int]
+    """Token ids, beginning with BOS where the tokenizer has one."""
+    text: str
+    """From the first token to the last."""
+    spans: list[Span]
+    """Start and end of each token in `text`, without white space around it; BOS is empty."""
+    sentences: list[Span]
+    """Start and end of each sentence in `text`, cut off where the context begins and ends: what the model sees."""
+
+    @cached_property
+    def sentence_of(self) -> list[int]:
+        """Index of each token's sentence. White space belongs to the sentence before it."""
+        starts = [start for start, _ in self.sentences]
+        return [max(0, bisect.bisect_right(starts, start) - 1) for start, _ in self.spans]
+
+    def instance(self, position: int, highlights: Iterable[int]) -> Instance:
+        """The token at `position` in its sentence, with the tokens at `highlights`, which belong to it too."""
+        start, end = self.sentences[self.sentence_of[position]]
+        first, last = self.spans[position]
+        start = min(first, max(start, first - MARGIN))
+        end = max(last, min(end, last + MARGIN))
+        spans = sorted({self.spans[other] for other in highlights})
+        inside = [(a - start, b - start) for a, b in spans if start <= a and b <= end]
+        return Instance(self.text[start:end], (first - start, last - start), inside)
+
+
+def text_contexts(
+    tokenizer: Any, documents: Iterable[Any], settings: CorpusSettings, seed: int = 0
+) -> Iterator[TextContext]:
+    """Contexts of the documents (strings, or rows with a column `text`), one document in memory at a time.
+
+    Raises ValueError for a tokenizer that cannot say where its tokens are in the text, and a row without text.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError("ComSem needs to know where tokens are in the text: use a fast tokenizer")
+    rng = np.random.default_rng(seed)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    room, missing = settings.context_size - len(bos), settings.tokens
+    for index, row in enumerate(documents):
+        text = row if isinstance(row, str) else row[TEXT_COLUMN]
+        if not isinstance(text, str):
+            raise ValueError(f"row {index} of the text holds {text!r} instead of a string; remove the row")
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+        sentences = sentence_spans(text)
+        starts = np.arange(0, len(ids) if sentences else 0, room)
+        if settings.contexts_per_document is not None:
+            starts = rng.permutation(starts)[: settings.contexts_per_document]
+        for start in starts.tolist():
+            stop = min(start + room, len(ids), start + missing)
+            yield _cut(index, text, sentences, bos, ids[start:stop], offsets[start:stop])
+            missing -= stop - start
+            if missing <= 0:
+                return
+
+
+def _cut(
+    document: int, text: str, sentences: list[Span], bos: list[int], ids: list[int], offsets: list[Span]
+) -> TextContext:
+    spans = [_strip(text, *span) for span in offsets]
+    starts = [start for start, _ in sentences]
+    first = max(0, bisect.bisect_right(starts, spans[0][0]) - 1)
+    last = max(0, bisect.bisect_right(starts, spans[-1][0]) - 1)
+    start, end = spans[0][0], spans[-1][1]
+    return TextContext(
+        document,
+        bos + ids,
+        text[start:end],
+        [(0, 0)] * len(bos) + [(a - start, b - start) for a, b in spans],
+        [(max(a, start) - start, min(b, end) - start) for a, b in sentences[first : last + 1]],
+    )
+
+
+def _strip(text: str, start: int, end: int) -> Span:
+    """The span without white space at its ends; a span of white space alone stays as it is."""
+    token = text[start:end]
+    if not token.strip():
+        return start, end
+    return start + len(token) - len(token.lstrip()), start + len(token.rstrip())
+
+
+class ContextStore:
+    """Contexts on disk, so that memory does not grow with the corpus; each is found by its place in the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b")
+        self._end = 0
+
+    def write(self, context: TextContext) -> int:
+        """Keeps a context and returns its place."""
+        place, line = self._end, json.dumps(asdict(context)).encode() + b"\n"
+        self._file.seek(place)
+        self._end += self._file.write(line)
+        return place
+
+    def read(self, place: int) -> TextContext:
+        """The context at a place."""
+        self._file.seek(place)
+        content = json.loads(self._file.readline())
+        spans = {name: [(start, end) for start, end in content[name]] for name in ("spans", "sentences")}
+        return TextContext(**{**content, **spans})
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

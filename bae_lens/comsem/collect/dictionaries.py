@@ -1,0 +1,60 @@
+"""Dictionaries by object, folder or name on the hub, and what it means that one of their features fires."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Bool, Float
+from sae_lens import SAE
+from torch import Tensor
+
+from bae_lens.evaluation.metrics import is_binary
+from bae_lens.functional.strength import MORE_SURPRISING_THAN_NOT, activation_strength
+
+Dictionary = SAE[Any] | str | Path
+
+
+def load_dictionary(source: Dictionary, device: str = "cpu") -> SAE[Any]:
+    """An SAE object as it is, a folder as `SAE.load_from_disk` takes it, or `RELEASE/SAE_ID` on the hub.
+
+    Raises ValueError for anything else, and for a dictionary that does not say where it reads.
+    """
+    sae = source if isinstance(source, SAE) else _load(str(source), device)
+    if not sae.cfg.metadata.hook_name:
+        raise ValueError("this dictionary does not say which hook it reads; set sae.cfg.metadata.hook_name")
+    return sae
+
+
+def load_dictionaries(sources: Dictionary | Mapping[str, Dictionary], device: str = "cpu") -> dict[str, SAE[Any]]:
+    """Dictionaries by name; a single one is named after its folder, id or architecture."""
+    if not isinstance(sources, Mapping):
+        name = sources.cfg.architecture() if isinstance(sources, SAE) else Path(sources).name
+        sources = {name: sources}
+    if not sources:
+        raise ValueError("there are no dictionaries to score")
+    return {name: load_dictionary(source, device) for name, source in sources.items()}
+
+
+def _load(source: str, device: str) -> SAE[Any]:
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "cfg.json").exists():
+            raise ValueError(f"a dictionary's folder has a cfg.json in it, and {folder} has none")
+        return SAE.load_from_disk(folder, device)
+    release, slash, sae_id = source.partition("/")
+    if not slash or folder.is_absolute():
+        raise ValueError(f"a dictionary is a folder or RELEASE/SAE_ID on the hub, got {source!r}, which is neither")
+    return SAE.from_pretrained(release, sae_id, device)
+
+
+def fires(
+    sae: SAE[Any], feature_acts: Float[Tensor, "n d_sae"], prior: Float[Tensor, " d_sae"] | None = None
+) -> Bool[Tensor, "n d_sae"]:
+    """Which features say something about a token: activations over 0, or bits that differ from the prior's mode.
+
+    `prior` takes the place of the BAE's own.
+    """
+    if is_binary(sae):
+        known: Any = sae.prior if prior is None else prior
+        return activation_strength(feature_acts, known) > MORE_SURPRISING_THAN_NOT
+    return feature_acts > 0

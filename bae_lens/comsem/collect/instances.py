@@ -1,0 +1,75 @@
+"""What is judged: tokens in their sentences, and the verdicts on them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A token in its sentence."""
+
+    sentence: str
+    token: Span
+    """Start and end of the token in the sentence."""
+    highlights: list[Span]
+    """Tokens on which the feature fires, in order; for an instance on which it does not, as many others."""
+
+    @property
+    def text(self) -> str:
+        """The token itself."""
+        return self.sentence[slice(*self.token)]
+
+    @property
+    def marked(self) -> str:
+        """The sentence with the token between << and >>."""
+        return self._mark([self.token])
+
+    @property
+    def highlighted(self) -> str:
+        """The sentence with all highlights between << and >>."""
+        return self._mark(self.highlights)
+
+    def _mark(self, spans: list[Span]) -> str:
+        parts, end = [], 0
+        for start, stop in spans:
+            parts += [self.sentence[end:start], "<<", self.sentence[start:stop], ">>"]
+            end = stop
+        return "".join([*parts, self.sentence[end:]])
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Instance":
+        start, end = content["token"]
+        return cls(content["sentence"], (start, end), [(start, end) for start, end in content["highlights"]])
+
+    @classmethod
+    def from_marked(cls, marked: str) -> "Instance":
+        """From a sentence whose token stands between << and >>. Raises ValueError if none does.
+
+        >>> Instance.from_marked("A <<cat>> sat.")
+        Instance(sentence='A cat sat.', token=(2, 5), highlights=[(2, 5)])
+        """
+        before, found, rest = marked.partition("<<")
+        token, closed, after = rest.partition(">>")
+        if not (found and closed and token):
+            raise ValueError(f"an instance needs a token between << and >>, got {marked!r}")
+        span = (len(before), len(before) + len(token))
+        return cls(before + token + after, span, [span])
+
+
+@dataclass(frozen=True)
+class FeatureInstances:
+    """What is shown and asked of one feature."""
+
+    feature: int
+    firing_rate: float
+    """Share of the tokens on which it fires."""
+    n_instances: int
+    """Tokens that activate it: among their 10 strongest features is this one."""
+    explain: list[Instance]
+    """Activating tokens from which it is explained."""
+    held_out: list[Instance]
+    """Other activating tokens."""
+    controls: list[Instance]
+    """Tokens in whose sentences it fires nowhere, matched to `held_out`; see `TokenPool.matched`."""

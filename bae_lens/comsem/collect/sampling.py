@@ -1,0 +1,255 @@
+"""Which tokens of a corpus are shown and asked of each feature of a dictionary."""
+
+import random
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from bae_lens.comsem.collect.background import kept_apart
+from bae_lens.comsem.collect.corpus import ContextStore, TextContext
+from bae_lens.comsem.collect.instances import FeatureInstances, Instance
+from bae_lens.comsem.collect.reservoirs import Reservoirs, TokenPool, first_of_each
+from bae_lens.functional.strength import INSTANCES_TO_COUNT, count_instances
+
+SPARE = 8  # instances kept beyond those needed, in case a sentence occurs several times in the corpus
+POOL_SIZE = 1024  # tokens from which controls are matched
+REACH = 31  # tokens on either side within which an instance's other firing tokens are remembered, as bits of an int64
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How instances are sampled."""
+
+    examples: int = 5
+    """Instances from which a feature is explained (m in the paper)."""
+    held_out: int = 8
+    """Other instances that are judged, at most."""
+    in_corpus_order: bool = False
+    """The first instances in the corpus (the paper's), rather than a seeded sample with no sentence twice."""
+    max_features: int | None = 256
+    """Features scored per dictionary, a seeded sample; None for all that have enough instances."""
+    seed: int = 0
+    """Of the sample."""
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Where the tokens of content of a batch are, a row each."""
+
+    place: Int[Tensor, " n"]
+    """Of the context, in the store."""
+    position: Int[Tensor, " n"]
+    """In the context."""
+    token: Int[Tensor, " n"]
+    """Token id."""
+    sentence: Int[Tensor, " n"]
+    """Number of the sentence in the corpus, rising."""
+    index: Int[Tensor, " n"]
+    """Number of the token in the corpus, rising."""
+    text: Int[Tensor, " n"]
+    """Hash of the sentence's text, which may occur several times."""
+
+    def stack(self) -> Int[Tensor, "6 n"]:
+        """All in one tensor."""
+        return torch.stack([getattr(self, field.name) for field in fields(self)])
+
+    @classmethod
+    def unstack(cls, stacked: Int[Tensor, "6 n"]) -> "TokenRows":
+        """From what `stack` gave."""
+        return cls(*stacked)
+
+
+@dataclass(frozen=True)
+class CollectedDictionary:
+    """What a corpus gave for one dictionary."""
+
+    d_sae: int
+    """Features that it has."""
+    feature_activated: int
+    """Features activated by at least 8 tokens (Table 1)."""
+    scoreable: int
+    """Features with instances to explain them and at least one to judge."""
+    features: list[FeatureInstances]
+    """The scoreable ones, or a sample of them."""
+    random_features: list[FeatureInstances]
+    """Tokens drawn at random, in the place of features: what a dictionary must beat."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a corpus gave."""
+
+    n_documents: int
+    """Documents of the corpus."""
+    n_contexts: int
+    """Contexts that they were cut into."""
+    n_sentences: int
+    """A sentence cut in two by the end of a context counts twice."""
+    n_tokens: int
+    """Tokens of content."""
+    dictionaries: dict[str, CollectedDictionary]
+    """By name."""
+    background: list[Instance]
+    """Ordinary tokens, from sentences of which nothing is asked."""
+
+
+class FeatureSampler:
+    """Samples the instances of one dictionary's features from a stream of tokens, in memory that does not grow.
+
+    What is asked stands in none of the sentences that are kept apart as background, except in corpus order, where the
+    first instances are the first. `shown` holds the hashes of the sentences that came to be shown.
+    """
+
+    def __init__(self, d_sae: int, settings: SamplingSettings) -> None:
+        self.d_sae, self.settings = d_sae, settings
+        self.n_instances = torch.zeros(d_sae, dtype=torch.int64)
+        self.n_fired = torch.zeros(d_sae, dtype=torch.int64)
+        self.reservoirs = Reservoirs(d_sae, settings.examples + settings.held_out + SPARE, width=5)
+        self.pool = TokenPool(POOL_SIZE, d_sae)
+        self.shown: set[int] = set()
+        self._instance_keys = torch.Generator().manual_seed(settings.seed)
+        self._pool_keys = torch.Generator().manual_seed(settings.seed)  # the same pool for every dictionary
+
+    def add(self, rows: TokenRows, activated: Int[Tensor, "n k"], fires: Bool[Tensor, "n d_sae"]) -> None:
+        """Takes a batch of tokens, with the features that each activates (-1 for none) and those that fire."""
+        if len(rows.index) == 0:
+            return
+        self.n_instances += count_instances(activated, self.d_sae)
+        self.n_fired += fires.sum(0)
+        self._add_instances(rows, activated, fires)
+        self._add_to_pool(rows, fires)
+
+    def _add_instances(self, rows: TokenRows, activated: Int[Tensor, "n k"], fires: Bool[Tensor, "n d_sae"]) -> None:
+        activated = activated.sort(1).values  # so that equal codes draw equal keys, whatever the order of strength
+        taken = activated >= 0
+        if not self.settings.in_corpus_order:
+            taken &= ~kept_apart(rows.text)[:, None]
+        row, column = taken.nonzero().unbind(1)
+        feature = activated[row, column]
+        if self.settings.in_corpus_order:
+            key = rows.index[row].double()
+        else:
+            key = torch.rand(len(row), generator=self._instance_keys, dtype=torch.float64)
+            local = rows.sentence[row] - rows.sentence.min()
+            one_a_sentence = first_of_each(feature * (local.max() + 1) + local, key) if len(row) else row
+            row, feature, key = row[one_a_sentence], feature[one_a_sentence], key[one_a_sentence]
+        nearby = _firing_nearby(rows, fires, row, feature)
+        item = torch.stack([rows.place[row], rows.position[row], rows.token[row], nearby, rows.text[row]], 1)
+        self.reservoirs.add(feature, key, item)
+
+    def _add_to_pool(self, rows: TokenRows, fires: Bool[Tensor, "n d_sae"]) -> None:
+        key = torch.rand(len(rows.index), generator=self._pool_keys, dtype=torch.float64)
+        chosen = first_of_each(rows.sentence, key)
+        chosen = chosen[~kept_apart(rows.text[chosen])]
+        sentences, number = rows.sentence.unique(return_inverse=True)
+        anywhere = torch.zeros(len(sentences), self.d_sae).index_add_(0, number, fires.float()) > 0
+        item = torch.stack([rows.place[chosen], rows.position[chosen], rows.token[chosen]], 1)
+        self.pool.add(key[chosen], item, anywhere[number[chosen]])
+
+    def finish(
+        self, store: ContextStore, token_counts: Int[Tensor, " vocabulary"], n_tokens: int
+    ) -> CollectedDictionary:
+        """Reads the sampled instances of the features to be scored."""
+        settings, scoreable = self.settings, 0
+        generator = torch.Generator().manual_seed(settings.seed)
+        enough = (self.reservoirs.sizes() > settings.examples).nonzero().flatten()
+        wanted = len(enough) if settings.max_features is None else settings.max_features
+        features: list[FeatureInstances] = []
+        for feature in enough[torch.randperm(len(enough), generator=generator)].tolist():
+            items = self._usable(feature)
+            scoreable += len(items) > settings.examples
+            if len(items) > settings.examples and len(features) < wanted:
+                candidates = self.pool.silent(feature)
+                rate = self.n_fired[feature].item() / n_tokens
+                count = int(self.n_instances[feature])
+                features.append(self._feature(store, feature, rate, count, items, candidates, token_counts))
+        return CollectedDictionary(
+            d_sae=self.d_sae,
+            feature_activated=int((self.n_instances >= INSTANCES_TO_COUNT).sum()),
+            scoreable=scoreable,
+            features=sorted(features, key=lambda instances: instances.feature),
+            random_features=self._random_features(store, token_counts),
+        )
+
+    def _usable(self, feature: int) -> list[list[int]]:
+        """A feature's items, at most as many as are shown; with no sentence twice unless in corpus order."""
+        items = self.reservoirs.of(feature)
+        if not self.settings.in_corpus_order:
+            items = list({item[-1]: item for item in reversed(items)}.values())[::-1]
+        return items[: self.settings.examples + self.settings.held_out]
+
+    def _feature(
+        self,
+        store: ContextStore,
+        feature: int,
+        rate: float,
+        n_instances: int,
+        items: list[list[int]],
+        candidates: Int[Tensor, " n"],
+        token_counts: Int[Tensor, " vocabulary"],
+    ) -> FeatureInstances:
+        examples = [read_instance(store, item) for item in items]
+        self.shown.update(item[-1] for item in items)
+        m = self.settings.examples
+        held_out = torch.tensor(items[m:])
+        shown = {instance.sentence for instance in examples}
+        matched = self.pool.matched(candidates, held_out[:, 2], held_out[:, 1], token_counts)
+        n_highlights = [len(instance.highlights) for instance in examples[m:]]
+        rng = random.Random(f"{self.settings.seed} {feature}")
+        controls = [
+            read_instance(store, item, n_highlights=n, rng=rng)
+            for item, n in zip(self.pool.items[matched].tolist(), n_highlights, strict=False)
+        ]
+        controls = [instance for instance in controls if instance.sentence not in shown]
+        return FeatureInstances(feature, rate, n_instances, examples[:m], examples[m:], controls)
+
+    def _random_features(
+        self, store: ContextStore, token_counts: Int[Tensor, " vocabulary"], n: int = 32
+    ) -> list[FeatureInstances]:
+        """Up to n disjoint sets of tokens of the pool, with half of it left for controls."""
+        order = torch.randperm(len(self.pool.items), generator=torch.Generator().manual_seed(self.settings.seed))
+        size = self.settings.examples + self.settings.held_out
+        drawn, rest = order[: len(order) // 2], order[len(order) // 2 :]
+        features = []
+        for number, members in enumerate(drawn.split(size)[:n]):
+            if len(members) == size:
+                items = [[*item, 1 << REACH, 0] for item in self.pool.items[members].tolist()]
+                features.append(self._feature(store, number, 0.0, size, items, rest, token_counts))
+        return features
+
+
+def _firing_nearby(
+    rows: TokenRows, fires: Bool[Tensor, "n d_sae"], row: Int[Tensor, " m"], feature: Int[Tensor, " m"]
+) -> Int[Tensor, " m"]:
+    """On which tokens within `REACH` of each instance, in the same sentence, its feature fires; bit REACH is itself."""
+    bits = torch.zeros(len(row), dtype=torch.int64)
+    for offset in range(-REACH, REACH + 1):
+        other = (row + offset).clamp(0, max(0, len(rows.index) - 1))
+        # Rows of one context are in order, but tokens that are no content are missing between them.
+        distance = rows.position[other] - rows.position[row]
+        near = (rows.sentence[other] == rows.sentence[row]) & (distance.abs() <= REACH) & (distance * offset >= 0)
+        bits |= (near & fires[other, feature]).long() << (distance.clamp(-REACH, REACH) + REACH)
+    return bits
+
+
+def read_instance(
+    store: ContextStore, item: list[int], n_highlights: int = 1, rng: random.Random | None = None
+) -> Instance:
+    """From (place, position, token id) and, of a firing one, the bits of `_firing_nearby`."""
+    place, position = item[:2]
+    context = store.read(place)
+    if len(item) > 3:
+        highlights = [position + bit - REACH for bit in range(2 * REACH + 1) if item[3] >> bit & 1]
+    else:
+        others = [other for other in _sentence(context, position) if other != position]
+        n_others = min(n_highlights - 1, len(others))
+        highlights = [position, *(rng.sample(others, n_others) if rng and n_others > 0 else [])]
+    return context.instance(position, highlights)
+
+
+def _sentence(context: TextContext, position: int) -> list[int]:
+    """Positions of the tokens of the same sentence."""
+    sentence = context.sentence_of[position]
+    return [other for other, number in enumerate(context.sentence_of) if number == sentence and context.spans[other][1]]

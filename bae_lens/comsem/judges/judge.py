@@ -1,0 +1,55 @@
+"""What a judge is asked, and what it answers."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from bae_lens.comsem.collect.instances import Instance
+
+Question = Literal["token", "marked token", "passage", "highlights"]
+"""What a judge is asked of an instance and a explanation: whether it explains
+
+- the token in its sentence, asked one call each, the sentence unmarked (the paper's question);
+- the token marked in its sentence;
+- anything in the sentence ("detection" in EleutherAI's delphi);
+- all of the tokens highlighted in the sentence ("fuzzing" there).
+"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's answer about one instance."""
+
+    yes: bool | None
+    """None if the answer could not be parsed, or if there was none."""
+    probability: float | None = None
+    """Of yes against no, where the judge says."""
+    failed: bool = False
+    """There was no answer at all."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Whoever puts into words what tokens have in common, and says whether the words fit others."""
+
+    name: str
+    needs_background: bool
+    """Whether it judges by comparison with the corpus: then it is tested after instances have been collected."""
+
+    def prepare(self, background: list[Instance]) -> None:
+        """Shows the judge ordinary tokens of the corpus, once, before it is asked about the corpus."""
+        ...
+
+    async def explain(self, examples: list[Instance], marked: bool) -> str | None:
+        """One phrase for what the tokens have in common; None if there was no answer, empty if it was of no use.
+
+        `marked`: the tokens are shown marked in their sentences, otherwise beside them.
+        """
+        ...
+
+    async def judge(self, explanation: str, instances: list[Instance], question: Question) -> list[Verdict]:
+        """A verdict for each instance."""
+        ...
+
+    async def close(self) -> None:
+        """Ends what the judge holds open; it may be asked again."""
+        ...

@@ -1,0 +1,77 @@
+"""Language models as judges."""
+
+import json
+import zlib
+from typing import Any
+
+from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.judges.client import ChatClient
+from bae_lens.comsem.judges.judge import Question, Verdict
+from bae_lens.comsem.judges.prompts import (
+    EXPLANATION_TOKENS,
+    UNKNOWN_EXPLANATION,
+    explain_messages,
+    read_explanation,
+    read_single,
+    read_structured,
+    single_messages,
+    structured_messages,
+    verdict_schema,
+)
+from bae_lens.comsem.judges.together import together
+
+TOP_LOGPROBS = 5  # alternatives among which yes and no are looked for; servers allow 5 at least
+# Tokens of an answer that are expected, and at most allowed, per verdict: one that is cut off is lost.
+SINGLE_TOKENS, STRUCTURED_TOKENS = (2, 64), (7, 16)
+
+
+class LanguageModelJudge:
+    """A chat model that explains and judges; `client` may be shared between several."""
+
+    needs_background = False
+
+    def __init__(self, model: str, client: ChatClient, temperature: float | None = 0.0, logprobs: bool = True) -> None:
+        self.name, self.client = model, client
+        self._options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
+        self._logprobs: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}
+
+    def prepare(self, background: list[Instance]) -> None:
+        """A language model has seen ordinary tokens before."""
+
+    async def explain(self, examples: list[Instance], marked: bool) -> str | None:
+        expected, allowed = EXPLANATION_TOKENS
+        request = self._request(explain_messages(examples, marked), allowed)
+        answer = await self.client.ask(request, expected, may_be_cut=True)
+        if answer.text is None:
+            # Each of its own, because questions with the same explanation about the same token are asked once.
+            own = zlib.crc32(json.dumps(request["messages"]).encode())
+            return UNKNOWN_EXPLANATION.format(own) if self.client.dry else None
+        return read_explanation(answer.text)
+
+    async def judge(self, explanation: str, instances: list[Instance], question: Question) -> list[Verdict]:
+        if question == "token":
+            return await together([self._judge_one(explanation, instance) for instance in instances])
+        expected, allowed = STRUCTURED_TOKENS
+        n = len(instances)
+        request = self._request(structured_messages(explanation, instances, question), n * allowed)
+        request |= {"response_format": verdict_schema(n), **self._logprobs}
+        answer = await self.client.ask(request, n * expected)
+        if answer.text is None:
+            return [Verdict(None, failed=True)] * n
+        probabilities = answer.probabilities if len(answer.probabilities) == n else [None] * n
+        verdicts = zip(read_structured(answer.text, n), probabilities, strict=True)
+        return [Verdict(yes, probability) for yes, probability in verdicts]
+
+    async def _judge_one(self, explanation: str, instance: Instance) -> Verdict:
+        expected, allowed = SINGLE_TOKENS
+        request = self._request(single_messages(explanation, instance), allowed) | self._logprobs
+        answer = await self.client.ask(request, expected)
+        if answer.text is None:
+            return Verdict(None, failed=True)
+        return Verdict(read_single(answer.text), answer.probabilities[0] if answer.probabilities else None)
+
+    def _request(self, messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+        return {"model": self.name, "messages": messages, "max_completion_tokens": max_tokens, **self._options}
+
+    async def close(self) -> None:
+        await self.client.close()

@@ -1,0 +1,153 @@
+"""What language models are asked, in our own words, and how their answers are read."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.judges.judge import Question
+
+LONGEST_EXPLANATION = 200  # characters
+EXPLANATION_TOKENS = (15, 256)  # expected, and at most allowed: of longer answers the first line is taken
+UNKNOWN_EXPLANATION = "description number {} of the typical length of some ten words"  # in estimates
+
+EXPLAINER = (
+    "You find out what tokens of a language model have in common. A token is a word or a part of one. You are shown "
+    "some tokens, each in a sentence. Look at what they mean there, at their grammar, at their form and at what stands "
+    "around them, and say what all of them share, as narrowly as the examples allow. Answer with one short phrase and "
+    "nothing else."
+)
+JUDGE = (
+    "You check descriptions of tokens. A token is a word or a part of one. Take the description literally, and judge "
+    "every case on its own: all cases may fit, or some, or none."
+)
+EXPLAIN_EXAMPLE = (
+    "For example, for the tokens <<rain>>, <<storm>> and <<drizzle>> in sentences about the day outside, you would "
+    "answer: kinds of wet weather."
+)
+SINGLE = (
+    'Token: "{token}"\nSentence: "{sentence}"\nDescription: "{description}"\n'
+    "Does the description fit the token as it is used in this sentence? Answer with Yes or No only."
+)
+STRUCTURED: dict[Question, str] = {
+    "marked token": (
+        "In each numbered sentence one token stands between << and >>. Does the description fit that token as it is "
+        "used there?"
+    ),
+    "passage": "Does anything in the numbered passage, at any place, fit the description?",
+    "highlights": (
+        "In each numbered sentence some tokens stand between << and >>. Does the description fit all of the tokens "
+        "that are marked?"
+    ),
+}
+
+
+def explain_messages(examples: list[Instance], marked: bool) -> list[dict[str, str]]:
+    """Asks for what the examples have in common."""
+    if marked:
+        shown = [f"{number}. {example.marked}" for number, example in enumerate(examples, 1)]
+        instruction = f"The tokens stand between << and >>. {EXPLAIN_EXAMPLE}\n\n"
+    else:
+        shown = [
+            f'{number}. Token: "{example.text}" Sentence: "{example.sentence}"'
+            for number, example in enumerate(examples, 1)
+        ]
+        instruction = ""
+    question = "\n\nWhat do these tokens have in common?"
+    return _messages(EXPLAINER, instruction + "\n".join(shown) + question)
+
+
+def single_messages(description: str, instance: Instance) -> list[dict[str, str]]:
+    """Asks about one token in its sentence (the paper's question)."""
+    return _messages(JUDGE, SINGLE.format(token=instance.text, sentence=instance.sentence, description=description))
+
+
+def structured_messages(description: str, instances: list[Instance], question: Question) -> list[dict[str, str]]:
+    """Asks about all instances at once; the answer is an object as `verdict_schema` says."""
+    show = {"marked token": "marked", "passage": "sentence", "highlights": "highlighted"}[question]
+    cases = [f"{number}. {getattr(instance, show)}" for number, instance in enumerate(instances, 1)]
+    text = f'Description: "{description}"\n\n{STRUCTURED[question]}\n\n' + "\n".join(cases)
+    return _messages(JUDGE, text + '\n\nAnswer with a JSON object: the number of each case, and "yes" or "no".')
+
+
+def verdict_schema(n: int) -> dict[str, Any]:
+    """JSON schema of n numbered verdicts, as `response_format` takes it."""
+    numbers = [str(number) for number in range(1, n + 1)]
+    schema = {
+        "type": "object",
+        "properties": {number: {"type": "string", "enum": ["yes", "no"]} for number in numbers},
+        "required": numbers,
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "verdicts", "strict": True, "schema": schema}}
+
+
+def read_explanation(text: str) -> str:
+    """The first line of an answer without quotes around it; empty if it is.
+
+    >>> read_explanation('  "kinds of weather".  ')
+    'kinds of weather'
+    """
+    lines = text.strip().splitlines()
+    return lines[0].strip(" \"'\u201c\u201d.")[:LONGEST_EXPLANATION] if lines else ""
+
+
+def read_single(text: str) -> bool | None:
+    """Whether an answer is exactly yes or exactly no, capitals aside; None for anything else.
+
+    >>> read_single("Yes"), read_single("no"), read_single("Yes, it does")
+    (True, False, None)
+    """
+    return {"yes": True, "no": False}.get(text.strip().lower())
+
+
+def read_structured(text: str, n: int) -> list[bool | None]:
+    """N verdicts from a JSON object; None for each that is missing or neither yes nor no."""
+    try:
+        answers = json.loads(text)
+    except ValueError:
+        return [None] * n
+    if not isinstance(answers, dict):
+        return [None] * n
+    return [read_single(str(answers.get(str(number), ""))) for number in range(1, n + 1)]
+
+
+def yes_probabilities(tokens: list[dict[str, Any]], structured: bool) -> list[float]:
+    """Probability of yes against no at each verdict in an answer, from the log-probabilities of its tokens.
+
+    `tokens` are the server's, each with `token` and `top_logprobs`. A structured answer has a verdict after each colon.
+    """
+    return [_yes_probability(token) for token in _verdict_tokens(tokens, structured)]
+
+
+def _verdict_tokens(tokens: list[dict[str, Any]], structured: bool) -> Iterator[dict[str, Any]]:
+    expected = not structured
+    for token in tokens:
+        text = token["token"]
+        expected = expected or ":" in text
+        if expected and _answer(text.rpartition(":")[2]) is not None:
+            expected = False
+            yield token
+
+
+def _yes_probability(token: dict[str, Any]) -> float:
+    mass = {True: 0.0, False: 0.0}
+    for alternative in token.get("top_logprobs") or []:
+        answer = _answer(alternative["token"].rpartition(":")[2])
+        if answer is not None:
+            mass[answer] += math.exp(alternative["logprob"])
+    total = mass[True] + mass[False]
+    return mass[True] / total if total > 0 else float(_answer(token["token"].rpartition(":")[2]) is True)
+
+
+def _answer(token: str) -> bool | None:
+    """Which answer a token begins."""
+    letters = token.strip(" \"'\n\t,}").lower()
+    if not letters:
+        return None
+    return True if "yes".startswith(letters) else False if "no".startswith(letters) else None
+
+
+def _messages(system: str, user: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]

@@ -1,0 +1,181 @@
+"""Several processes as one: torchrun starts them, torch.distributed connects them, each takes its share of a batch.
+
+All hold the same weights. Each encodes and decodes its own rows, gathers everybody's results and computes the loss of
+the whole batch from them; its gradient goes back into its own rows only, and the sum over the processes of what reaches
+the weights is the gradient. A single process shares nothing, and every function here then leaves things as they are.
+
+gloo connects processes on CPUs, nccl those on GPUs, which is untested.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+_connected = False
+
+
+@contextmanager
+def joined(device: str) -> Iterator[str]:
+    """Joins the other processes, if torchrun started several, until the block ends; gives the device of this one.
+
+    After an error the connections are left to the end of the process, by which the others notice.
+    """
+    if n_launched() == 1:
+        yield device
+        return
+    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        raise ValueError(
+            "the processes must run on one machine, where they share files; start torchrun with --nnodes 1"
+        )
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise ValueError(f"{n_launched()} processes need as many GPUs, but there are {torch.cuda.device_count()}")
+        torch.cuda.set_device(device)
+    connect(backend="cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    yield device
+    disconnect()
+
+
+def connect(**arguments: Any) -> None:
+    """Joins the processes by `torch.distributed.init_process_group`. A group that others made is left alone."""
+    global _connected
+    with _naming_the_cause():
+        dist.init_process_group(**arguments)
+    _connected = True
+
+
+def disconnect() -> None:
+    """Parts them again, if they are joined."""
+    global _connected
+    if _connected:
+        _connected = False
+        dist.destroy_process_group()
+
+
+def n_launched() -> int:
+    """How many processes torchrun started, 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if dist.is_available() and dist.is_torchelastic_launched() else 1
+
+
+def launch_index() -> int:
+    """Which of the processes that torchrun started this one is, counted from 0, joined or not."""
+    return int(os.environ["RANK"]) if dist.is_available() and dist.is_torchelastic_launched() else 0
+
+
+def n_processes() -> int:
+    """How many processes are joined, 1 if none are."""
+    return dist.get_world_size() if _connected else 1
+
+
+def process_index() -> int:
+    """Which of the joined processes this one is, counted from 0."""
+    return dist.get_rank() if _connected else 0
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes what all of them need once."""
+    return process_index() == 0
+
+
+def shard(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "own ..."]:
+    """The share of this process. Those of all, one after another, are the whole; they differ by one row at most."""
+    return rows.tensor_split(n_processes())[process_index()]
+
+
+def gather_rows(rows: Shaped[Tensor, "own ..."], sent_as: torch.dtype | None = None) -> Shaped[Tensor, "n ..."]:
+    """The rows of all processes one after another, differentiable with respect to this one's.
+
+    They may differ in number, and travel as `sent_as`, which must hold their values: a code is whole in uint8.
+    """
+    if n_processes() == 1:
+        return rows
+    counts = [int(count) for count in _gathered(torch.tensor(len(rows)))]
+    sent = rows.new_zeros((max(counts), *rows.shape[1:]), dtype=sent_as)
+    sent[: len(rows)] = rows.detach()
+    parts = [part[:count].to(rows.dtype) for part, count in zip(_gathered(sent), counts, strict=True)]
+    parts[process_index()] = rows
+    return torch.cat(parts)
+
+
+def _gathered(tensor: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(n_processes())]
+    with _naming_the_cause():
+        dist.all_gather(parts, tensor)
+    return parts
+
+
+def all_reduce_sum(make: Callable[[Any, int, int], Tensor], argument: Any) -> Tensor:
+    """`make(argument, part, n_parts)` summed over all parts, of which each process makes one."""
+    tensor = make(argument, process_index(), n_processes())
+    if n_processes() > 1:
+        with _naming_the_cause():
+            dist.all_reduce(tensor)
+    return tensor
+
+
+def sum_gradients(module: nn.Module) -> None:
+    """From now on, every backward pass ends with the gradients of all processes added up in each of them.
+
+    Every parameter that requires a gradient must get one in each pass.
+    """
+    if n_processes() == 1:
+        return
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    arrived = set()
+
+    def add_up(parameter: Tensor) -> None:
+        # Not one by one: processes may disagree on the order, since the graph of a sparse code is another.
+        arrived.add(parameter)
+        if len(arrived) == len(parameters):
+            arrived.clear()
+            with _naming_the_cause():
+                for parameter in parameters:
+                    assert parameter.grad is not None
+                    dist.all_reduce(parameter.grad)
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(add_up)
+
+
+def any_process(*holds: bool) -> tuple[bool, ...]:
+    """Which of these hold in any process. Returns when all of them have asked."""
+    if n_processes() == 1:
+        return holds
+    flags = torch.tensor(holds, dtype=torch.uint8)
+    with _naming_the_cause():
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return tuple(map(bool, flags))
+
+
+def barrier() -> None:
+    """Returns when all processes have come here."""
+    any_process(False)
+
+
+def leave_the_rest_to_the_first() -> None:
+    """Parts the processes: the first goes on by itself, the others end, by SystemExit without an error."""
+    if n_processes() > 1:
+        first = is_main_process()
+        disconnect()
+        if not first:
+            sys.exit(0)
+
+
+@contextmanager
+def _naming_the_cause() -> Iterator[None]:
+    """Turns the many errors of a broken connection into ConnectionError with one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]  # without file, line and good wishes
+        raise ConnectionError(
+            f"another process of this run has ended or cannot be reached ({reason}); an error that it printed says why"
+        ) from error

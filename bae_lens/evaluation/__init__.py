@@ -1,0 +1,1 @@
+"""A dictionary on a model: metrics, the model's loss, features, steering."""

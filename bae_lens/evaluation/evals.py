@@ -1,0 +1,172 @@
+"""SAELens' `run_evals`, right for transcoders and with what a binary code needs, on a live model."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import sae_lens.evals
+import torch
+from sae_lens import SAE
+from sae_lens.evals import EvalConfig
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.activations_store import ActivationsStore
+from sae_lens.util import get_special_token_ids
+from torch import Tensor
+
+from bae_lens.activations.forward import stop_layer
+from bae_lens.evaluation.metrics import CodeCounter, activated_features, is_binary
+from bae_lens.saes.saelens_compat import heads_concatenated
+from bae_lens.saes.transcoder import hooks_of
+
+RATE_BINS = np.linspace(-5, 0, 21)  # of the histogram: log10 of the firing rate
+
+
+def run_evals(
+    sae: SAE[Any],
+    activation_store: ActivationsStore,
+    model: Any,
+    activation_scaler: ActivationScaler,
+    eval_config: EvalConfig | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    exclude_special_tokens: Iterable[int] | bool = True,
+    verbose: bool = False,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """SAELens' `run_evals`, by the same arguments, for dictionaries of every kind, transcoders included.
+
+    SAELens' own puts a transcoder's output back at the hook it reads from. Here it goes to its output hook, and every
+    metric compares it with the activations there.
+
+    Beside SAELens' groups the metrics have a group `"code"`: `CodeMetrics` except for the rates. Feature-wise metrics
+    gain `firing_rate`, (d_sae,), and `firing_rate_histogram`, features by log10 of their rate between -5 and 0 in steps
+    of 1/4, rarer ones in the first. All are left out if `n_eval_sparsity_variance_batches` is 0.
+    Both are counted on the tokens of SAELens' sparsity metrics. A BAE's strength is relative to its firing rates on
+    these tokens; its prior is left as it is. Weight-based metrics, which compare encoder with decoder, are left out for
+    a transcoder.
+    Raises ValueError as SAELens' does, for a transcoder with an activation scaler in force, and for one that reads
+    after it writes.
+    """
+    eval_config = eval_config or EvalConfig()
+    excluded: list[int] = []
+    if exclude_special_tokens is not False:
+        every = exclude_special_tokens is True
+        excluded = list(get_special_token_ids(model.tokenizer) if every else exclude_special_tokens)
+    shared = {"model_kwargs": model_kwargs or {}, "exclude_special_tokens": excluded or False}
+    store: Any = _Recording(activation_store)
+    with _at_output(sae, model, activation_scaler) as view:
+        config = eval_config if view is sae else replace(eval_config, compute_featurewise_weight_based_metrics=False)
+        metrics, feature_metrics = sae_lens.evals.run_evals(
+            view, store, model, activation_scaler, config, verbose=verbose, **shared
+        )
+    n, size = eval_config.n_eval_sparsity_variance_batches, eval_config.batch_size_prompts
+    for_predictions = eval_config.compute_kl or eval_config.compute_ce_loss
+    batches = store.batches[eval_config.n_eval_reconstruction_batches if for_predictions else 0 :]
+    batches += [store.get_batch_tokens(size or store.store_batch_size_prompts) for _ in range(n - len(batches))]
+    if n == 0:
+        return metrics, feature_metrics
+    code = _code_metrics(sae, model, batches, excluded, activation_scaler, model_kwargs or {})
+    rates = code.pop("firing_rates")
+    logarithms = np.log10(np.clip(rates, 10.0 ** RATE_BINS[0], 1))[np.array(rates) > 0]
+    histogram = np.histogram(logarithms, RATE_BINS)[0].tolist()
+    return {**metrics, "code": code}, {**feature_metrics, "firing_rate": rates, "firing_rate_histogram": histogram}
+
+
+@torch.no_grad()
+def _code_metrics(
+    sae: SAE[Any],
+    model: Any,
+    batches: list[Tensor],
+    excluded: list[int],
+    scaler: ActivationScaler,
+    model_kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    hook_name = hooks_of(sae)[0]
+
+    def codes() -> Iterator[Tensor]:
+        for tokens in batches:
+            _, cache = model.run_with_cache(
+                tokens,
+                names_filter=[hook_name],
+                stop_at_layer=stop_layer([hook_name]),
+                prepend_bos=False,
+                **model_kwargs,
+            )
+            head = sae.cfg.metadata.hook_head_index
+            x = cache[hook_name].flatten(2) if head is None else cache[hook_name][:, :, head]
+            content = ~torch.isin(tokens, torch.tensor(excluded, device=tokens.device))
+            feature_acts = sae.encode(scaler.scale(x[content.to(x.device)]).to(sae.device))
+            yield feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
+
+    counter, prior = CodeCounter(sae.cfg.d_sae), None
+    with heads_concatenated(sae):
+        if is_binary(sae):
+            fired, n = torch.zeros(sae.cfg.d_sae, device=sae.device), 0
+            for feature_acts in codes():
+                fired, n = fired + feature_acts.sum(0), n + len(feature_acts)
+            prior = fired / max(n, 1)
+        for feature_acts in codes():
+            counter.add(feature_acts, activated_features(sae, feature_acts, prior))
+    return asdict(counter.metrics())
+
+
+@contextmanager
+def _at_output(sae: SAE[Any], model: Any, scaler: ActivationScaler) -> Iterator[Any]:
+    """The dictionary as SAELens' evals can take it: at its output hook, given the input of the same forward pass."""
+    hook_name, hook_name_out = hooks_of(sae)
+    if hook_name == hook_name_out:
+        yield sae
+        return
+    if scaler.scaling_factor is not None or scaler.whitening is not None:
+        raise ValueError("a transcoder's input and output have different scales; fold the activation scaler first")
+    view = _AtOutput(sae, hook_name_out)
+    hook_point = model.hook_dict[hook_name]
+    before = list(hook_point.fwd_hooks)
+    hook_point.add_hook(view.capture, is_permanent=True)
+    try:
+        yield view
+    finally:
+        for hook in [hook for hook in hook_point.fwd_hooks if hook not in before]:
+            hook.hook.remove()
+            hook_point.fwd_hooks.remove(hook)
+
+
+class _Recording:
+    """An activation store that remembers the tokens it gave."""
+
+    def __init__(self, store: ActivationsStore) -> None:
+        self._store = store
+        self.batches: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get_batch_tokens(self, batch_size: int) -> Tensor:
+        self.batches.append(self._store.get_batch_tokens(batch_size))
+        return self.batches[-1]
+
+
+class _AtOutput:
+    """A transcoder that encodes the input captured in the running forward pass, whatever it is handed."""
+
+    def __init__(self, sae: SAE[Any], hook_name_out: str) -> None:
+        self._sae = sae
+        self.cfg = copy(sae.cfg)
+        self.cfg.metadata = deepcopy(sae.cfg.metadata)
+        self.cfg.metadata.hook_name = hook_name_out
+        self._captured: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sae, name)
+
+    def capture(self, activations: Tensor, hook: Any) -> None:  # noqa: ARG002
+        self._captured = activations.flatten(2)
+
+    def encode(self, x: Tensor) -> Tensor:  # noqa: ARG002
+        if self._captured is None:
+            hook_name, hook_name_out = hooks_of(self._sae)
+            raise ValueError(
+                f"the transcoder reads after it writes: the model reaches {hook_name_out} before {hook_name}"
+            )
+        return self._sae.encode(self._captured.to(self._sae.device))

@@ -1,0 +1,162 @@
+"""Features to look at: the tokens that drive them, what they resemble, and what they make the model say."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens import SAE
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.contexts import PADDING
+from bae_lens.functional.strength import INSTANCES_TO_COUNT
+from bae_lens.saes.bae import BAE
+from bae_lens.saes.transcoder import hooks_of
+
+NEIGHBOURS = 5
+TOP_TOKENS = 8
+# What hooks are called that hold directions of the residual stream, of TransformerLens' models and of its bridges.
+RESIDUAL_HOOKS = (
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "hook_out",
+)
+
+
+@dataclass(frozen=True)
+class TokenInContext:
+    """A token that a feature fires on, with its neighbors."""
+
+    before: str
+    """Text before the token."""
+    token: str
+    after: str
+    """Text after it."""
+    activation: float
+    """Feature activation; for a BAE the pre-activation, which orders tokens whose bits are all the same."""
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """Another feature that writes in nearly the same direction."""
+
+    feature: int
+    cosine: float
+    """Of the decoder rows."""
+
+
+@dataclass(frozen=True)
+class FeatureDashboard:
+    """A feature, the tokens on which it is strongest, strongest first, and where it points."""
+
+    feature: int
+    firing_rate: float
+    """Share of tokens on which it fires."""
+    examples: list[TokenInContext]
+    """Strongest first, one per context."""
+    neighbors: list[Neighbor]
+    """Those of largest cosine first."""
+    top_tokens: list[str]
+    """Tokens whose logits the feature's decoder row raises most (`direct_logits`); empty where the row is no direction
+    of the residual stream."""
+
+
+@torch.no_grad()
+def feature_dashboards(
+    sae: SAE[Any],
+    states: CachedActivations,
+    model: Any,
+    firing_rates: list[float],
+    n_features: int = 100,
+    n_examples: int = 8,
+    window: int = 12,
+    seed: int = 0,
+) -> list[FeatureDashboard]:
+    """Portraits of a random sample of the features that fire on at least 8 tokens, with examples from `states`.
+
+    Examples are the strongest tokens, one per context, with `window` tokens shown on either side. `states` are those
+    at the dictionary's input hook.
+    """
+    rate = torch.tensor(firing_rates)
+    candidates = (rate * len(states.content) > INSTANCES_TO_COUNT - 0.5).nonzero().flatten()
+    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
+    features = candidates[order[:n_features]].sort().values
+    graded = sae.to_graded_sae() if isinstance(sae, BAE) else sae
+    activations = torch.cat(
+        [graded.encode(x.to(sae.device, sae.dtype))[:, features].float().cpu() for x in states.batches(2048)]
+    )
+    neighbors = _neighbors(sae.W_dec, features.to(sae.device))
+    top_tokens = _top_tokens(sae.W_dec[features.to(sae.device)], model, hooks_of(sae)[1])
+    return [
+        FeatureDashboard(
+            int(feature),
+            firing_rates[int(feature)],
+            [
+                _token_in_context(
+                    states, model.tokenizer, int(states.content[row]), activations[row, column].item(), window
+                )
+                for row in _strongest_per_context(states, activations[:, column], n_examples)
+            ],
+            neighbors[column],
+            top_tokens[column],
+        )
+        for column, feature in enumerate(features)
+    ]
+
+
+def _neighbors(W_dec: Float[Tensor, "d_sae d_out"], features: Int[Tensor, " n"]) -> list[list[Neighbor]]:
+    directions = normalize(W_dec.float(), dim=-1)
+    cosines = directions[features] @ directions.T
+    cosines[torch.arange(len(features)), features] = -torch.inf
+    top = cosines.topk(min(NEIGHBOURS, len(W_dec) - 1), dim=-1)
+    return [
+        [Neighbor(int(index), cosine.item()) for index, cosine in zip(indices, values, strict=True)]
+        for indices, values in zip(top.indices.cpu(), top.values.cpu(), strict=True)
+    ]
+
+
+def direct_logits(model: Any, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+    """What directions of the residual stream add to the logits on the direct path to them, in float32.
+
+    They go through the weights of the final normalization, which takes the mean off first where it is a LayerNorm, and
+    the unembedding; a hidden state of root mean square s divides the effects by s.
+    """
+    W_U = model.W_U.float()
+    directions = directions.to(W_U)
+    if model.cfg.normalization_type in ("LN", "LNPre"):
+        directions = directions - directions.mean(-1, keepdim=True)
+    weight = getattr(getattr(model, "ln_final", None), "w", 1.0)  # absent once it is folded into the unembedding
+    return (directions * weight) @ W_U
+
+
+def _top_tokens(directions: Float[Tensor, "n d_out"], model: Any, hook_name_out: str) -> list[list[str]]:
+    if getattr(model, "W_U", None) is None or hook_name_out.rsplit(".", 1)[-1] not in RESIDUAL_HOOKS:
+        return [[] for _ in directions]
+    top = direct_logits(model, directions).topk(TOP_TOKENS).indices
+    return [[model.tokenizer.decode([token]) for token in row] for row in top.tolist()]
+
+
+def _strongest_per_context(states: CachedActivations, activation: Float[Tensor, " n"], n: int) -> list[int]:
+    context_size = states.contexts.tokens.shape[1]
+    rows: dict[int, int] = {}
+    for row in activation.argsort(descending=True).tolist():
+        if len(rows) == n or activation[row] <= 0:
+            break
+        rows.setdefault(int(states.content[row]) // context_size, row)
+    return list(rows.values())
+
+
+def _token_in_context(
+    states: CachedActivations, tokenizer: Any, index: int, activation: float, window: int
+) -> TokenInContext:
+    context, position = divmod(index, states.contexts.tokens.shape[1])
+    tokens = states.contexts.tokens[context]
+    tokens = tokens[tokens != PADDING].tolist()
+    before = tokenizer.decode(tokens[max(0, position - window) : position], skip_special_tokens=True)
+    after = tokenizer.decode(tokens[position + 1 : position + 1 + window], skip_special_tokens=True)
+    return TokenInContext(before, tokenizer.decode([tokens[position]]), after, activation)

@@ -1,0 +1,1 @@
+"""The paper's equations, and what else is computed from tensors alone."""

@@ -1,0 +1,192 @@
+"""What other codes need: bits per vector against explained variance, as references for a binary autoencoder.
+
+Bits alone say nothing: any code can be made shorter by reconstructing worse. Here are the curves that a code's point is
+held against, the Gaussian bound and the classical code (PCA, then scalar quantization), and the bits of a family of
+codes at one explained variance, at which different sets of vectors become comparable.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+SWEPT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
+ROWS_PER_PRODUCT = 8192  # of a float32 product that is then added in float64
+COMPONENTS_AT_A_TIME = 32  # whose coefficients are held at once
+ROWS_FOR_CENTROIDS = 16_384  # training vectors from which the values of quantized coefficients are learned
+
+
+class RatePoint(NamedTuple):
+    """A code's cost and quality."""
+
+    bits: float
+    """Bits per vector."""
+    explained_variance: float
+    """1 minus mean squared error over variance; 1 is perfect, 0 is no better than the mean."""
+
+
+def gaussian_bound(eigenvalues: Float[Tensor, " d"], bits: Float[Tensor, "*points"]) -> Float[Tensor, "*points"]:
+    """Largest explained variance that a code of so many bits can reach for Gaussian vectors, by reverse water-filling.
+
+    With water level t, components of variance `l` cost `1/2 log2(l / t)` bits if `l > t`, and leave an error of
+    `min(l, t)`. Vectors that are not Gaussian can be cheaper, never dearer: of all sets with this covariance, Gaussian
+    ones need the most bits.
+
+    `eigenvalues` are those of the covariance, in any order; bits are at least 0. Computed in float64.
+    Raises ValueError for a covariance without variance, negative eigenvalues or negative bits.
+    """
+    variance = _descending(eigenvalues)
+    budget = bits.double()
+    if not (budget >= 0).all():
+        raise ValueError(f"bits must be at least 0, got {budget.min().item()}")
+    variance = variance[variance > 0]
+    log = variance.log2()
+    count = torch.arange(1, len(log) + 1, dtype=torch.float64)
+    bits_before_joining = (log.cumsum(0) - count * log) / 2  # what the larger ones cost when the k-th comes under water
+    active = torch.searchsorted(bits_before_joining, budget.flatten(), right=True).clamp(min=1)
+    level = ((log.cumsum(0)[active - 1] - 2 * budget.flatten()) / active).exp2()
+    kept = torch.cat([variance.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
+    error = active * level + kept[active]
+    return (1 - error / variance.sum()).view_as(budget)
+
+
+def gaussian_bits(
+    eigenvalues: Float[Tensor, " d"], explained_variance: Float[Tensor, "*points"]
+) -> Float[Tensor, "*points"]:
+    """Fewest bits per vector for an explained variance if the vectors were Gaussian: the inverse of `gaussian_bound`.
+
+    Raises ValueError as it does, and for an explained variance outside [0, 1).
+    """
+    level = water_level(eigenvalues, explained_variance)
+    variance = _descending(eigenvalues)
+    return (variance / level[..., None]).clamp(min=1).log2().sum(-1) / 2
+
+
+def water_level(
+    eigenvalues: Float[Tensor, " d"], explained_variance: Float[Tensor, "*points"]
+) -> Float[Tensor, "*points"]:
+    """The level t at which `sum min(eigenvalue, t)` is the share of the variance left unexplained."""
+    variance = _descending(eigenvalues)
+    if not ((explained_variance >= 0) & (explained_variance < 1)).all():
+        raise ValueError("explained_variance must lie in [0, 1)")
+    knots = torch.cat([torch.zeros(1, dtype=torch.float64), variance.flip(0)])
+    larger = torch.arange(len(variance), -1, -1, dtype=torch.float64)
+    error = knots.cumsum(0) + larger * knots
+    wanted = (1 - explained_variance.double()) * variance.sum()
+    return torch.from_numpy(np.asarray(np.interp(wanted.numpy(), error.numpy(), knots.numpy())))
+
+
+def pca_quantization(
+    train: Float[Tensor, "n d"],
+    test: Float[Tensor, "m d_test"],
+    explained_variances: Sequence[float] = SWEPT,
+) -> list[RatePoint]:
+    """The curve of PCA with scalar quantization: fitted on `train`, measured on `test`, in order of rising bits.
+
+    Coefficients are rounded to a multiple of one step common to all components, which at high rate is what reverse
+    water-filling asks for: components smaller than the step cost nothing by themselves. Every component's symbols
+    count with their empirical entropy over `test` (as a binary autoencoder's bits do, each component by itself), and
+    are decoded as the mean of the training coefficients that share the symbol. One point for each of
+    `explained_variances`, whose step is what Gaussian vectors would need to reach it at high rate; what is reached
+    is more where steps are coarse.
+
+    Raises ValueError for fewer than two vectors, different widths, values that are not finite, or constant vectors.
+    """
+    _check(train, test)
+    mean = train.mean(0, dtype=torch.float64)
+    eigenvalues, vectors = torch.linalg.eigh(covariance(train))
+    steps = (12 * water_level(eigenvalues.clamp(min=0), torch.tensor(explained_variances, dtype=torch.float64))).sqrt()
+    order = torch.arange(train.shape[1] - 1, -1, -1)
+    train = train[:: -(-len(train) // ROWS_FOR_CENTROIDS)]
+    bits, error = torch.zeros(2, len(steps), dtype=torch.float64)
+    for part in order.split(COMPONENTS_AT_A_TIME):
+        basis = vectors[:, part].float()
+        known, new = ((x.float() - mean.float()) @ basis for x in (train, test))
+        for i, step in enumerate(steps.tolist()):
+            part_bits, part_error = _quantize(known, new, step)
+            bits[i] += part_bits
+            error[i] += part_error
+    total = (test.double() - test.double().mean(0)).square().sum()
+    return sorted(RatePoint(b, e) for b, e in zip(bits.tolist(), (1 - error / total).tolist(), strict=True))
+
+
+def covariance(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    """Unbiased covariance in float64, from float32 products of centered vectors."""
+    mean = vectors.mean(0, dtype=torch.float64).to(vectors)
+    total = torch.zeros(vectors.shape[1], vectors.shape[1], dtype=torch.float64)
+    for batch in vectors.split(ROWS_PER_PRODUCT):
+        centered = (batch - mean).float() if batch.dtype != torch.float64 else batch - mean
+        total += (centered.T @ centered).double().cpu()
+    return total / (len(vectors) - 1)
+
+
+def bits_at(curve: Sequence[RatePoint], explained_variance: float) -> float:
+    """Bits that a family of codes needs for an explained variance, between its members.
+
+    Members that cost more than another without explaining more are left out. In between, bits are linear in
+    `log(1 - explained_variance)`, as they are at high rate. Raises ValueError outside what the family reaches.
+    """
+    return float(weights_at(curve, explained_variance) @ [point.bits for point in curve])
+
+
+def weights_at(curve: Sequence[RatePoint], explained_variance: float) -> Float[np.ndarray, " members"]:
+    """How much each member of a family counts in `bits_at`: 0 but for the two neighbors, whose weights add up to 1."""
+    best: list[int] = []
+    for i in sorted(range(len(curve)), key=lambda i: (curve[i].bits, -curve[i].explained_variance)):
+        if not best or curve[i].explained_variance > curve[best[-1]].explained_variance:
+            best.append(i)
+    reached = [curve[i].explained_variance for i in best]
+    if not best or not reached[0] <= explained_variance <= reached[-1]:
+        span = f"between {reached[0]:.4g} and {reached[-1]:.4g}" if best else "nothing"
+        raise ValueError(f"the codes explain {span} of the variance, got {explained_variance}; add codes beyond that")
+    unexplained = [-np.log(max(1 - share, 1e-12)) for share in [explained_variance, *reached]]
+    weights = np.zeros(len(curve))
+    weights[best] = [np.interp(unexplained[0], unexplained[1:], only) for only in np.eye(len(best))]
+    return weights
+
+
+def _quantize(
+    train: Float[Tensor, "n k"], test: Float[Tensor, "m k"], step: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Bits per vector and summed squared error of `test` when the coefficients of k components are rounded."""
+    reach = torch.stack([train.abs().max(), test.abs().max()]).max().div(step).round().item()
+    if reach == 0:
+        return torch.zeros((), dtype=torch.float64), (test - train.mean(0)).double().square().sum()
+    levels = int(2 * reach + 1)
+    symbols, known = (_symbols(x, step, int(reach)) for x in (test, train))
+    size = levels * train.shape[1]
+    count = torch.bincount(known, minlength=size)
+    middle = torch.arange(-int(reach), int(reach) + 1).mul(step).repeat(train.shape[1]).double()
+    sums = torch.bincount(known, weights=train.flatten().double(), minlength=size)
+    values = torch.where(count > 0, sums / count.clamp(min=1), middle)
+    share = torch.bincount(symbols, minlength=size).double() / len(test)
+    return -torch.xlogy(share, share).sum() / np.log(2), (test.flatten() - values[symbols]).square().sum()
+
+
+def _symbols(coefficients: Float[Tensor, "n k"], step: float, reach: int) -> Int[Tensor, " nk"]:
+    """Whole numbers from 0, different for different components."""
+    own = (coefficients / step).round().long() + reach
+    return (own + torch.arange(coefficients.shape[1]) * (2 * reach + 1)).flatten()
+
+
+def _descending(eigenvalues: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """In float64, from the largest; rounding errors below 0 count as 0."""
+    variance = eigenvalues.double().cpu().sort(descending=True).values
+    if not (torch.isfinite(variance).all() and variance.numel() and variance[0] > 0):
+        raise ValueError("a rate needs vectors with some finite variance; these have none")
+    if variance[-1] < -1e-6 * variance[0]:
+        raise ValueError(f"eigenvalues of a covariance are at least 0, got {variance[-1].item()}")
+    return variance.clamp(min=0)
+
+
+def _check(train: Float[Tensor, "n d"], test: Float[Tensor, "m d_test"]) -> None:
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(f"train and test must have the same width, got {train.shape[1]} and {test.shape[1]}")
+    for name, vectors in (("train", train), ("test", test)):
+        if len(vectors) < 2:
+            raise ValueError(f"{name} needs at least 2 vectors, got {len(vectors)}")
+        if not torch.isfinite(vectors).all():
+            raise ValueError(f"{name} must be finite, but holds NaN or infinity")

@@ -1,0 +1,1 @@
+"""What a person sees: figures, pictures, pages. The only room that plots."""

@@ -1,0 +1,146 @@
+"""A comparison as one HTML page that opens without a network."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.graph_objects import Figure
+from plotly.offline import get_plotlyjs
+
+from bae_lens.comparison.results import TABLE, Comparison, DictionaryResult
+from bae_lens.comparison.run import L0_TOLERANCE, best_trial
+from bae_lens.evaluation.metrics import DENSE_RATE
+from bae_lens.evaluation.value_bits import QUANTISATION_LOSS
+from bae_lens.functional.strength import INSTANCES_TO_COUNT
+from bae_lens.report import figures as plots
+from bae_lens.storage import write_text
+
+REPORT_FILE = "report.html"
+EXPLANATIONS = {
+    "dictionary": "Its name; the dot is its color in the figures.",
+    "writes": "Where in the model its output belongs. An SAE writes where it reads; a transcoder reads elsewhere.",
+    "explained variance": (
+        "Share of the variance of the activations that the output explains: 1 is perfect, 0 no better than always "
+        "answering with their mean. It cannot be compared between dictionaries that write at different hooks, because "
+        "some activations are easier than others."
+    ),
+    "CE recovered": (
+        "Share of the model's cross entropy that survives when the output stands in for the activations: 1 is as "
+        "good as the model itself, 0 as bad as zeros in their place. Like explained variance, to be compared at one "
+        "hook only."
+    ),
+    "KL recovered": "The same for the divergence from what the model itself predicts.",
+    "L0": "Features that fire per token, in the mean.",
+    "informative L0": (
+        "Features per token that differ from what they do most of the time; less than L0 if some are nearly always on."
+    ),
+    "support bits": (
+        "Bits per token, at most, to say which features fire, every feature coded by itself. All there is to a binary "
+        "code."
+    ),
+    "value bits": (
+        "Bits per token to say how strongly they fire, rounded as coarsely as costs no more than "
+        f"{QUANTISATION_LOSS} of explained variance. They come on top of support bits; a binary code has none."
+    ),
+    "dead": "Features that fire on no held-out token.",
+    "always on": "Features that fire on all of them.",
+    "dense": f"Features on for over {100 * DENSE_RATE:.0f} % of the tokens, and off for over {100 * DENSE_RATE:.0f} %.",
+    "Feature Activated": f"Features among the 10 strongest of at least {INSTANCES_TO_COUNT} tokens.",
+    "training": "How long it took to train once, with the settings that were chosen.",
+    "memory": "Largest memory while it trained: of the whole process, or on a GPU what was allocated there.",
+}
+"""What the columns of the table mean, in plain words."""
+
+
+def write_report(comparison: Comparison, folder: Path) -> Path:
+    """Writes `report.html`, with its scripts inlined, and returns its path."""
+    templates = Environment(
+        loader=PackageLoader("bae_lens.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = templates.get_template("report.html.jinja").render(
+        comparison=comparison,
+        model=_without_folder(comparison.experiment.model),
+        dataset=_without_folder(comparison.experiment.dataset),
+        colors=plots.colors(comparison),
+        table=TABLE,
+        explanations=EXPLANATIONS,
+        quality_by_bits=_panels(comparison, plots.quality_by_bits, "bits"),
+        quality_by_l0=_panels(comparison, plots.quality_by_l0, "l0"),
+        firing_frequencies=embed(plots.firing_frequencies(comparison), "rates"),
+        loss_curves=embed(plots.training_curves(comparison, "mse_loss", "squared error (standardized)"), "loss"),
+        l0_curves=embed(plots.training_curves(comparison, "l0", "L0 (features per token)"), "l0-curves"),
+        tuned=[_tuning(dictionary, comparison.experiment.l0) for dictionary in comparison.dictionaries],
+        l0_tolerance=L0_TOLERANCE,
+        instances_to_count=INSTANCES_TO_COUNT,
+        features=[
+            {"name": dictionary.name, "features": [asdict(feature) for feature in dictionary.features]}
+            for dictionary in comparison.dictionaries
+        ],
+        settings=_settings(comparison),
+        plotly=Markup(get_plotlyjs()),
+        script=Markup(files("bae_lens.report").joinpath("templates", "report.js").read_text(encoding="utf-8")),
+    )
+    path = folder / REPORT_FILE
+    write_text(path, html)
+    return path
+
+
+def _panels(comparison: Comparison, plot: Callable[[Comparison, str], Figure], name: str) -> dict[str, Markup]:
+    """A figure for each hook at which dictionaries write."""
+    return {
+        hook: embed(plot(comparison, hook), f"{name}-{index}") for index, hook in enumerate(plots.by_hook(comparison))
+    }
+
+
+def embed(figure: Figure, name: str) -> Markup:
+    """A figure with a fixed id, so that the same comparison gives the same page; plotly does not escape the id."""
+    config = {"responsive": True, "displayModeBar": False}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config))
+
+
+def _tuning(dictionary: DictionaryResult, l0: float | None) -> dict[str, Any]:
+    """A dictionary's trials with what differs between them, and why one of them was chosen."""
+    recipes = [trial.recipe for trial in dictionary.trials]
+    varied = [key for key in dictionary.recipe if any(recipe[key] != recipes[0][key] for recipe in recipes)]
+    chosen = best_trial(dictionary.trials, l0) if dictionary.trials else None
+    tried = [
+        {
+            "setting": ", ".join(f"{key} {_plain(trial.recipe[key])}" for key in varied),
+            "trial": trial,
+            "why": _why(trial.informative_l0, l0) if index == chosen else "",
+        }
+        for index, trial in enumerate(dictionary.trials)
+    ]
+    return {"name": dictionary.name, "trials": tried}
+
+
+def _why(informative_l0: float, l0: float | None) -> str:
+    if l0 is None:
+        return "largest explained variance"
+    if abs(informative_l0 / l0 - 1) <= L0_TOLERANCE:
+        return f"largest explained variance near L0 {l0:g}"
+    return f"none came near L0 {l0:g}; the nearest"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _settings(comparison: Comparison) -> dict[str, Any]:
+    """What was asked for, and what every dictionary was trained with, without folders of this machine."""
+    experiment = asdict(comparison.experiment)
+    names = {key: _without_folder(experiment[key]) for key in ("model", "dataset")}
+    return {**experiment, **names, "dictionaries": {d.name: d.recipe for d in comparison.dictionaries}}
+
+
+def _without_folder(name: str) -> str:
+    """A name as it is; of a path on this machine, which is nobody else's business, the last part."""
+    return Path(name).name if Path(name).is_absolute() else name

@@ -1,0 +1,1 @@
+"""Architectures in SAELens, each with its training twin: the binary autoencoder and transcoders."""

@@ -1,0 +1,79 @@
+"""Centering and scaling of activations, and how weights absorb them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sae_lens import SAE
+from torch import Tensor
+
+OUTLIER_NORM = 5.0  # times the median norm: such tokens are attention sinks, not content
+FOLDED = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """Centering and scaling to mean squared norm d_in, so that hyperparameters carry over between layers and models."""
+
+    mean: Float[Tensor, " d_in"]
+    """What is subtracted."""
+    scale: float
+    """By which the centered activations are multiplied."""
+
+    def __call__(self, activations: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        return (activations - self.mean.to(activations)) * self.scale
+
+    def fold_into(self, sae: SAE[Any]) -> None:
+        """Makes a dictionary trained on standardized activations take and give raw ones, exactly and in place."""
+        identity = torch.eye(len(self.mean), dtype=torch.float64)
+        sae.fold_activation_whitening(self.mean.double(), identity * self.scale, identity / self.scale)
+
+
+def standardization_of(activations: Float[Tensor, "n d_in"]) -> Standardization:
+    """That of a sample, in float64, without the rows further than 5 times the median from the coordinates' medians.
+
+    Activations that are all the same have scale 1.
+    """
+    x = activations.cpu().double()
+    distance = torch.linalg.vector_norm(x - x.median(0).values, dim=-1)
+    if distance.median() > 0:
+        x = x[distance <= OUTLIER_NORM * distance.median()]
+    square = (x - x.mean(0)).square().sum(-1).mean()
+    return Standardization(x.mean(0), (x.shape[-1] / square).sqrt().item() if square > 0 else 1.0)
+
+
+def folded(weights: dict[str, Tensor], source: Standardization, target: Standardization) -> dict[str, Tensor]:
+    """`W_enc`, `b_enc`, `W_dec` and `b_dec` of a dictionary for raw activations, computed in float64.
+
+    The given ones are for inputs standardized by `source`, and outputs that are standardized by `target`.
+    """
+    W_enc, b_enc, W_dec, b_dec = (weights[name].double() for name in FOLDED)
+    W_enc = W_enc * source.scale
+    raw = (
+        W_enc,
+        b_enc - source.mean.to(W_enc) @ W_enc,
+        W_dec / target.scale,
+        b_dec / target.scale + target.mean.to(W_enc),
+    )
+    return {name: value.to(weights[name].dtype) for name, value in zip(FOLDED, raw, strict=True)}
+
+
+@dataclass(frozen=True)
+class PairStandardization:
+    """The standardizations of a transcoder's input and of its output."""
+
+    source: Standardization
+    """Of the input."""
+    target: Standardization
+    """Of the output."""
+
+    @torch.no_grad()
+    def fold_into(self, sae: SAE[Any]) -> None:
+        """Makes a transcoder trained on standardized activations take and give raw ones, exactly and in place."""
+        fold_own: Any = getattr(sae, "fold_standardization", None)
+        if fold_own is not None:
+            fold_own()
+        raw = folded({name: getattr(sae, name).data for name in FOLDED}, self.source, self.target)
+        for name, weights in raw.items():
+            getattr(sae, name).copy_(weights)

@@ -1,0 +1,171 @@
+"""Files and folders that are whole or absent: JSON, checked arrays, whose a folder is, how long its stages took."""
+
+import json
+import os
+import resource
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from jaxtyping import Int
+from torch import Tensor
+
+from bae_lens.distributed import barrier, is_main_process
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is at any moment either there whole or as it was before."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_text` wrote as JSON. Raises ValueError if the file was damaged since."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove its folder to start over") from error
+
+
+def open_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> np.memmap:
+    """The array for writing, which the process that comes first makes, of zeros."""
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            partial = path.with_suffix(".partial.npy")
+            np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=shape)
+            os.replace(partial, path)
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
+def save_array(path: Path, values: Int[Tensor, "..."]) -> None:
+    """Writes a file that is at any moment either there whole or as it was before."""
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, values.numpy())
+    os.replace(partial, path)
+
+
+def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """Raises ValueError if the file cannot be read."""
+    try:
+        return np.load(path, mmap_mode=mmap_mode)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove its folder to start over") from error
+
+
+def checksum(arrays: Iterable[np.ndarray]) -> int:
+    """1 plus the CRC-32 of the arrays' bytes, one array after another, so that it is never 0."""
+    crc = 0
+    for array in arrays:
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return crc + 1
+
+
+RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the work, over all runs that it took."""
+
+    name: str
+    """What was done."""
+    seconds: float
+    """Time that it took."""
+    peak_memory_gib: float
+    """Largest resident memory of a process up to the end of this stage."""
+
+
+class Stopwatch:
+    """Times the stages of a run, adding to the times of earlier runs in the same folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "stages.json"
+        earlier = read_json(self.path) if self.path.exists() else []
+        self.stages = {stage["name"]: Stage(**stage) for stage in earlier}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time that the block takes, even if it is interrupted."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(name, time.monotonic() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Adds time to a stage, in seconds, and notes the peak memory."""
+        before = self.stages.get(name, Stage(name, 0.0, 0.0))
+        peak = max(before.peak_memory_gib, _peak_memory_gib())
+        self.stages[name] = Stage(name, before.seconds + seconds, peak)
+        if is_main_process():
+            write_text(self.path, json.dumps([asdict(stage) for stage in self.stages.values()]))
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ValueError if `folder` holds files that are not those of a run, or cannot be written to."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise ValueError(f"the output folder {folder} is not writable: check {existing}, or choose another folder")
+    ours = {LOCK_FILE, RUN_FILE, f"{RUN_FILE}.partial"}
+    if folder.exists() and not (folder / RUN_FILE).exists() and {path.name for path in folder.iterdir()} - ours:
+        raise ValueError(f"the output folder {folder} holds files of something else; choose an empty one")
+
+
+@contextmanager
+def claimed(folder: Path, purpose: dict[str, Any]) -> Iterator[None]:
+    """Holds `folder` for a run of this purpose, made of JSON values, alone among processes.
+
+    Of several processes that share a run, the first holds it for all of them.
+    Raises ValueError as `check_folder`, if another process holds it, and if it is the home of another run, saying what
+    differs.
+    """
+    if not is_main_process():
+        barrier()
+        yield
+        return
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK_FILE, timeout=0):
+            _claim(folder, {**purpose, "version": version("bae-lens")})
+            barrier()
+            yield
+    except Timeout as error:
+        raise ValueError(f"another process is at work in {folder}; wait for it, or choose another folder") from error
+
+
+def _claim(folder: Path, purpose: dict[str, Any]) -> None:
+    now = json.loads(json.dumps(purpose))
+    if (folder / RUN_FILE).exists():
+        earlier, new = _flat(read_json(folder / RUN_FILE)), _flat(now)
+        changed = [key for key in {**earlier, **new} if earlier.get(key) != new.get(key)]
+        if changed:
+            differences = "; ".join(f"{key}: {earlier.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+            raise ValueError(f"the output folder {folder} holds another run ({differences}); choose another folder")
+    write_text(folder / RUN_FILE, json.dumps(now, indent=2))
+
+
+def _flat(content: Any, name: str = "") -> dict[str, Any]:
+    """All values of nested mappings and lists, by their path."""
+    if isinstance(content, dict):
+        parts = content.items()
+    elif isinstance(content, list):
+        parts = enumerate(content)
+    else:
+        return {name.removeprefix("."): content}
+    return {path: value for key, part in parts for path, value in _flat(part, f"{name}.{key}").items()}
+
+
+def _peak_memory_gib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -1,0 +1,1 @@
+"""A dictionary trained on cached activations, in SAELens' trainer."""

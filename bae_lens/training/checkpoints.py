@@ -1,0 +1,50 @@
+"""The states of a training that is under way, on disk: whole at any moment, and good for any number of processes."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.training.sae_trainer import SAETrainer
+
+from bae_lens.distributed import gather_rows
+from bae_lens.storage import write_text
+
+TRAINING_FILE = "training.json"
+
+
+def save_checkpoint(trainer: SAETrainer[Any, Any], folder: Path, report: str) -> None:
+    """Writes a complete checkpoint beside the last one before that is removed, so that one is always whole.
+
+    `report` is kept with it in `TRAINING_FILE`.
+    """
+    name = f"{trainer.n_training_steps:08d}"
+    partial = f"{name}.partial"
+    trainer.save_checkpoint(partial, base_path=folder)
+    write_text(folder / partial / TRAINING_FILE, report)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    os.replace(folder / partial, folder / name)
+    for other in folder.glob("[0-9]*"):
+        if other.name != name:
+            shutil.rmtree(other)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint. Raises ValueError if not all processes see the same one."""
+    last = max((path for path in folder.glob("*") if path.name.isdigit()), default=None)
+    steps = gather_rows(torch.tensor([int(last.name) if last else 0]))
+    if len(steps.unique()) > 1:
+        found = ", ".join(map(str, steps.tolist()))
+        raise ValueError(f"the processes see different checkpoints in {folder}, at steps {found}; use a shared folder")
+    return last
+
+
+def load_checkpoint(trainer: SAETrainer[Any, Any], checkpoint: Path) -> None:
+    """Brings the trainer and its dictionary to the state that was saved. Raises ValueError if it cannot be read."""
+    try:
+        trainer.sae.load_weights_from_checkpoint(checkpoint)
+        trainer.load_trainer_state(checkpoint)
+    except Exception as error:
+        reason = repr(error).splitlines()[0]
+        raise ValueError(f"checkpoint {checkpoint} cannot be read ({reason}); remove it to start over") from error

@@ -1,0 +1,63 @@
+"""What is trained, where, and for how long."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from sae_lens import TrainingSAEConfig
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What all dictionaries of a comparison share."""
+
+    training_tokens: int = 524_288
+    """Tokens seen by each dictionary; more than were cached means several epochs."""
+    batch_size: int = 512
+    """Tokens per optimizer step, at least 2: a BAE's penalties are statistics of the batch."""
+    lr_decay: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that no training can have."""
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size must be at least 2, got {self.batch_size}: the penalties are batch statistics"
+            )
+        if self.training_tokens < self.batch_size:
+            raise ValueError(
+                f"training_tokens must be at least a batch ({self.batch_size}), got {self.training_tokens}"
+            )
+        if not 0 <= self.lr_decay < 1:
+            raise ValueError(f"lr_decay must lie in [0, 1), got {self.lr_decay}")
+
+    @property
+    def steps(self) -> int:
+        """Training steps, each on one full batch."""
+        return self.training_tokens // self.batch_size
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A dictionary to be trained."""
+
+    cfg: TrainingSAEConfig
+    """SAELens training config, of any registered architecture; `normalize_activations` must be "none"."""
+    lr: float
+    """Learning rate of Adam."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a normalization on top of the standardization, or a learning rate of 0 or less."""
+        if self.cfg.normalize_activations != "none":
+            raise ValueError(
+                f"normalize_activations must be 'none', got {self.cfg.normalize_activations!r}: "
+                "the activations are standardized already"
+            )
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that tells this recipe from another, as JSON values."""
+        cfg = {key: value for key, value in self.cfg.to_dict().items() if key != "metadata"}
+        return json.loads(json.dumps({"lr": self.lr, **cfg}))

@@ -1,0 +1,303 @@
+"""Training dictionaries on cached activations with SAELens' trainer: the same batches for each, resumable."""
+
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from sae_lens import SAE, TrainingSAE, TrainingSAEConfig
+from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.paired import PairedActivations
+from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
+from bae_lens.saes.training_config import TrainingBAEConfig
+from bae_lens.storage import read_json
+from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
+from bae_lens.training.recipe import Recipe, TrainingSettings
+
+CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
+CURVE_POINTS = 200  # of a loss curve, at most
+DEAD_WINDOW_SHARE = 8  # silent for an eighth of a short run is dead, so that Top-k has something to revive
+
+
+@dataclass(frozen=True)
+class TrainedDictionary:
+    """A finished dictionary, for raw activations, and how its training went."""
+
+    sae: SAE[Any]
+    """For inference."""
+    seconds: float
+    """Time spent in optimizer steps."""
+    memory_gib: float
+    """Largest memory while it trained, with the model and all else that the process holds: allocated on a GPU, or else
+    resident, looked at where the curve has its points."""
+    curve: list[dict[str, int | float]]
+    """Of up to `CURVE_POINTS` steps: `step`, `l0`, the losses on standardized activations, the SAE's own metrics."""
+
+
+def train_dictionary(
+    name: str,
+    recipe: Recipe,
+    states: CachedActivations | PairedActivations,
+    settings: TrainingSettings,
+    folder: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    metadata: dict[str, Any] | None = None,
+) -> TrainedDictionary:
+    """Trains one dictionary on standardized activations, folds the standardization into it and saves it.
+
+    SAEs take `CachedActivations`, transcoders `PairedActivations`.
+    `folder/dictionaries/NAME` holds the result as SAELens saves any SAE, `folder/checkpoints/NAME` the state of a run
+    that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost). A finished dictionary is loaded,
+    an interrupted one goes on with the batches it has not seen, and ends with the same weights.
+
+    Several processes share every step, see `parallel`, and end with the dictionary of a single one, up to rounding; an
+    interrupted run may go on with another number of them. If one of them ends before, the others raise ConnectionError.
+
+    `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
+    dictionary is saved to take heads apart, and returned to take them concatenated.
+    Raises ValueError for a width other than the activations', an architecture whose input cannot be standardized or
+    that several processes cannot share, a folder that holds this name with another recipe, and a checkpoint that cannot
+    be read.
+    """
+    check_widths(name, recipe.cfg, states.widths)
+    check_processes(name, recipe.cfg)
+    finished = folder / "dictionaries" / name
+    source = {"recipe": recipe.to_dict(), "training": asdict(settings), "seed": seed}
+    if not finished.exists():
+        cfg = _at_hooks(recipe.cfg, states, metadata or {})
+        _Run(name, cfg, recipe.lr, states, settings, folder / "checkpoints" / name, source, device).finish(finished)
+    report = read_json(finished / TRAINING_FILE)
+    _check_source(report["source"], source, finished)
+    sae = SAE.load_from_disk(finished, device)
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    return TrainedDictionary(sae, report["seconds"], report["memory_gib"], report["curve"])
+
+
+def check_widths(name: str, cfg: TrainingSAEConfig, widths: Mapping[str, int]) -> None:
+    """Raises ValueError unless a dictionary fits the hooks that it reads and writes, given with their widths.
+
+    An SAE has one hook, a transcoder two.
+    """
+    if hasattr(cfg, "d_out") != (len(widths) == 2):
+        kind, hooks = ("a transcoder", "two hooks") if hasattr(cfg, "d_out") else ("no transcoder", "one hook")
+        raise ValueError(f"{name} is {kind} and is trained on {hooks}, got {', '.join(widths)}")
+    for field, (hook_name, width) in zip(("d_in", "d_out"), widths.items(), strict=False):
+        if getattr(cfg, field) != width:
+            configured = getattr(cfg, field)
+            raise ValueError(f"{name} has {field} {configured}, but the activations at {hook_name} are {width} wide")
+
+
+def check_processes(name: str, cfg: TrainingSAEConfig, n_trials: int = 1) -> None:
+    """Raises ValueError if there are several processes and they cannot share this training.
+
+    They share what a BAE's loss needs of the whole batch; other architectures have statistics of their own.
+    """
+    if n_processes() > 1 and not (isinstance(cfg, TrainingBAEConfig) and n_trials == 1):
+        kind = f"{n_trials} trials of a dictionary" if n_trials > 1 else f"a {cfg.architecture()} dictionary"
+        raise ValueError(
+            f"{n_processes()} processes cannot share {name}, {kind}, but only one setting of a bae or a "
+            "binary_transcoder; train it in a single process, without torchrun"
+        )
+
+
+def _check_source(earlier: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    if earlier != now:
+        raise ValueError(f"{folder} holds a dictionary of another recipe, seed or length; choose another folder")
+
+
+def _at_hooks(
+    cfg: TrainingSAEConfig, states: CachedActivations | PairedActivations, metadata: dict[str, Any]
+) -> TrainingSAEConfig:
+    """A copy that knows where it is trained, on activations standardized by all of the corpus instead of a batch."""
+    cfg, hooks = deepcopy(cfg), {"hook_name": states.hook_name}
+    if isinstance(states, PairedActivations):
+        hooks["hook_name_out"] = states.hook_name_out
+    for key, value in {**metadata, **hooks}.items():
+        setattr(cfg.metadata, key, value)
+    if isinstance(cfg, TrainingBAEConfig):
+        cfg.standardize_activations = False
+    if isinstance(states, CachedActivations) and states.hook_name.endswith("hook_z"):
+        cfg.reshape_activations = "hook_z"
+    return cfg
+
+
+class _Run:
+    """One training, driving SAELens' `SAETrainer` through the seams it has for coordinators."""
+
+    def __init__(
+        self,
+        name: str,
+        cfg: TrainingSAEConfig,
+        lr: float,
+        states: CachedActivations | PairedActivations,
+        settings: TrainingSettings,
+        checkpoints: Path,
+        source: dict[str, Any],
+        device: str,
+    ) -> None:
+        self.name, self.states, self.settings = name, states, settings
+        self.checkpoints, self.source = checkpoints, source
+        torch.manual_seed(source["seed"])
+        sae = get_sae_training_class(cfg.architecture())[0](cfg).to(device)
+        _check_foldable(sae, states)
+        self.trainer = SAETrainer(
+            SAETrainerConfig(
+                total_training_samples=settings.steps * settings.batch_size,
+                train_batch_size_samples=settings.batch_size,
+                lr=lr,
+                lr_end=lr,
+                lr_decay_steps=round(settings.lr_decay * settings.steps),
+                device=device,
+                dead_feature_window=max(1, min(1000, settings.steps // DEAD_WINDOW_SHARE)),
+            ),
+            sae,
+            data_provider=iter(()),
+        )
+        for group in self.trainer.optimizer.param_groups:
+            group["fused"] = True
+        sum_gradients(sae)
+        self.curve: list[dict[str, int | float]] = []
+        self.seconds, self.memory_gib, self.saved_step = 0.0, 0.0, 0
+        self._resume()
+
+    def finish(self, folder: Path) -> None:
+        try:
+            self._train()
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"the training of {self.name} stopped at step {self.trainer.n_training_steps}: {error}; the same "
+                f"command, with any number of processes, goes on from step {self.saved_step}, where it was last saved"
+            ) from error
+        if is_main_process():
+            self._save(folder)
+        barrier()
+
+    def _save(self, folder: Path) -> None:
+        sae = self.trainer.sae
+        self.states.standardization.fold_into(sae)
+        self.trainer.set_final_sae_metadata()
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        sae.save_inference_model(partial)
+        (partial / TRAINING_FILE).write_text(json.dumps(self._report()))
+        partial.rename(folder)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _train(self) -> None:
+        trainer, settings = self.trainer, self.settings
+        batches = self.states.shuffled(settings.batch_size, self.source["seed"], trainer.n_training_steps)
+        saved = time.monotonic()
+        progress = tqdm(
+            total=settings.steps, initial=trainer.n_training_steps, unit="step", disable=not is_main_process()
+        )
+        progress.set_description(f"training {self.name}")
+        if trainer.cfg.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(trainer.cfg.device)
+        with progress, _interruption() as interrupted:
+            while trainer.n_training_steps < settings.steps:
+                self._step(next(batches))
+                progress.update()
+                stop, due = any_process(interrupted.is_set(), time.monotonic() - saved > CHECKPOINT_SECONDS)
+                if stop or due:
+                    if is_main_process():
+                        save_checkpoint(trainer, self.checkpoints, json.dumps(self._report()))
+                    barrier()
+                    self.saved_step = trainer.n_training_steps
+                    saved = time.monotonic()
+                if stop:
+                    raise KeyboardInterrupt
+
+    def _step(self, batch: Tensor) -> None:
+        trainer, settings = self.trainer, self.settings
+        start = time.perf_counter()
+        trainer.maybe_reset_sparsity()
+        output = trainer.step(batch)
+        if not torch.isfinite(output.loss):
+            raise ValueError(
+                f"the loss of {self.name} is {output.loss.item()} at step {trainer.n_training_steps}; "
+                "lower its learning rate or its coefficients"
+            )
+        if trainer.n_training_steps % math.ceil(settings.steps / CURVE_POINTS) == 0:
+            self.curve.append({"step": trainer.n_training_steps, **_scalars(output)})
+            self.memory_gib = max(self.memory_gib, memory_gib(trainer.cfg.device))
+        trainer.n_training_steps += 1
+        trainer.n_training_samples = trainer.n_training_steps * settings.batch_size  # of all processes
+        self.seconds += time.perf_counter() - start
+
+    def _report(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "seconds": self.seconds,
+            "memory_gib": self.memory_gib,
+            "curve": self.curve,
+        }
+
+    def _resume(self) -> None:
+        last = last_checkpoint(self.checkpoints)
+        if last is None:
+            return
+        report = read_json(last / TRAINING_FILE)
+        _check_source(report["source"], self.source, last)
+        load_checkpoint(self.trainer, last)
+        self.seconds, self.memory_gib, self.curve = report["seconds"], report["memory_gib"], report["curve"]
+        self.saved_step = self.trainer.n_training_steps
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a step is finished before its state is saved.
+
+    Outside the main thread, where no signal arrives, it is never set.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    handlers = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def memory_gib(device: str) -> float:
+    """Memory of the process: the most that was allocated on a GPU since the last reset, or else resident now."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def _check_foldable(sae: TrainingSAE[Any], states: CachedActivations | PairedActivations) -> None:
+    try:
+        states.standardization.fold_into(deepcopy(sae))
+    except NotImplementedError as error:
+        architecture = sae.cfg.architecture()
+        raise ValueError(f"a {architecture} dictionary cannot absorb the standardization of its input") from error
+
+
+@torch.no_grad()
+def _scalars(output: TrainStepOutput) -> dict[str, int | float]:
+    l0 = (output.feature_acts != 0).sum() / len(output.feature_acts)
+    metrics = {name: float(value() if callable(value) else value) for name, value in output.metrics.items()}
+    return {"l0": l0.item(), "loss": output.loss.item(), **metrics} | {
+        name: loss.item() for name, loss in output.losses.items()
+    }

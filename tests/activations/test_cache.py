@@ -1,0 +1,236 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import HookedSAETransformer
+from sae_lens.registry import get_sae_training_class
+from transformers import PreTrainedTokenizerFast
+
+from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.contexts import PADDING, Contexts, ContextSettings, choose_contexts
+from bae_lens.activations.forward import hook_widths
+from bae_lens.saes.standardization import Standardization
+
+HOOK = "blocks.0.hook_resid_post"
+SETTINGS = ContextSettings(context_size=9, cached_tokens=640, held_out_tokens=80, contexts_per_document=2)
+
+
+@pytest.fixture
+def contexts(tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset) -> Contexts:
+    return choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)["train"]
+
+
+@pytest.fixture
+def states(tiny_model: HookedSAETransformer, contexts: Contexts, tmp_path: Path) -> CachedActivations:
+    return cache_activations(tiny_model, contexts, [HOOK], tmp_path / "states")[HOOK]
+
+
+def test_rows_are_what_the_model_computes(states, tiny_model, contexts):
+    _, cache = tiny_model.run_with_cache(contexts.tokens[5:6], prepend_bos=False)
+    assert states.hook_name == HOOK
+    assert torch.allclose(states.rows(torch.arange(5 * 9, 6 * 9)), cache[HOOK][0], atol=1e-6)
+
+
+def test_special_tokens_padding_and_massive_norms_are_not_content(tiny_model, tmp_path):
+    tokens = torch.tensor([[0, 4, 5, 6], [0, 7, PADDING, PADDING]])
+    states = cache_activations(tiny_model, Contexts(tokens, torch.tensor([1, 2])), [HOOK], tmp_path)[HOOK]
+    assert states.content.tolist() == [1, 2, 3, 5]
+    np.save(tmp_path / "norms.npy", np.array([[99, 1, 5.1, 0.9], [99, 1, 99, 99]], dtype=np.float32))
+    states = CachedActivations(tmp_path, HOOK)
+    assert states.outliers.nonzero().flatten().tolist() == [2]
+    assert states.content.tolist() == [1, 3, 5]
+
+
+def test_several_hooks_come_from_one_pass_and_stop_at_the_deepest(tiny_model, contexts, tmp_path, monkeypatch):
+    run, calls = tiny_model.run_with_cache, []
+
+    def counted(*args, **kwargs):
+        calls.append((len(args[0]), kwargs["stop_at_layer"]))
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(tiny_model, "run_with_cache", counted)
+    hooks = ["blocks.1.mlp.hook_post", HOOK, "blocks.0.mlp.hook_post"]
+    both = cache_activations(tiny_model, contexts, hooks, tmp_path / "both", batch_size=80)
+    assert calls == [(80, 2)]
+    assert list(both) == hooks
+    assert {hook: states.widths for hook, states in both.items()} == {
+        "blocks.1.mlp.hook_post": {"blocks.1.mlp.hook_post": 32},
+        HOOK: {HOOK: 16},
+        "blocks.0.mlp.hook_post": {"blocks.0.mlp.hook_post": 32},
+    }
+    _, cache = run(contexts.tokens[5:6], prepend_bos=False)
+    for hook, states in both.items():
+        assert torch.allclose(states.rows(torch.arange(5 * 9, 6 * 9)), cache[hook][0], atol=1e-6)
+        assert torch.equal(states.content, both[HOOK].content)
+
+
+def test_first_hook_tells_which_tokens_are_massive_at_all(tiny_model, contexts, tmp_path, monkeypatch):
+    hooks = [HOOK, "blocks.1.hook_resid_post"]
+    run = tiny_model.run_with_cache
+
+    def with_outliers(tokens, **kwargs):
+        output, cache = run(tokens, **kwargs)
+        cache[hooks[0]][3, 4] *= 100
+        cache[hooks[1]][5, 6] *= 100
+        return output, cache
+
+    monkeypatch.setattr(tiny_model, "run_with_cache", with_outliers)
+    cache_activations(tiny_model, contexts, hooks, tmp_path, batch_size=len(contexts.tokens))
+    for hook in hooks:
+        states = CachedActivations(tmp_path, hook)
+        assert states.outliers.nonzero().flatten().tolist() == [3 * 9 + 4]
+        assert len(states.content) == 639
+
+
+def test_interrupted_harvest_of_two_hooks_goes_on_at_both(tiny_model, contexts, tmp_path, monkeypatch):
+    hooks = [HOOK, "blocks.1.mlp.hook_post"]
+    whole = cache_activations(tiny_model, contexts, hooks, tmp_path / "whole", batch_size=32)
+    run, calls = tiny_model.run_with_cache, []
+
+    def fail_at_second(*args, **kwargs):
+        calls.append(len(args[0]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_model, "run_with_cache", fail_at_second)
+        with pytest.raises(KeyboardInterrupt):
+            cache_activations(tiny_model, contexts, hooks, tmp_path / "cut", batch_size=32)
+        resumed = cache_activations(tiny_model, contexts, hooks, tmp_path / "cut", batch_size=32)
+    assert calls == [32, 32, 32, 16]
+    for hook in hooks:
+        assert np.array_equal(resumed[hook].states, whole[hook].states)
+        assert torch.equal(resumed[hook].norms, whole[hook].norms)
+
+
+def test_interrupted_harvest_computes_only_what_is_missing(tiny_model, contexts, states, tmp_path, monkeypatch):
+    run, calls = tiny_model.run_with_cache, []
+
+    def fail_at_third(*args, **kwargs):
+        calls.append(len(args[0]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(tiny_model, "run_with_cache", fail_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        cache_activations(tiny_model, contexts, [HOOK], tmp_path / "again", batch_size=16)
+    with pytest.raises(FileNotFoundError, match="no complete cache"):
+        CachedActivations(tmp_path / "again", HOOK)
+    resumed = cache_activations(tiny_model, contexts, [HOOK], tmp_path / "again", batch_size=16)[HOOK]
+    assert len(calls) == 3 + 3
+    assert np.array_equal(resumed.states, states.states)
+    assert torch.equal(resumed.norms, states.norms)
+    cache_activations(tiny_model, contexts, [HOOK], tmp_path / "again")
+    assert len(calls) == 6
+
+
+def test_damaged_hidden_states_are_computed_again(tiny_model, contexts, tmp_path):
+    hooks = [HOOK, "blocks.1.mlp.hook_post"]
+    whole = {
+        hook: states.states.copy() for hook, states in cache_activations(tiny_model, contexts, hooks, tmp_path).items()
+    }
+    for hook, context in ((HOOK, 3), (hooks[1], 20)):
+        damaged = np.lib.format.open_memmap(tmp_path / hook / "states.npy", mode="r+")
+        damaged[context, 2, 1] += 1
+        damaged.flush()
+
+    with pytest.warns(UserWarning, match=f"2 of {len(contexts.tokens)} contexts .* damaged and computed again"):
+        repaired = cache_activations(tiny_model, contexts, hooks, tmp_path)
+
+    for hook in hooks:
+        np.testing.assert_allclose(repaired[hook].states, whole[hook], atol=1e-5)
+    cache_activations(tiny_model, contexts, hooks, tmp_path)  # without a warning
+
+
+def test_folder_of_another_harvest_is_refused(states, tiny_model, contexts):
+    with pytest.raises(ValueError, match="another model, other hooks or text"):
+        cache_activations(tiny_model, contexts, ["blocks.1.hook_resid_post"], states.folder)
+    with pytest.raises(ValueError, match="another model, other hooks or text"):
+        cache_activations(tiny_model, Contexts(contexts.tokens + 1, contexts.document), [HOOK], states.folder)
+
+
+def test_hidden_states_that_are_not_finite_name_their_batch(tiny_model, contexts, tmp_path):
+    tiny_model.embed.W_E.data[contexts.tokens[20, 3]] = torch.nan
+    with pytest.raises(ValueError, match=r"batch \d+ at blocks.0.hook_resid_post are not finite"):
+        cache_activations(tiny_model, contexts, [HOOK], tmp_path)
+
+
+def test_hook_must_exist_and_give_one_vector_a_token(tiny_model, contexts, tmp_path):
+    with pytest.raises(ValueError, match=r"no hook 'blocks.0.resid_post'; near ones: .*blocks.0.hook_resid_post"):
+        cache_activations(tiny_model, contexts, [HOOK, "blocks.0.resid_post"], tmp_path)
+    with pytest.raises(ValueError, match="must give one vector a token"):
+        hook_widths(tiny_model, ["blocks.0.attn.hook_pattern"])
+
+
+def test_heads_are_concatenated(tiny_model):
+    widths = hook_widths(tiny_model, ["blocks.0.mlp.hook_post", "blocks.0.attn.hook_z"])
+    assert list(widths.items()) == [("blocks.0.attn.hook_z", 16), ("blocks.0.mlp.hook_post", 32)]  # as they are reached
+
+
+def test_standardized_content_is_centred_with_mean_square_norm_d(states):
+    standardized = states.standardization(states.rows(states.content)).double()
+    assert standardized.mean(0).abs().max() < 1e-5
+    assert standardized.square().sum(1).mean().item() == pytest.approx(16, rel=1e-5)
+
+
+def test_hidden_states_without_variance_are_refused(states, monkeypatch):
+    monkeypatch.setattr(states, "states", np.ones_like(states.states))
+    with pytest.raises(ValueError, match="all the same"):
+        _ = states.standardization
+
+
+@pytest.mark.parametrize("architecture", ["bae", "standard", "topk", "gated", "jumprelu", "batchtopk"])
+def test_folding_the_standardization_is_exact(architecture):
+    sae_class, config_class = get_sae_training_class(architecture)
+    k: dict[str, Any] = {"k": 4} if "topk" in architecture else {}
+    sae = sae_class(config_class(d_in=16, d_sae=64, dtype="float64", decoder_init_norm=1.0, **k))
+    standardization = Standardization(torch.randn(16), 0.37)
+    x = 3 * torch.randn(32, 16, dtype=torch.float64)
+    codes, out = sae.encode(standardization(x)), sae.decode(sae.encode(standardization(x)))
+    standardization.fold_into(sae)
+    assert torch.equal(sae.encode(x) != 0, codes != 0)
+    assert torch.allclose(sae(x), out / standardization.scale + standardization.mean.double(), atol=1e-9)
+
+
+def test_an_epoch_of_batches_visits_every_row_once_in_a_seeded_order(states):
+    per_epoch = len(states.content) // 64
+    batches = states.shuffled(64, seed=3)
+    epochs = [torch.cat([next(batches) for _ in range(per_epoch)]) for _ in range(2)]
+    everything = states.standardization(states.rows(states.content))
+    assert len(epochs[0]) == len(everything) == 640
+    assert torch.equal(epochs[0].sort(0).values, everything.sort(0).values)
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(next(states.shuffled(64, seed=3)), epochs[0][:64])
+    other = states.shuffled(64, seed=4)
+    for epoch in epochs:
+        assert not torch.equal(torch.cat([next(other) for _ in range(per_epoch)]), epoch)
+
+
+def test_neighboring_seeds_share_no_epoch(states):
+    first, second = states.shuffled(640, seed=0), states.shuffled(640, seed=1)
+    next(first)
+    assert not torch.equal(next(first), next(second))
+
+
+@pytest.mark.parametrize("name", ["complete.json", "tokens.npy", "norms.npy", f"{HOOK}/states.npy"])
+def test_damaged_file_is_named(states, name):
+    path = states.folder / name
+    path.write_bytes(path.read_bytes()[:-9] if name != "tokens.npy" else b"")
+    with pytest.raises(ValueError, match=rf"{name} cannot be read .* remove its folder to start over"):
+        CachedActivations(states.folder, HOOK)
+
+
+def test_batches_from_a_later_step_are_those_of_the_whole_run(states):
+    whole = states.shuffled(64, seed=0)
+    expected = [next(whole) for _ in range(15)][13]
+    assert torch.equal(next(states.shuffled(64, seed=0, start_step=13)), expected)
+
+
+def test_less_content_than_a_batch_is_refused(states):
+    with pytest.raises(ValueError, match="a batch of 641 needs as many tokens, but only 640"):
+        next(states.shuffled(641, seed=0))

@@ -1,0 +1,76 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bae_lens.activations.contexts import PADDING, ContextSettings, choose_contexts
+
+SETTINGS = ContextSettings(context_size=9, cached_tokens=640, held_out_tokens=80, contexts_per_document=2)
+
+
+def test_contexts_are_split_by_document_and_have_the_tokens_asked_for(tiny_tokenizer, tiny_dataset):
+    contexts = choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)
+    train, test = contexts["train"], contexts["test"]
+    assert contexts.keys() == {"train", "test"}
+    assert train.tokens.shape == (80, 9)
+    assert test.tokens.shape == (10, 9)
+    assert (train.document % 10 != 0).all()
+    assert (test.document % 10 == 0).all()
+    assert (train.tokens[:, 0] == tiny_tokenizer.bos_token_id).all()
+    assert train.document.bincount().max() == 2
+
+
+def test_context_holds_consecutive_tokens_of_its_document(tiny_tokenizer, tiny_dataset):
+    train = choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)["train"]
+    words = tiny_dataset[int(train.document[3])]["text"]
+    assert tiny_tokenizer.decode(train.tokens[3, 1:]) in words
+
+
+def test_same_seed_gives_the_same_contexts_and_another_seed_others(tiny_tokenizer, tiny_dataset):
+    tokens = [choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS, seed)["train"].tokens for seed in (1, 1, 2)]
+    assert torch.equal(tokens[0], tokens[1])
+    assert not torch.equal(tokens[0], tokens[2])
+
+
+def test_tuning_documents_are_others_and_training_is_the_same_without_them(tiny_tokenizer, tiny_dataset):
+    plain = choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS)
+    settings = replace(SETTINGS, tuning_tokens=40)
+    contexts = choose_contexts(tiny_tokenizer, tiny_dataset, settings, tune=True)
+    assert contexts["tune"].tokens.shape == (5, 9)
+    documents = {split: set(chosen.document.tolist()) for split, chosen in contexts.items()}
+    assert {index % 10 for index in documents["tune"]} == {5}
+    assert {index % 10 for index in documents["test"]} == {0}
+    assert not {index % 10 for index in documents["train"]} & {0, 5}
+    assert {index % 10 for index in plain["train"].document.tolist()} == {1, 2, 3, 4, 6, 7, 8, 9}
+
+
+@pytest.mark.filterwarnings("ignore:the text gave")
+def test_tuning_without_a_document_is_refused(tiny_tokenizer):
+    with pytest.raises(ValueError, match=r"no tune document among 5 .* the 6th for tune\); add text"):
+        choose_contexts(tiny_tokenizer, [{"text": "w1 w2"}] * 5, SETTINGS, tune=True)
+
+
+def test_short_document_is_padded(tiny_tokenizer):
+    with pytest.warns(UserWarning, match=r"gave 2 of the (640 train|80 test) tokens asked for"):
+        contexts = choose_contexts(tiny_tokenizer, [{"text": "w1 w2"}] * 2, SETTINGS)
+    assert contexts["train"].tokens[0].tolist() == [0, 5, 6] + [PADDING] * 6
+    assert len(contexts["test"].tokens) == 1
+
+
+def test_one_document_is_too_few(tiny_tokenizer):
+    with pytest.raises(ValueError, match="no train document among 1"):
+        choose_contexts(tiny_tokenizer, [{"text": "w1 w2"}], SETTINGS)
+    with pytest.raises(ValueError, match="no train document among 0"):
+        choose_contexts(tiny_tokenizer, [], SETTINGS)
+
+
+def test_sizes_must_be_positive():
+    with pytest.raises(ValueError, match="cached_tokens must be at least 1, got 0"):
+        ContextSettings(cached_tokens=0)
+    with pytest.raises(ValueError, match="context_size must be at least 3, got 2"):
+        ContextSettings(context_size=2)
+
+
+def test_row_without_text_is_named(tiny_tokenizer):
+    with pytest.raises(ValueError, match="row 1 of the text holds None instead of a string"):
+        choose_contexts(tiny_tokenizer, [{"text": "w1 w2"}, {"text": None}], SETTINGS)

@@ -1,0 +1,171 @@
+import json
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from datasets import Dataset
+
+from bae_lens.activations.sources import load_text
+from bae_lens.cli import main as cli
+from bae_lens.cli.comsem import Comsem, held_out_documents
+from bae_lens.comsem.judges.client import ChatClient
+from bae_lens.comsem.judges.embedding import EmbeddingJudge
+from bae_lens.comsem.judges.judge import Verdict
+from bae_lens.comsem.judges.spending import Price
+
+
+class LetterJudge(EmbeddingJudge):
+    """In the place of embeddings: tokens are alike if they share letters."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])))
+
+
+def letters(text: str) -> torch.Tensor:
+    return torch.bincount(torch.tensor([ord(letter) % 64 for letter in text]), minlength=64).float()
+
+
+@pytest.fixture
+def run_folder(monkeypatch, tiny_model_folder, tiny_dataset, tmp_path):
+    words = tmp_path / "words.jsonl"
+    words.write_text("\n".join(json.dumps({"text": text + "."}) for text in tiny_dataset["text"][:400]))
+    sizes = "--cached-tokens 600 --held-out-tokens 120 --context-size 16 --training-tokens 640 --batch-size 32"
+    train = ["bae-lens", "train", "--model", str(tiny_model_folder), "--dataset", str(words), *sizes.split()]
+    train += ["--hook-name", "blocks.0.hook_resid_post", "--output", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", train)
+    cli.main()
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def comsem(monkeypatch, run_folder):
+    def run(*arguments):
+        monkeypatch.setattr("bae_lens.cli.comsem.EmbeddingJudge", LetterJudge)
+        monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(run_folder), "--tokens", "600", *arguments])
+        cli.main()
+
+    return run
+
+
+def test_a_run_is_scored_on_its_held_out_documents(comsem, run_folder, capsys, monkeypatch):
+    seen = []
+    from bae_lens.comsem.collect import corpus
+
+    cut = corpus._cut
+    monkeypatch.setattr(
+        corpus, "_cut", lambda document, text, *rest: (seen.append(text), cut(document, text, *rest))[1]
+    )
+    comsem("--embedding-judge", "--accept-failing-judge", "--max-features", "5")
+    out = capsys.readouterr().out
+    assert "| bae† |" in out
+    assert "report and scores are in" in out
+    run = json.loads((run_folder / "run.json").read_text())
+    documents = list(load_text(run["text"]).shuffle(seed=run["seed"])["text"])
+    assert seen
+    assert set(seen) <= set(documents[::10])
+    assert not set(seen) & {text for number, text in enumerate(documents) if number % 10}
+    result = json.loads((run_folder / "comsem" / "comsem.json").read_text())
+    assert len(result["dictionaries"][0]["features"]) == 5
+    for file in ("comsem.html", "saebench/bae.json", "neuronpedia/bae.jsonl"):
+        assert (run_folder / "comsem" / file).exists()
+
+
+def test_other_folders_and_dictionaries_may_be_chosen(comsem, tmp_path):
+    options = ("--embedding-judge", "--accept-failing-judge", "--max-features", "2", "--dictionaries", "bae")
+    comsem(*options, "--output", str(tmp_path / "there"))
+    assert (tmp_path / "there" / "comsem.html").exists()
+
+
+def test_dry_run_asks_nothing_and_tells_the_cost(comsem, run_folder, capsys):
+    comsem("--dry-run", "--price-input", "0.4", "--price-output", "1.6", "--max-features", "3")
+    out = capsys.readouterr().out
+    assert "calls to be made and 0 cached" in out
+    assert "cost about 0.0" in out
+    assert not (run_folder / "comsem" / "comsem.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dictionaries", "relu"], "has no finished dictionary 'relu'; finished ones: bae"),
+        (["--price-input", "1"], "price_input and price_output go together"),
+        (["--budget", "1"], "a budget of money needs the price"),
+        (["--local-judge", "--embedding-judge"], "choose one of local_judge and embedding_judge"),
+        (["--embedding-judge", "--explainer", "m"], "explainer is a model on a server; leave it out"),
+        ([], "needs a key: set the environment variable OPENAI_API_KEY"),
+        (["--embedding-judge"], "which is near chance"),
+        (["--base-url", "here"], "base_url must be an address"),
+    ],
+)
+def test_users_error_ends_with_one_line(comsem, capsys, monkeypatch, arguments, message):
+    async def yes(_, __, instances, ___):
+        return [Verdict(True)] * len(instances)
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr(LetterJudge, "judge", yes)
+    with pytest.raises(SystemExit) as stop:
+        comsem(*arguments)
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+PRICES = {"price_input": 1.0, "price_output": 2.0}
+EXPLAINER_PRICES = {"explainer_price_input": 3.0, "explainer_price_output": 4.0}
+
+
+def test_judge_and_explainer_have_their_own_prices(tmp_path):
+    def prices(**options):
+        return Comsem(tmp_path, judge_model="judge", **options)._prices()
+
+    assert prices() == {}
+    assert prices(**PRICES) == prices(explainer="judge", **PRICES) == {"judge": Price(1.0, 2.0)}
+    both = {"judge": Price(1.0, 2.0), "other": Price(3.0, 4.0)}
+    assert prices(explainer="other", **PRICES, **EXPLAINER_PRICES) == both
+    for alone in (PRICES, EXPLAINER_PRICES):
+        with pytest.raises(ValueError, match="judge and other have a price each"):
+            prices(explainer="other", **alone)
+    with pytest.raises(ValueError, match="a explainer other than the judge"):
+        prices(**PRICES, **EXPLAINER_PRICES)
+    with pytest.raises(ValueError, match="explainer_price_input and explainer_price_output go together"):
+        prices(explainer="other", explainer_price_input=1.0)
+
+
+def test_papers_setting_reads_the_same_documents_in_the_order_of_the_corpus():
+    text = Dataset.from_dict({"text": [f"{number:02}" for number in range(50)]})
+    robust, paper = ([row["text"] for row in held_out_documents(text, 3, order)] for order in (False, True))
+    assert robust == text.shuffle(seed=3)["text"][::10]
+    assert paper == sorted(robust) != robust
+    assert len(list(held_out_documents(text.to_iterable_dataset(), 3, True))) == 5
+
+
+def test_the_local_judge_is_known_by_its_model_and_not_by_its_port(comsem, monkeypatch, capsys):
+    clients = []
+
+    class Client(ChatClient):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            clients.append(self)
+
+    @contextmanager
+    def server():
+        yield f"http://127.0.0.1:{9 + len(clients)}/v1"
+
+    monkeypatch.setattr("bae_lens.cli.comsem.ChatClient", Client)
+    monkeypatch.setattr("bae_lens.cli.comsem.local_server", server)
+    for _ in range(2):
+        comsem("--local-judge", "--dry-run", "--max-features", "1")
+    assert "nothing was asked" in capsys.readouterr().out
+    first, second = clients
+    assert first.base_url != second.base_url
+    assert first.label == second.label
+    assert first.label.startswith("SmolLM2")
+
+
+def test_a_folder_that_is_no_run_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "holds no run.json; choose what bae-lens demo or train wrote" in capsys.readouterr().err

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from sae_lens import SAE
+
+from bae_lens.comsem.collect.dictionaries import fires, load_dictionaries, load_dictionary
+
+
+def test_a_dictionary_is_an_object_a_folder_or_a_name_on_the_hub(known_bae, known_sae, tmp_path, monkeypatch):
+    known_bae.save_model(tmp_path / "mine")
+    asked = []
+
+    def from_pretrained(*arguments):
+        asked.append(arguments)
+        return known_sae
+
+    monkeypatch.setattr(SAE, "from_pretrained", from_pretrained)
+    sources = {"object": known_sae, "folder": str(tmp_path / "mine"), "hub": "some-release/layer_3/width_16k"}
+    loaded = load_dictionaries(sources)
+    assert loaded["object"] is loaded["hub"] is known_sae
+    assert torch.equal(loaded["folder"].W_enc, known_bae.W_enc)
+    assert asked == [("some-release", "layer_3/width_16k", "cpu")]
+
+
+def test_a_single_dictionary_gets_a_name(known_bae, tmp_path):
+    known_bae.save_model(tmp_path / "mine")
+    assert list(load_dictionaries(known_bae)) == ["bae"]
+    assert list(load_dictionaries(tmp_path / "mine")) == ["mine"]
+
+
+def test_what_is_no_dictionary_is_refused(known_sae, tmp_path):
+    with pytest.raises(ValueError, match=r"has a cfg\.json in it"):
+        load_dictionary(tmp_path)
+    with pytest.raises(ValueError, match="got 'nothing', which is neither"):
+        load_dictionary("nothing")
+    with pytest.raises(ValueError, match="there are no dictionaries"):
+        load_dictionaries({})
+    known_sae.cfg.metadata.hook_name = None
+    with pytest.raises(ValueError, match="does not say which hook it reads"):
+        load_dictionary(known_sae)
+
+
+def test_binary_features_fire_where_they_differ_from_the_prior(known_bae, known_sae):
+    code = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    known_bae.prior.copy_(torch.tensor([0.1, 0.9, 0.1, 0.9]))
+    assert fires(known_bae, code).tolist() == [[True, False, False, True]]
+    assert fires(known_sae, torch.tensor([[2.0, 0.0, -1.0, 1e-6]])).tolist() == [[True, False, False, True]]

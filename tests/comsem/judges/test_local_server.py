@@ -1,0 +1,77 @@
+import asyncio
+import socket
+import sys
+from urllib.parse import urlsplit
+
+import pytest
+
+from bae_lens.comsem import ComSem
+from bae_lens.comsem.collect.corpus import CorpusSettings
+from bae_lens.comsem.judges.answer_cache import AnswerCache
+from bae_lens.comsem.judges.client import ChatClient
+from bae_lens.comsem.judges.language_model import LanguageModelJudge
+from bae_lens.comsem.judges.local_server import LOCAL_MODEL, local_label, local_server
+
+
+def test_missing_server_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(ImportError, match=r"bae-lens\[local-judge\]"), local_server():
+        pass
+
+
+@pytest.mark.slow
+def test_one_feature_end_to_end_on_the_real_wire(word_model, known_sae, word_texts, monkeypatch):
+
+    async def few_cases(judge, question):  # 20 groups of cases take the small model minutes
+        group = CASES[0]
+        fits, others = ([Instance.from_marked(text) for text in texts] for texts in (group.fits, group.does_not))
+        return [await ask_mixed(judge, group.explanation, fits, others, question, "0")]
+
+    from bae_lens.comsem.collect.instances import Instance
+    from bae_lens.comsem.judges import self_test
+    from bae_lens.comsem.judges.mixed import ask_mixed
+    from bae_lens.comsem.judges.self_test_cases import CASES
+
+    monkeypatch.setattr(self_test, "ask_cases", few_cases)
+    monkeypatch.setattr(self_test, "CASES", CASES[:1])
+    with local_server() as url:
+        assert urlsplit(url).hostname == "127.0.0.1"
+        client = ChatClient(url, concurrency=1, timeout=600.0)
+        comsem = ComSem(
+            LanguageModelJudge(LOCAL_MODEL, client),
+            corpus=CorpusSettings(tokens=800, context_size=16),
+            max_features=1,
+            held_out=3,
+            baseline_features=0,
+            accept_failing_judge=True,
+        )
+        report = comsem.score(word_model, known_sae, word_texts)
+    (feature,) = report.dictionaries[0].features
+    assert feature.explanation
+    assert feature.failed == feature.unparsable == 0
+    assert feature.score is not None
+    assert all(judged.verdict.probability is not None for judged in feature.held_out)
+    assert report.usage.asked == 5
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=5)
+
+
+@pytest.mark.slow
+def test_a_second_server_of_the_same_model_is_asked_nothing(cache_file):
+    async def ask(client):
+        try:
+            messages = [{"role": "user", "content": "Say yes."}]
+            request = {"model": LOCAL_MODEL, "messages": messages, "max_completion_tokens": 8, "temperature": 0.0}
+            return await client.ask(request, 4, may_be_cut=True)  # the small model goes on and on
+        finally:
+            await client.close()
+
+    cache = AnswerCache(cache_file)
+    with local_server() as first, local_server() as second:
+        assert first != second
+        clients = [ChatClient(url, cache, timeout=600.0, label=local_label()) for url in (first, second)]
+        answers = [asyncio.run(ask(client)) for client in clients]
+    assert answers[0].text
+    assert answers[0] == answers[1]
+    assert [(client.usage.asked, client.usage.cached) for client in clients] == [(1, 0), (0, 1)]
+    cache.close()

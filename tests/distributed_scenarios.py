@@ -1,0 +1,236 @@
+"""Runs groups of 1, 2 and 3 processes for `test_distributed.py`: python distributed_scenarios.py MODEL TEXT FOLDER.
+
+A script of its own, which imports once and then forks, because a process that ran pytest cannot be forked safely.
+Each process writes what it found to FOLDER/NAME/N-RANK.pt.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.training.sae_trainer import SAETrainer
+
+import bae_lens.training.trainer
+from bae_lens import TrainingBAEConfig, TrainingBinaryTranscoderConfig
+from bae_lens import distributed as parallel
+from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.contexts import ContextSettings, choose_contexts
+from bae_lens.activations.sources import load_model, load_text
+from bae_lens.functional import covariance
+from bae_lens.functional.sparse_matmul import sums_rows
+from bae_lens.training.recipe import Recipe, TrainingSettings
+from bae_lens.training.trainer import train_dictionary
+
+HOOK = "blocks.0.hook_resid_post"
+ROWS = (32, 33, 2, 41)  # of the batches, in turn: neither 2 nor 3 processes share them all equally
+SETTINGS = TrainingSettings(training_tokens=33 * 24, batch_size=33)
+SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 160, "dtype": "float64"}
+PENALTIES: dict[str, Any] = {"entropy_coefficient": 0.5, "covariance_coefficient": 0.1, "tangent_rate": 1.0}
+CONFIGS = {
+    "sparse": TrainingBAEConfig(**SIZES, **PENALTIES),
+    "sparse, sampled": TrainingBAEConfig(**SIZES, **PENALTIES, covariance_sample=80),
+    "dense": TrainingBAEConfig(**SIZES, **PENALTIES, apply_encoder_bias=False, encoder_bias_init=0.0),
+    "dense, sampled": TrainingBAEConfig(**SIZES, **PENALTIES, covariance_sample=80, encoder_bias_init=-0.5),
+    "steered": TrainingBAEConfig(**SIZES, target_l0=8.0, entropy_start_step=5),
+    "transcoder": TrainingBinaryTranscoderConfig(**SIZES, **PENALTIES, d_out=7),
+}
+RECIPE = Recipe(TrainingBAEConfig(**{**SIZES, "d_sae": 64}, **PENALTIES, target_l0=8.0), lr=4e-3)
+
+
+def together(n: int, scenario: Callable[..., Any], *arguments: Any) -> list[int]:
+    """Runs the scenario in n processes, and returns how each of them ended."""
+    store = folder / f"store-{time.monotonic_ns()}"
+    children = []
+    for rank in range(n):
+        child = os.fork()
+        if child == 0:
+            os._exit(_joined(n, rank, store, scenario, *arguments))
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def _joined(n: int, rank: int, store: Path, scenario: Callable[..., Any], *arguments: Any) -> int:
+    try:
+        torch.set_num_threads(1)
+        if n > 1:
+            parallel.connect(backend="gloo", init_method=f"file://{store}", rank=rank, world_size=n)
+        scenario(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def write(name: str, found: Any) -> None:
+    path = folder / name / f"{parallel.n_processes()}-{parallel.process_index()}.pt"
+    path.parent.mkdir(exist_ok=True)
+    torch.save(found, path)
+
+
+def parts() -> None:
+    """The functions of `parallel`, each on data that is the same in all processes."""
+    whole = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    own = parallel.shard(whole).clone().requires_grad_()
+    gathered = parallel.gather_rows(own)
+    gathered.square().sum().backward()
+    assert own.grad is not None
+    index = parallel.process_index()
+    uneven = parallel.gather_rows(torch.full((index,), index))
+    code = parallel.gather_rows(parallel.shard((whole > 0).double()), sent_as=torch.uint8)
+    linear = torch.nn.Linear(4, 1)
+    torch.nn.init.zeros_(linear.weight)
+    parallel.sum_gradients(linear)
+    linear(parallel.shard(whole)).sum().backward()
+    assert linear.weight.grad is not None
+    write(
+        "parts",
+        {
+            "gathered": gathered.detach(),
+            "gradient": parallel.gather_rows(own.grad),
+            "rows": len(own),
+            "uneven": uneven,
+            "code": code,
+            "weight": linear.weight.grad[0],
+            "sum": parallel.all_reduce_sum(lambda base, part, n_parts: torch.tensor([base + part, n_parts]), 10),
+            "any": [parallel.any_process(index == 1, False), parallel.any_process(False, index == 0)],
+        },
+    )
+
+
+def train_steps() -> None:
+    """24 steps of SAELens' trainer on batches of changing size, with every kind of penalty."""
+    found = {}
+    with mock.patch.multiple(covariance, TILE=32, BLOCK=16):
+        for name, cfg in CONFIGS.items():
+            found[name] = _train_steps(cfg)
+    write("steps", found)
+
+
+def _train_steps(cfg: TrainingBAEConfig) -> dict[str, Any]:
+    torch.manual_seed(0)
+    sae = get_sae_training_class(cfg.architecture())[0](cfg)
+    settings = SAETrainerConfig(
+        total_training_samples=1000, train_batch_size_samples=32, lr=1e-2, lr_end=1e-2, dead_feature_window=3
+    )
+    trainer = SAETrainer(settings, sae, data_provider=iter(()))
+    parallel.sum_gradients(sae)
+    losses, sparse = [], []
+    for step in range(24):
+        batch = 2 * torch.randn(ROWS[step % len(ROWS)], 16 + getattr(cfg, "d_out", 0), dtype=torch.float64)
+        output = trainer.step(parallel.shard(batch))
+        losses.append(
+            [
+                torch.as_tensor(value).detach()
+                for value in (output.loss, *output.losses.values(), *output.metrics.values())
+            ]
+        )
+        sparse.append(sums_rows(output.feature_acts.detach()))
+        trainer.n_training_steps += 1
+    return {
+        "losses": torch.tensor(losses, dtype=torch.float64),
+        "state": sae.state_dict(),
+        "fired": trainer.act_freq_scores,
+        "silent": trainer.n_forward_passes_since_fired,
+        "sparse": sparse,
+    }
+
+
+def hidden_states(name: str, interrupt_at: int | None = None) -> None:
+    """The pass of the language model, in batches of 4 contexts, possibly stopped in the batch of that number."""
+    run, calls = model.run_with_cache, []
+
+    def counted(tokens: Any, **options: Any) -> Any:
+        if len(calls) == interrupt_at:
+            raise KeyboardInterrupt
+        calls.append(len(tokens))
+        return run(tokens, **options)
+
+    with mock.patch.object(model, "run_with_cache", counted):
+        try:
+            states = cache_activations(model, contexts, [HOOK], folder / "states" / name, batch_size=4)[HOOK]
+        except (KeyboardInterrupt, ConnectionError):
+            return
+    write(f"harvest-{name}", {"states": torch.from_numpy(states.states.copy()), "norms": states.norms, "calls": calls})
+
+
+@contextmanager
+def during_step(step: int, rank: int, action: Callable[[], None]) -> Iterator[None]:
+    """Does something in one process while the batch of that step is being fetched."""
+    shuffled = CachedActivations.shuffled
+
+    def interrupted(self: CachedActivations, batch_size: int, seed: int, start_step: int = 0) -> Iterator[torch.Tensor]:
+        for index, batch in enumerate(shuffled(self, batch_size, seed, start_step), start_step):
+            if index == step and parallel.process_index() == rank:
+                action()
+            yield batch
+
+    with mock.patch.object(CachedActivations, "shuffled", interrupted):
+        yield
+
+
+def train(name: str) -> None:
+    states = CachedActivations(folder / "states" / "1", HOOK)
+    trained = train_dictionary("bae", RECIPE, states, SETTINGS, folder / "trained" / name)
+    curve = [list(point.values()) for point in trained.curve]
+    write(f"trained-{name}", {"state": trained.sae.state_dict(), "curve": torch.tensor(curve, dtype=torch.float64)})
+
+
+def interrupted_training(name: str) -> None:
+    """SIGTERM reaches the second process only, in step 11."""
+    with during_step(11, 1, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        try:
+            train(name)
+        except KeyboardInterrupt:
+            write(
+                f"interrupted-{name}", [path.name for path in (folder / "trained" / name / "checkpoints/bae").iterdir()]
+            )
+
+
+def killed_training(name: str) -> None:
+    """The second process is killed in step 17; the others must say so at once."""
+    start = time.monotonic()
+    with (
+        during_step(17, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+        mock.patch.object(bae_lens.training.trainer, "CHECKPOINT_SECONDS", 0.0),
+    ):
+        try:
+            train(name)
+        except ConnectionError as error:
+            write(f"killed-{name}", {"message": str(error), "seconds": time.monotonic() - start})
+
+
+def main() -> None:
+    found: dict[str, list[int]] = {}
+    for n in (1, 2, 3):
+        found[f"parts {n}"] = together(n, parts)
+        found[f"steps {n}"] = together(n, train_steps)
+        found[f"harvest {n}"] = together(n, hidden_states, str(n))
+        found[f"train {n}"] = together(n, train, str(n))
+    found["harvest interrupted"] = together(2, hidden_states, "cut", 3)
+    found["harvest resumed"] = together(3, hidden_states, "cut")
+    for n in (1, 3):
+        found[f"train interrupted for {n}"] = together(2, interrupted_training, f"from-2-to-{n}")
+        found[f"train resumed by {n}"] = together(n, train, f"from-2-to-{n}")
+    found["train killed"] = together(3, killed_training, "killed")
+    found["train resumed after kill"] = together(2, train, "killed")
+    torch.save(found, folder / "exits.pt")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    model_folder, text, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    model = load_model(model_folder, "cpu")
+    documents = load_text(text, "text", "train")
+    tokens = ContextSettings(context_size=16, cached_tokens=600, held_out_tokens=120)
+    contexts = choose_contexts(model.tokenizer, documents, tokens)["train"]
+    main()

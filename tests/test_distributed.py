@@ -1,0 +1,257 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import TopKTrainingSAEConfig
+from safetensors.torch import load_file
+
+from bae_lens import TrainingBAEConfig
+from bae_lens.cli import main as cli
+from bae_lens.distributed import any_process, gather_rows, is_main_process, joined, leave_the_rest_to_the_first, shard
+from bae_lens.training.trainer import check_processes
+
+SMALL = "--cached-tokens 600 --held-out-tokens 120 --context-size 16 --training-tokens 660 --batch-size 33"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Any) -> Path:
+    path = tmp_path_factory.mktemp("text") / "words.jsonl"
+    path.write_text("\n".join(json.dumps({"text": line}) for line in tiny_dataset["text"][:400]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, text: Path
+) -> Callable[[str, int], list[Any]]:
+    """What each of n processes wrote in a scenario of `distributed_scenarios.py`, which is run once."""
+    folder = tmp_path_factory.mktemp("processes")
+    script = Path(__file__).parent / "distributed_scenarios.py"
+    done = _run(sys.executable, str(script), str(tiny_model_folder), str(text), str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    exits = torch.load(folder / "exits.pt")
+    killed = exits.pop("train killed")
+    assert killed == [0, -9, 0]
+    assert all(set(codes) == {0} for codes in exits.values()), done.stderr[-3000:]
+
+    def load(scenario: str, n: int) -> list[Any]:
+        paths = sorted((folder / scenario).glob(f"{n}-*.pt"))
+        return [torch.load(path) for path in paths]
+
+    return load
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-10)
+
+
+def launched(monkeypatch, **environment: str) -> None:
+    values = {"TORCHELASTIC_RUN_ID": "0", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", **environment}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+class TestAlone:
+    def test_nothing_is_shared(self):
+        rows = torch.randn(3, 2)
+        assert torch.equal(shard(rows), rows)
+        assert gather_rows(rows, sent_as=torch.uint8) is rows
+        assert any_process(True, False) == (True, False)
+        assert is_main_process()
+        leave_the_rest_to_the_first()
+        with joined("cpu") as device:
+            assert device == "cpu"
+
+    def test_launched_processes_take_a_gpu_each(self, monkeypatch):
+        calls = []
+        launched(monkeypatch, LOCAL_WORLD_SIZE="2")
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+        monkeypatch.setattr("torch.cuda.set_device", calls.append)
+        monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: calls.append(backend))
+        monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("parted"))
+        with joined("cuda") as device:
+            assert device == "cuda:1"
+        assert calls == ["cuda:1", "cpu:gloo,cuda:nccl", "parted"]
+
+    def test_fewer_gpus_than_processes_are_refused(self, monkeypatch):
+        launched(monkeypatch, LOCAL_WORLD_SIZE="2")
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+        with pytest.raises(ValueError, match="2 processes need as many GPUs, but there are 1"), joined("cuda"):
+            pass
+
+    def test_several_machines_are_refused(self, monkeypatch):
+        launched(monkeypatch, LOCAL_WORLD_SIZE="1")
+        with pytest.raises(ValueError, match="must run on one machine"), joined("cpu"):
+            pass
+
+    def test_a_group_of_others_is_left_alone(self, monkeypatch):
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+        monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+        rows = torch.randn(3, 2)
+        assert gather_rows(rows) is rows
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+class TestParts:
+    def test_rows_are_shared_in_order_and_gathered_with_their_gradient(self, found, n):
+        whole = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+        parts = found("parts", n)
+        assert [part["rows"] for part in parts] == {1: [7], 2: [4, 3], 3: [3, 2, 2]}[n]
+        for part in parts:
+            assert torch.equal(part["gathered"], whole)
+            assert torch.equal(part["gradient"], 2 * whole)
+            assert torch.equal(part["code"], (whole > 0).double())
+
+    def test_processes_may_have_different_numbers_of_rows_and_none(self, found, n):
+        for part in found("parts", n):
+            assert part["uneven"].tolist() == [index for index in range(n) for _ in range(index)]
+
+    def test_gradients_are_summed_and_parts_added(self, found, n):
+        whole = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+        for part in found("parts", n):
+            torch.testing.assert_close(part["weight"], whole.sum(0))
+            assert part["sum"].tolist() == [sum(10 + index for index in range(n)), n * n]
+
+    def test_what_holds_in_one_process_is_known_to_all(self, found, n):
+        for part in found("parts", n):
+            assert part["any"] == [(n > 1, False), (False, True)]
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("config", ["sparse", "sparse, sampled", "dense", "dense, sampled", "steered", "transcoder"])
+def test_losses_weights_and_statistics_are_those_of_a_single_process(found, config, n):
+    (single,) = found("steps", 1)
+    expected = single[config]
+    for process in found("steps", n):
+        assert_close({"losses": process[config]["losses"]}, {"losses": expected["losses"]})
+        assert_close(process[config]["state"], expected["state"])
+        assert torch.equal(process[config]["fired"], expected["fired"])
+        assert torch.equal(process[config]["silent"], expected["silent"])
+
+
+def test_both_ways_of_the_covariance_and_both_kinds_of_penalty_were_taken(found):
+    (single,) = found("steps", 1)
+    assert any(single["sparse"]["sparse"])
+    assert any(single["sparse, sampled"]["sparse"])
+    assert not any(single["dense"]["sparse"])
+    assert not any(single["dense, sampled"]["sparse"])
+    for name in ("sparse", "dense", "transcoder"):
+        _, mse, entropy, covariance, *_ = single[name]["losses"].T
+        assert (entropy > 0.02 * mse).all()
+        assert (covariance > 0.02 * mse).double().mean() > 0.8  # a batch of two rows may have none
+    assert single["steered"]["state"]["entropy_multiplier"] != 1
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_hidden_states_are_those_of_a_single_process_and_each_batch_is_computed_once(found, n):
+    (single,) = found("harvest-1", 1)
+    shared = found(f"harvest-{n}", n)
+    for process in shared:
+        assert torch.equal(process["states"], single["states"])
+        assert torch.equal(process["norms"], single["norms"])
+        assert sum(process["calls"]) < 0.6 * sum(single["calls"])
+    assert sum(sum(process["calls"]) for process in shared) == sum(single["calls"])
+
+
+def test_interrupted_pass_goes_on_with_another_number_of_processes(found):
+    (single,) = found("harvest-1", 1)
+    resumed = found("harvest-cut", 3)
+    assert sum(sum(process["calls"]) for process in resumed) == sum(single["calls"]) - 2 * 3 * 4
+    for process in resumed:
+        assert torch.equal(process["states"], single["states"])
+        assert torch.equal(process["norms"], single["norms"])
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_trained_dictionary_is_that_of_a_single_process(found, n):
+    (single,) = found("trained-1", 1)
+    for process in found(f"trained-{n}", n):
+        assert_close(process["state"], single["state"])
+        assert_close({"curve": process["curve"]}, {"curve": single["curve"]})
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_signal_to_one_process_stops_both_and_another_number_goes_on(found, n):
+    assert found(f"interrupted-from-2-to-{n}", 2) == [["00000012"]] * 2
+    (single,) = found("trained-1", 1)
+    for process in found(f"trained-from-2-to-{n}", n):
+        assert_close(process["state"], single["state"])
+        assert_close({"curve": process["curve"]}, {"curve": single["curve"]})
+
+
+def test_killed_process_stops_the_others_with_what_to_do_and_two_go_on(found):
+    messages = found("killed-killed", 3)
+    assert len(messages) == 2
+    for message in messages:
+        assert message["message"].startswith("the training of bae stopped at step 17: another process of this run has")
+        assert message["message"].endswith("goes on from step 17, where it was last saved")
+        assert message["seconds"] < 15
+    (single,) = found("trained-1", 1)
+    for process in found("trained-killed", 2):
+        assert_close(process["state"], single["state"])
+
+
+class TestRefusals:
+    def test_processes_share_one_setting_of_a_binary_code_only(self, monkeypatch):
+        bae, topk = TrainingBAEConfig(d_in=4, d_sae=8), TopKTrainingSAEConfig(d_in=4, d_sae=8)
+        check_processes("any", topk, n_trials=3)
+        monkeypatch.setattr("bae_lens.training.trainer.n_processes", lambda: 2)
+        check_processes("mine", bae)
+        with pytest.raises(ValueError, match=r"2 processes cannot share mine, a topk dictionary, .* without torchrun"):
+            check_processes("mine", topk)
+        with pytest.raises(ValueError, match="2 processes cannot share mine, 3 trials of a dictionary"):
+            check_processes("mine", bae, n_trials=3)
+
+    def test_other_commands_refuse_torchrun(self, monkeypatch, capsys):
+        for name, value in {"TORCHELASTIC_RUN_ID": "0", "WORLD_SIZE": "2", "RANK": "1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["bae-lens", "demo"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        output = capsys.readouterr()
+        assert output.err.startswith("error in process 1: torchrun started 2 processes, but only train shares them")
+        assert output.out == ""
+
+
+@pytest.mark.slow
+def test_torchrun_trains_what_one_process_trains_and_says_it_once(tiny_model_folder, text, tmp_path):
+    command = ["-m", "bae_lens", "train", "--model", str(tiny_model_folder), "--dataset", str(text), *SMALL.split()]
+    command += ["--hook-name", "blocks.0.hook_resid_post", "--set", "covariance_coefficient", "0.01"]
+    shared = _run(*TORCHRUN, *command, "--output", str(tmp_path / "two"))
+    assert shared.returncode == 0, shared.stderr[-3000:]
+    assert shared.stdout.count("| bae |") == 1
+    assert (tmp_path / "two" / "report.html").exists()
+    assert _run(sys.executable, *command, "--output", str(tmp_path / "one")).returncode == 0
+    one, two = (
+        load_file(tmp_path / run / "dictionaries" / "bae" / "sae_weights.safetensors") for run in ("one", "two")
+    )
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_shows_help_once_and_fails_if_a_process_does(tiny_model_folder, text, tmp_path):
+    help_text = _run(*TORCHRUN, "-m", "bae_lens", "train", "--help")
+    assert (help_text.returncode, help_text.stdout.count("usage: bae-lens train")) == (0, 1)
+    command = ["-m", "bae_lens", "train", "--model", str(tiny_model_folder), "--dataset", str(text), *SMALL.split()]
+    command += ["--architecture", "topk", "--set", "k", "4", "--hook-name", "blocks.0.hook_resid_post"]
+    command += ["--output", str(tmp_path / "run")]
+    refused = _run(*TORCHRUN, *command)
+    assert refused.returncode == 1
+    assert "error: 2 processes cannot share topk, a topk dictionary" in refused.stderr
