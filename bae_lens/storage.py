@@ -3,54 +3,106 @@
 import json
 import os
 import resource
+import shutil
 import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 from jaxtyping import Int
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bae_lens.distributed import barrier, is_main_process
 
+T = TypeVar("T")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write a file or a folder to, which takes the place of `path` when the block ends.
+
+    If the block raises, what it wrote is removed and `path` stays as it was. Each process has a place of its own, so of
+    two that write one file at a time the last to end wins, whole.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        if partial.is_dir() and path.exists():
+            replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
+            os.replace(path, replaced)
+            os.replace(partial, path)
+            _remove(replaced)
+        else:
+            os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is at any moment either there whole or as it was before."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Writes JSON values, or dataclasses of them, as `write_text` does."""
+    values = asdict(content) if is_dataclass(content) and not isinstance(content, type) else content
+    write_text(path, json.dumps(values, indent=indent))
 
 
 def read_json(path: Path) -> Any:
-    """What `write_text` wrote as JSON. Raises ValueError if the file was damaged since."""
+    """What `write_json` wrote. Raises ValueError if the file was damaged since."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}); remove its folder to start over") from error
 
 
+def validated(kind: type[T], content: Any, name: str) -> T:
+    """JSON values as the (nested) dataclass that they were made of.
+
+    Raises ValueError if they are not of this kind, as those of another version of bae_lens may be; `name` says whose.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        (first, *others) = error.errors()
+        where = ".".join(map(str, first["loc"])) or "content"
+        more = f" and {len(others)} more" if others else ""
+        raise ValueError(
+            f"{name} is no {kind.__name__} of this version of bae_lens ({where}: {first['msg']}{more}); make it again"
+        ) from error
+
+
 def open_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> np.memmap:
     """The array for writing, which the process that comes first makes, of zeros."""
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            partial = path.with_suffix(".partial.npy")
-            np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=shape)
-            os.replace(partial, path)
+            with written_whole(path) as partial:
+                np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=shape)
     return np.lib.format.open_memmap(path, mode="r+")
 
 
 def save_array(path: Path, values: Int[Tensor, "..."]) -> None:
     """Writes a file that is at any moment either there whole or as it was before."""
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, values.numpy())
-    os.replace(partial, path)
+    with written_whole(path) as partial, partial.open("wb") as file:
+        np.save(file, values.numpy())
 
 
 def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:

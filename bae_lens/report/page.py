@@ -86,7 +86,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         ],
         settings=_settings(comparison),
         plotly=Markup(get_plotlyjs()),
-        script=Markup(files("bae_lens.report").joinpath("templates", "report.js").read_text(encoding="utf-8")),
+        script=Markup((files("bae_lens.report") / "templates" / "report.js").read_text(encoding="utf-8")),
     )
     path = folder / REPORT_FILE
     write_text(path, html)
