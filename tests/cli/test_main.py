@@ -306,7 +306,7 @@ def test_folder_of_another_comparison_is_refused_with_the_difference(main, capsy
     with pytest.raises(SystemExit) as stop:
         main("--architectures", "topk", "--l0", "4", "--training-tokens", "640", "--batch-size", "32")
     assert stop.value.code == 2
-    assert "holds another run (training.training_tokens: 320 there, 640 now)" in capsys.readouterr().err
+    assert "holds something else (training.training_tokens: 320 there, 640 now)" in capsys.readouterr().err
 
 
 def test_interruption_says_how_to_go_on(main, monkeypatch, capsys):

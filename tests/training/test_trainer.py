@@ -129,7 +129,7 @@ def test_finished_dictionary_of_another_recipe_is_not_taken_for_this_one(states,
         (Recipe(replace(recipe.cfg, d_sae=32), recipe.lr), 0),
         (recipe, 1),
     ):
-        with pytest.raises(ValueError, match="holds a dictionary of another recipe, seed or length"):
+        with pytest.raises(ValueError, match=r"something else \((recipe.lr|recipe.d_sae|seed): .* there, .* now\)"):
             train_dictionary("bae", other, states, SETTINGS, tmp_path, seed=seed)
 
 
@@ -138,7 +138,7 @@ def test_checkpoint_of_another_recipe_is_not_taken_for_this_one(states, recipe, 
         interrupt_at(patch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
-    with pytest.raises(ValueError, match="holds a dictionary of another recipe"):
+    with pytest.raises(ValueError, match=r"holds something else \(recipe.d_sae: 64 there, 32 now\)"):
         train_dictionary("bae", Recipe(replace(recipe.cfg, d_sae=32), recipe.lr), states, SETTINGS, tmp_path)
 
 
