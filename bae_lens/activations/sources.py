@@ -42,6 +42,11 @@ def load_model(name: str, device: str = "cpu") -> Any:
     return HookedSAETransformer.from_pretrained_no_processing(name, device=device)
 
 
+def located(name: str) -> str:
+    """The name of a model or text as it is understood from any working directory: local paths become absolute."""
+    return str(Path(name).absolute()) if name not in (DEMO_MODEL, DEMO_TEXT) and Path(name).exists() else name
+
+
 def resolve_hook(model: Any, hook_name: str) -> str:
     """The name under which the model caches a hook, resolving a TransformerBridge's aliases.
 
