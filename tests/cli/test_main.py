@@ -92,7 +92,20 @@ def test_dynamics_of_a_model_that_was_replaced_are_not_those_of_the_first(
 ):
     folder = tmp_path / "latest"
     shutil.copytree(tiny_model_folder, folder)
-    sizes = ["--max-position", "2", "--windows", "40", "--steps", "4", "--batch-size", "8", "--layers", "0"]
+    sizes = [
+        "--max-position",
+        "2",
+        "--windows",
+        "40",
+        "--windows-per-document",
+        "1",
+        "--steps",
+        "4",
+        "--batch-size",
+        "8",
+        "--layers",
+        "0",
+    ]
     command = ["dynamics", "--output", str(tmp_path / "o"), "--model", str(folder), "--dataset", str(words), *sizes]
     monkeypatch.setattr(sys, "argv", ["bae-lens", *command])
     cli.main()
