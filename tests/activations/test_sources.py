@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from bae_lens.activations import sources
 from bae_lens.activations.sources import load_text, texts
 
 
-def write(path: Path, values: list[str | None]) -> None:
+def write(path: Path, values: Sequence[str | None]) -> None:
     """A file of one column `text`, or of paragraphs."""
     path.parent.mkdir(exist_ok=True)
     rows = [{"text": value} for value in values]
@@ -113,7 +114,10 @@ def test_words_that_pandas_takes_for_missing_are_text(tmp_path):
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        (DatasetDict(train=Dataset.from_dict({"text": ["a"]})), "choose one of the splits train: documents are rows"),
+        (
+            DatasetDict({"train": Dataset.from_dict({"text": ["a"]})}),
+            "choose one of the splits train: documents are rows",
+        ),
         (Dataset.from_dict({"input_ids": [[1, 2]]}), "row 0 has no column 'text' but input_ids; .* not tokenized"),
         (["one", None], "row 1 of the text holds None instead of a string"),
         ([{"text": "one"}, {"text": 2}], "row 1 of the text holds 2 instead of a string"),
