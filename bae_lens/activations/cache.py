@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from bae_lens.activations.contexts import PADDING, Contexts
 from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.forward import hook_widths, run_at_hooks
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, process_index, shard
 from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.standardization import Standardization

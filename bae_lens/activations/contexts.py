@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.activations.sources import TEXT_COLUMN
+from bae_lens.activations.sources import texts
 from bae_lens.distributed import is_main_process
 
 Split = Literal["train", "tune", "test"]
@@ -94,15 +94,12 @@ def choose_contexts(
     with tqdm(
         total=sum(missing.values()), desc="choosing contexts", unit="token", disable=not is_main_process()
     ) as progress:
-        for index, document in enumerate(documents):
+        for index, text in enumerate(texts(documents)):
             split = split_of(index)
             if missing.get(split, 0) <= 0:
                 if max(missing.values()) <= 0:
                     break
                 continue
-            text = document[TEXT_COLUMN]
-            if not isinstance(text, str):
-                raise ValueError(f"row {index} of the text holds {text!r} instead of a string; remove the row")
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             windows = [ids[start : start + room] for start in range(0, len(ids), room)]
             for window in rng.permutation(len(windows))[: settings.contexts_per_document]:

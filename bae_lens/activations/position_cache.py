@@ -15,9 +15,19 @@ from tqdm.auto import tqdm
 from bae_lens.activations.cache import ARRAY_FILE, COMPLETE_FILE, SOURCE_FILE
 from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.forward import hook_widths, run_at_hooks
-from bae_lens.activations.sources import TEXT_COLUMN, resolve_hook
+from bae_lens.activations.models import resolve_hook
+from bae_lens.activations.sources import texts
 from bae_lens.functional.outliers import is_outlier
-from bae_lens.storage import claim, load_array, locked, make_array, open_array, read_json, save_array, write_json
+from bae_lens.storage import (
+    claim,
+    load_array,
+    locked,
+    make_array,
+    open_array,
+    read_json,
+    save_array,
+    write_json,
+)
 
 TOKENS_AT_A_TIME = 1024  # through the model; more are slower where its activations leave the cache
 WINDOWS_PER_DOCUMENT = 8  # at most, so that a few long documents do not make the sample
@@ -75,8 +85,8 @@ def random_windows(
     origin: list[int] = []
     too_short = 0
     with tqdm(total=n_windows, desc="choosing windows", unit="window") as progress:
-        for number, document in enumerate(documents):
-            ids = tokenizer(document[TEXT_COLUMN], add_special_tokens=False, verbose=False)["input_ids"]
+        for number, text in enumerate(texts(documents)):
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             room = len(ids) // length
             too_short += room == 0
             count = min(room, per_document, n_windows - len(windows))

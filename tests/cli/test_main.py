@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sae_lens import SAE, Transcoder
@@ -78,7 +79,7 @@ def test_model_that_was_replaced_in_its_folder_is_another_one(train, tiny_model_
     folder = tmp_path / "latest"
     shutil.copytree(tiny_model_folder, folder)
     train("--model", str(folder))
-    model = LlamaForCausalLM.from_pretrained(folder)
+    model: Any = LlamaForCausalLM.from_pretrained(folder)
     model.model.layers[0].mlp.down_proj.weight.data.mul_(1.01)
     model.save_pretrained(folder)
     with pytest.raises(SystemExit) as stop:
@@ -109,7 +110,7 @@ def test_dynamics_of_a_model_that_was_replaced_are_not_those_of_the_first(
     command = ["dynamics", "--output", str(tmp_path / "o"), "--model", str(folder), "--dataset", str(words), *sizes]
     monkeypatch.setattr(sys, "argv", ["bae-lens", *command])
     cli.main()
-    model = LlamaForCausalLM.from_pretrained(folder)
+    model: Any = LlamaForCausalLM.from_pretrained(folder)
     model.model.layers[0].mlp.down_proj.weight.data.mul_(1.01)
     model.save_pretrained(folder)
     with pytest.raises(SystemExit) as stop:
