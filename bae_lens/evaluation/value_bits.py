@@ -39,12 +39,11 @@ def value_coding_curve(
     for x, y in batches:
         y, n = y.double(), n + len(x)
         feature_acts = sae.encode(x.to(sae.device, sae.dtype))
-        fires = feature_acts != 0
         for index, relative_step in enumerate(STEPS):
             step = relative_step * root_mean_square
             levels = (feature_acts * norms / step).round()
             errors[index] += (sae.decode(levels * step / norms).double().cpu() - y).square().sum()
-            _add_counts(counts[index], levels[fires])
+            _add_counts(counts[index], levels[feature_acts != 0])
     return [
         RatePoint(support_bits + _entropy_times_total(count) / n, 1 - errors[index].item() / variance)
         for index, count in enumerate(counts)

@@ -26,7 +26,7 @@ from bae_lens.storage import Stage
 from bae_lens.training.recipe import TrainingSettings
 
 CODE = CodeMetrics(100, 6.5, 5.25, 20.4, 1, 2, 3, 4, [0.0, 1.0, 0.005, 0.05, 0.1, 0.11, 0.5, 0.02])
-METRICS = DictionaryMetrics(CODE, 0.751, 12.5, 0.9, 0.8, 30.2, [RatePoint(50.6, 0.742), RatePoint(60.0, 0.75)])
+METRICS = DictionaryMetrics(CODE, 0.751, 12.5, 0.9, 0.8, 30.2, [RatePoint(50.6, 0.742), RatePoint(60.0, 0.75)], False)
 LOSS = LanguageModelLoss(90, clean=2.0, with_sae=2.5, ablated=7.0, kl_with_sae=0.4, kl_ablated=4.0)
 PORTRAIT = FeatureDashboard(3, 0.05, [TokenInContext("before", "token", "after", 1.5)], [Neighbor(5, 0.25)], ["yes"])
 
