@@ -61,7 +61,7 @@ class DictionaryMetrics:
     """Norm of the output over norm of the target, in the mean."""
     value_bits: float
     """Bits per token for the values of the features that fire, 0 for a binary code: the cheapest entropy-coded uniform
-    quantization that costs at most `QUANTISATION_LOSS` of explained variance; see `value_coding_curve`."""
+    quantization that costs at most `QUANTIZATION_LOSS` of explained variance; see `value_coding_curve`."""
     value_curve: list[RatePoint]
     """Explained variance against support bits plus value bits, by quantization step; empty for a binary code, and for
     one that never fires."""

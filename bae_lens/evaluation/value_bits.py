@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bae_lens.functional.rate_distortion import RatePoint
 
-QUANTISATION_LOSS = 0.01  # of explained variance, that quantizing the values may cost
+QUANTIZATION_LOSS = 0.01  # of explained variance, that quantizing the values may cost
 STEPS = tuple(2.0 ** (1 - half / 2) for half in range(10))  # in units of the root mean square of the values
 
 
@@ -51,8 +51,8 @@ def value_coding_curve(
 
 
 def cheapest_values(curve: list[RatePoint], explained_variance: float) -> RatePoint:
-    """The point of fewest bits that loses at most `QUANTISATION_LOSS`; the finest one if every point loses more."""
-    good = [point for point in curve if point.explained_variance >= explained_variance - QUANTISATION_LOSS]
+    """The point of fewest bits that loses at most `QUANTIZATION_LOSS`; the finest one if every point loses more."""
+    good = [point for point in curve if point.explained_variance >= explained_variance - QUANTIZATION_LOSS]
     return min(good, key=lambda point: point.bits) if good else curve[-1]
 
 

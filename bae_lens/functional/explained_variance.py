@@ -45,7 +45,7 @@ class ExplainedVariance:
 
     @property
     def explained(self) -> float:
-        """1 minus `error` over `variance`: 1 is perfect, 0 no better than the mean; NaN for vectors that do not vary."""
+        """1 minus `error` over `variance`: 1 is perfect, 0 no better than the mean; NaN if nothing varies."""
         return 1 - self.error / self.variance if self.varies else math.nan
 
 
