@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bae_lens.activations.sources import load_model, load_text, resolve_hook
+from bae_lens.activations.sources import load_model, load_text
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import Comparison
 from bae_lens.comparison.run import compare
@@ -23,7 +23,7 @@ def run_experiment(
 ) -> Comparison:
     """Loads what the experiment names, compares, and writes results and report into `folder`.
 
-    `contenders` makes the dictionaries for the loaded model and the resolved hook. Raises ValueError, before anything
+    `contenders` makes the dictionaries for the loaded model and the hook. Raises ValueError, before anything
     is written, for sizes, devices, folders, texts, models and hooks that cannot be.
     """
     _check_device(device)
@@ -31,7 +31,7 @@ def run_experiment(
     start = time.monotonic()
     text = load_text(experiment.dataset, experiment.text_column, experiment.dataset_split)
     model = load_model(experiment.model, device)
-    made = contenders(model, resolve_hook(model, experiment.hook_name))
+    made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
     comparison = compare(model, text, made, experiment, folder, device, loading)
     write_pictures(comparison, folder)

@@ -15,6 +15,7 @@ from transformer_lens.hook_points import HookPoint
 
 from bae_lens.activations.sources import resolve_hook
 from bae_lens.evaluation.features import RESIDUAL_HOOKS, TOP_TOKENS, direct_logits
+from bae_lens.evaluation.hooking import Captured, replaced
 from bae_lens.evaluation.metrics import is_binary
 from bae_lens.saes.transcoder import hooks_of
 
@@ -46,7 +47,7 @@ def edit(
     _check(sae, features)
     hook_points = [_hook_point(model, name) for name in hooks_of(sae)]
     editor = _Editor(sae, features, positions, keep_error)
-    hooks: tuple[Any, Any] = (editor.capture, editor.replace)
+    hooks: tuple[Any, Any] = (editor.read.capture, editor.replace)
     acting = []
     for (name, hook_point), hook in zip(hook_points, hooks, strict=True):
         hook_point.add_hook(hook, is_permanent=True)
@@ -185,32 +186,21 @@ class _Editor:
         self, sae: SAE[Any], features: Mapping[int, int | float | str], positions: slice | None, keep_error: bool
     ) -> None:
         self.sae, self.features, self.positions, self.keep_error = sae, features, positions, keep_error
+        self.read = Captured(sae)
         self.begin(0)
 
     def begin(self, n_before: int) -> None:
         """A pass begins; in generation, earlier ones have dealt with `n_before` positions of the sequence."""
         self.n_before = n_before
-        self._input: Tensor | None = None
-
-    def capture(self, activations: Tensor, hook: Any) -> None:  # noqa: ARG002
-        x = activations if self.sae.hook_z_reshaping_mode else activations.flatten(2)
-        self._input = x.to(self.sae.device, self.sae.dtype)
+        self.read.clear()
 
     def replace(self, activations: Tensor, hook: Any) -> Tensor:  # noqa: ARG002
-        if self._input is None:
-            hook_name, hook_name_out = hooks_of(self.sae)
-            raise ValueError(
-                f"the transcoder reads after it writes: the model reaches {hook_name_out} before {hook_name}"
-            )
-        x, self._input = self._input, None
-        edited = self.sae.decode(self._edited(self._code(x)))
+        x = self.read.take()
+        new = self.sae.decode(self._edited(self._code(x)))
         if self.keep_error:
-            change = edited - self.sae.decode(self._code(x))  # encoded anew: a run-time norm is good for one decoding
+            change = new - self.sae.decode(self._code(x))  # encoded anew: a run-time norm is good for one decoding
             new = activations + change.to(activations).view_as(activations)
-        else:
-            new = edited.to(activations).view_as(activations)
-        where = self._where(activations)
-        return torch.where(where.view(1, -1, *[1] * (activations.ndim - 2)), new, activations)
+        return replaced(activations, new, self._where(activations)[None])
 
     def _code(self, x: Tensor) -> Tensor:
         feature_acts = self.sae.encode(x)
