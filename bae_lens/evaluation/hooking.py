@@ -58,6 +58,11 @@ def resolved_hooks(model: Any, sae: SAE[Any]) -> tuple[str, str]:
     return hook_name, hook_name_out
 
 
+def is_bridge(model: Any) -> bool:
+    """Whether a model is a TransformerBridge, whose hooks have aliases."""
+    return hasattr(model, "_resolve_hook_name")
+
+
 def has_heads(hook_name: str) -> bool:
     """Whether each attention head has an axis of its own at a hook of TransformerLens' models or bridges."""
     return re.search(HEADS, hook_name) is not None
@@ -80,6 +85,5 @@ def check_attachable(model: Any, hook_names: Sequence[str]) -> None:
             continue
         if len(hook_names) > 1:
             raise ValueError(f"a transcoder reads and writes one vector a token, but {hook_name} has one for each head")
-        is_bridge = hasattr(model, "_resolve_hook_name")
-        if not has_heads(hook_name) or (is_bridge and model.hook_dict[hook_name].hook_conversion is None):
+        if not has_heads(hook_name) or (is_bridge(model) and model.hook_dict[hook_name].hook_conversion is None):
             raise ValueError(f"the heads lie apart at {hook_name}, where no dictionary can be attached; choose another")

@@ -9,13 +9,15 @@ from operator import attrgetter
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from sae_lens import SAE
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from bae_lens.activations.sources import resolve_hook
-from bae_lens.evaluation.features import RESIDUAL_HOOKS, TOP_TOKENS, direct_logits
+from bae_lens.evaluation.features import TOP_TOKENS
 from bae_lens.evaluation.hooking import Captured, replaced
+from bae_lens.evaluation.logit_path import direct_logits, writes_to_residual_stream
 from bae_lens.evaluation.metrics import is_binary
 from bae_lens.saes.transcoder import hooks_of
 
@@ -89,19 +91,22 @@ class LogitEffects:
 
 
 @torch.no_grad()
-def logit_effects(model: Any, sae: SAE[Any], features: Sequence[int], k: int = TOP_TOKENS) -> list[LogitEffects]:
+def logit_effects(
+    model: Any, sae: SAE[Any], features: Sequence[int] | Int[Tensor, " n"], k: int = TOP_TOKENS
+) -> list[LogitEffects]:
     """What `features` make the model say: the k tokens whose logits each raises most, and lowers most.
 
     Raises ValueError for a feature that the dictionary does not have, a dictionary that does not write to the residual
     stream, and a k that is not between 1 and the size of the vocabulary.
     """
+    features = features.tolist() if isinstance(features, Tensor) else list(features)
     _check_indices(sae, features)
     hook_name_out = hooks_of(sae)[1]
-    if hook_name_out.rsplit(".", 1)[-1] not in RESIDUAL_HOOKS:
+    if not writes_to_residual_stream(model, hook_name_out):
         raise ValueError(
             f"logit effects need a dictionary that writes to the residual stream, got one at {hook_name_out}"
         )
-    effects = direct_logits(model, sae.W_dec[list(features)])
+    effects = direct_logits(model, sae.W_dec[features])
     if not 1 <= k <= effects.shape[1]:
         raise ValueError(f"k must be between 1 and the {effects.shape[1]} tokens of the vocabulary, got {k}")
     effects = effects - effects.mean(-1, keepdim=True)
