@@ -1,6 +1,5 @@
 """Where a dictionary stands in a running model: what it reads, and what takes the place of what it writes."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,6 @@ from torch import Tensor
 from bae_lens.activations.forward import stop_layer
 from bae_lens.activations.sources import resolve_hook
 from bae_lens.saes.transcoder import hooks_of
-
-HEADS = r"attn\.(hook_(rot_)?[qk]|hook_[vz]|[qkv]\.hook_out|o\.hook_in)$|hook_[qkv]_input$"
 
 
 class Captured:
@@ -63,18 +60,13 @@ def is_bridge(model: Any) -> bool:
     return hasattr(model, "_resolve_hook_name")
 
 
-def has_heads(hook_name: str) -> bool:
-    """Whether each attention head has an axis of its own at a hook of TransformerLens' models or bridges."""
-    return re.search(HEADS, hook_name) is not None
-
-
 @torch.no_grad()
 def check_attachable(model: Any, hook_names: Sequence[str]) -> None:
     """Raises ValueError for hooks, by their names in the model, at which no dictionary can be attached to it.
 
-    One is for an SAE, two are for a transcoder. SAELens' dictionaries concatenate the heads of what they read and take
-    apart what they write, or neither, which leaves out transcoders between heads and other hooks. It attaches them to
-    a bridge where that holds the heads concatenated: where the hook point converts what hooks see.
+    One is for an SAE, two are for a transcoder. Where attention heads lie apart, SAELens attaches an SAE at hook_z of a
+    hooked model, taking apart what it writes, and to a bridge where that holds the heads concatenated, which is where
+    the hook point converts what hooks see; no transcoder.
     """
     tokens = torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device)
     _, cache = model.run_with_cache(
@@ -85,5 +77,6 @@ def check_attachable(model: Any, hook_names: Sequence[str]) -> None:
             continue
         if len(hook_names) > 1:
             raise ValueError(f"a transcoder reads and writes one vector a token, but {hook_name} has one for each head")
-        if not has_heads(hook_name) or (is_bridge(model) and model.hook_dict[hook_name].hook_conversion is None):
+        bridge = is_bridge(model)
+        if model.hook_dict[hook_name].hook_conversion is None if bridge else not hook_name.endswith("hook_z"):
             raise ValueError(f"the heads lie apart at {hook_name}, where no dictionary can be attached; choose another")

@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
-from bae_lens.evaluation.hooking import has_heads
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import read_json, validated, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
@@ -84,8 +83,8 @@ def train_dictionary(
     Several processes share every step, see `parallel`, and end with the dictionary of a single one, up to rounding; an
     interrupted run may go on with another number of them. If one of them ends before, the others raise ConnectionError.
 
-    `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. Where heads
-    lie apart, as at hook_z, the dictionary is saved to take them so, and returned to take them concatenated.
+    `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
+    dictionary is saved to take heads apart, and returned to take them concatenated.
     Raises ValueError for a width other than the activations', an architecture whose input cannot be standardized or
     that several processes cannot share, a folder that holds this name with another recipe, and a checkpoint that cannot
     be read.
@@ -152,7 +151,7 @@ def _at_hooks(
         hooks["hook_name_out"] = states.hook_name_out
     for key, value in {**metadata, **hooks}.items():
         setattr(cfg.metadata, key, value)
-    if isinstance(states, CachedActivations) and has_heads(states.hook_name):
+    if isinstance(states, CachedActivations) and states.hook_name.endswith("hook_z"):
         cfg.reshape_activations = "hook_z"
     return cfg
 
