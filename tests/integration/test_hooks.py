@@ -97,7 +97,7 @@ def make_store(model: Any, sae: SAE[Any], dataset: Dataset) -> ActivationsStore:
     )
 
 
-def check_use(model: Any, dataset: Dataset, result: Any, sae: SAE[Any], tmp_path: Path) -> None:
+def check_use(model: Any, dataset: Dataset, result: Any, sae: SAE[Any]) -> None:
     measured = result.runs[0]
     assert measured.language_model.n_tokens > 0
     tokens = torch.randint(4, 64, (2, 8))
@@ -134,7 +134,7 @@ def check_use(model: Any, dataset: Dataset, result: Any, sae: SAE[Any], tmp_path
 @pytest.mark.parametrize("hook", HOOKS)
 def test_sae(model, tiny_dataset, tmp_path, hook):
     result, sae = trained(model, tiny_dataset, (hook,), tmp_path / "run")
-    check_use(model, tiny_dataset, result, sae, tmp_path)
+    check_use(model, tiny_dataset, result, sae)
     _, cache = model.run_with_cache(torch.randint(4, 64, (2, 8)), prepend_bos=False)
     x = cache[result.hook_name]
     assert sae(x if sae.hook_z_reshaping_mode else x.flatten(2)).numel() == x.numel()
@@ -147,7 +147,7 @@ def test_sae(model, tiny_dataset, tmp_path, hook):
 def test_heads_other_than_hook_z_are_for_bridges(model, tiny_dataset, tmp_path, hook):
     if isinstance(model, SAETransformerBridge):
         result, sae = trained(model, tiny_dataset, (hook,), tmp_path / "run")
-        check_use(model, tiny_dataset, result, sae, tmp_path)
+        check_use(model, tiny_dataset, result, sae)
     else:
         with pytest.raises(ValueError, match=f"the heads lie apart at blocks.1.{hook}"):
             trained(model, tiny_dataset, (hook,), tmp_path / "run")
@@ -157,12 +157,12 @@ def test_heads_other_than_hook_z_are_for_bridges(model, tiny_dataset, tmp_path, 
 @pytest.mark.parametrize("hooks", PAIRS)
 def test_transcoder(model, tiny_dataset, tmp_path, hooks):
     result, sae = trained(model, tiny_dataset, hooks, tmp_path / "run")
-    check_use(model, tiny_dataset, result, sae, tmp_path)
+    check_use(model, tiny_dataset, result, sae)
 
 
 @pytest.mark.parametrize("hook", REFUSED)
 def test_what_is_no_vector_a_token_is_refused_before_any_work(model, tiny_dataset, tmp_path, hook):
-    with pytest.raises(ValueError, match="choose another|has no hook"):
+    with pytest.raises(ValueError, match=r"choose another|has no hook"):
         trained(model, tiny_dataset, (hook,), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
