@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bae_lens.activations.sources import load_model, load_text
+from bae_lens.activations.models import load_model
+from bae_lens.activations.sources import load_text
 from bae_lens.cli.device import check_device
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import Comparison

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bae_lens.activations.contexts import ContextSettings
-from bae_lens.activations.sources import TEXT_COLUMN, resolve_hook
+from bae_lens.activations.models import resolve_hook
+from bae_lens.activations.sources import TEXT_COLUMN
 from bae_lens.training.recipe import Recipe, TrainingSettings
 
 FOLDER_NAME = r"\w[\w .+-]*"

@@ -17,9 +17,10 @@ from sae_lens.util import get_special_token_ids
 from torch import Tensor
 
 from bae_lens.activations.forward import stop_layer
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.evaluation.hooking import Captured, resolved_hooks
-from bae_lens.evaluation.metrics import CodeCounter, activated_features, firing_rates, is_binary
+from bae_lens.evaluation.metrics import CodeCounter, activated_features, firing_rates
+from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.saelens_compat import heads_concatenated
 from bae_lens.saes.transcoder import hooks_of
 
@@ -57,10 +58,11 @@ def run_evals(
         excluded = list(get_special_token_ids(model.tokenizer) if every else exclude_special_tokens)
     shared = {"model_kwargs": model_kwargs or {}, "exclude_special_tokens": excluded or False}
     store: Any = _Recording(activation_store)
+    per_token: Any = _PerToken(model)
     with heads_concatenated(sae), _at_output(sae, model, activation_scaler) as view:
         config = eval_config if view is sae else replace(eval_config, compute_featurewise_weight_based_metrics=False)
         metrics, feature_metrics = sae_lens.evals.run_evals(
-            view, store, _PerToken(model), activation_scaler, config, verbose=verbose, **shared
+            view, store, per_token, activation_scaler, config, verbose=verbose, **shared
         )
     n, size = eval_config.n_eval_sparsity_variance_batches, eval_config.batch_size_prompts
     for_predictions = eval_config.compute_kl or eval_config.compute_ce_loss

@@ -9,7 +9,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from bae_lens.activations.forward import stop_layer
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.saes.transcoder import hooks_of
 
 

@@ -18,7 +18,7 @@ from transformers import (
     PhiConfig,
 )
 
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.evaluation.logit_path import direct_logits, writes_to_residual_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
