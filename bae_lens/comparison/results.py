@@ -8,6 +8,7 @@ from typing import Any
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import ContextSettings
+from bae_lens.comparison.dictionaries import BINARY
 from bae_lens.comparison.experiment import Experiment
 from bae_lens.evaluation.features import FeatureDashboard, Neighbor, TokenInContext
 from bae_lens.evaluation.metrics import CodeMetrics, DictionaryMetrics
@@ -72,6 +73,11 @@ class DictionaryResult:
     """One a seed."""
     features: list[FeatureDashboard]
     """Of the first seed."""
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether its features are on or off, and have no other values."""
+        return self.architecture in BINARY
 
 
 @dataclass(frozen=True)
