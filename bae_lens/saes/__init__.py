@@ -1,11 +1,11 @@
 """Architectures in SAELens, each with its training twin: the binary autoencoder and transcoders.
 
-Importing this registers them with SAELens under "bae", "binary_transcoder" and "topk_transcoder"; "transcoder", which
-SAELens has for inference, becomes trainable.
+Importing this registers them, so that `SAE.load_from_disk` and SAELens' runners know their names.
 """
 
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
+from bae_lens.saes.authors_checkpoint import load_authors_checkpoint
 from bae_lens.saes.bae import BAE, BAEConfig
 from bae_lens.saes.training_bae import TrainingBAE
 from bae_lens.saes.training_config import TrainingBAEConfig
@@ -18,6 +18,24 @@ from bae_lens.saes.training_transcoder import (
     TrainingTranscoderConfig,
 )
 from bae_lens.saes.transcoder import BinaryTranscoder, BinaryTranscoderConfig, TopKTranscoder, TopKTranscoderConfig
+
+__all__ = [
+    "BAE",
+    "BAEConfig",
+    "BinaryTranscoder",
+    "BinaryTranscoderConfig",
+    "TopKTranscoder",
+    "TopKTranscoderConfig",
+    "TrainingBAE",
+    "TrainingBAEConfig",
+    "TrainingBinaryTranscoder",
+    "TrainingBinaryTranscoderConfig",
+    "TrainingTopKTranscoder",
+    "TrainingTopKTranscoderConfig",
+    "TrainingTranscoder",
+    "TrainingTranscoderConfig",
+    "load_authors_checkpoint",
+]
 
 # Assigned, not registered through register_sae_class, which raises when a notebook imports the package again.
 SAE_CLASS_REGISTRY["bae"] = (BAE, BAEConfig)
