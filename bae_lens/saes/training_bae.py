@@ -15,6 +15,7 @@ from bae_lens.distributed import all_reduce_sum, gather_rows
 from bae_lens.functional.binarize import step
 from bae_lens.functional.covariance import code_times_signs, covariance_penalty
 from bae_lens.functional.losses import marginal_entropy, reconstruction_error, tangent_entropy
+from bae_lens.functional.outliers import is_outlier
 from bae_lens.functional.rate_control import controlled_coefficient, excess_bits, excess_l0, updated_multiplier
 from bae_lens.functional.strength import running_mean_weight
 from bae_lens.saes.bae import (
@@ -26,7 +27,7 @@ from bae_lens.saes.bae import (
     process_sae_in,
     refuse_fold_of_decoder_norm,
 )
-from bae_lens.saes.standardization import FOLDED, OUTLIER_NORM, Standardization, folded, standardization_of
+from bae_lens.saes.standardization import FOLDED, Standardization, folded, standardization_of
 from bae_lens.saes.training_config import TrainingBAEConfig
 
 RAW = -1.0  # as the scale of weights for activations as they are, which are not standardized any more
@@ -151,7 +152,7 @@ class TrainingBAE(TrainingSAE[TrainingBAEConfig]):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             mean, scale = getattr(self, f"{side}_mean"), getattr(self, f"{side}_scale").to(x)
             deviation = (x - mean.to(x)) * scale
-            ordinary = deviation.square().sum(-1) <= OUTLIER_NORM**2 * x.shape[-1]
+            ordinary = ~is_outlier(torch.linalg.vector_norm(deviation, dim=-1), x.shape[-1] ** 0.5)
             sums = torch.cat([(deviation * ordinary[:, None]).sum(0), ordinary.sum()[None]])
             total, n = gather_rows(sums[None]).sum(0).split([x.shape[-1], 1])
             new = (mean.to(x) + weight * total / n.clamp(min=1) / scale).to(mean)

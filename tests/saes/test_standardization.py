@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from bae_lens import BAE, TrainingBAE, TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig
-from bae_lens.saes.standardization import OUTLIER_NORM, PairStandardization, Standardization, folded, standardization_of
+from bae_lens.functional.outliers import OUTLIER_NORM
+from bae_lens.saes.standardization import PairStandardization, Standardization, folded, standardization_of
 from bae_lens.saes.training_bae import RAW
 from tests.saes.test_training_bae import forward
 
