@@ -256,6 +256,7 @@ def _made_run(seed: int, values: random.Random, is_binary: bool, d_sae: int) -> 
             l2_ratio=0.95,
             value_bits=0.0 if is_binary else 120.0,
             value_curve=[] if is_binary else curve,
+            is_binary=is_binary,
         ),
         language_model=LanguageModelLoss(500, 2.0, 2.2 + values.random() / 10, 10.0, 0.3, 8.0),
     )

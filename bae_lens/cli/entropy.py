@@ -1,6 +1,5 @@
 """`bae-lens entropy`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
 from bae_lens.entropy.fit import FitSettings, fit_bae
 from bae_lens.entropy.recovery import WIDTHS, recover
 from bae_lens.saes.bae import BAE
-from bae_lens.storage import write_text
+from bae_lens.storage import write_json
 
 HELD_OUT = 5  # one vector in so many, from the end, is not trained on
 SMALL_RANKS, SMALL_WIDTHS, SMALL_VECTORS = (2, 8, 32), WIDTHS[:2], 20_000
@@ -33,7 +32,8 @@ class Entropy:
     d_sae: int | None = None
     """Features of the BAE that is trained; by default four a dimension."""
     entropy_coefficient: float = 0.3
-    """Price of a bit in the BAE that is trained: the squared error it must save, of vectors with mean square d."""
+    """Weight of the entropy in the loss of the BAE that is trained: the squared error that a bit must save, of vectors
+    with mean square d."""
     steps: int = FitSettings.steps
     """Training steps."""
     batch_size: int = FitSettings.batch_size
@@ -91,9 +91,9 @@ class Entropy:
             penalties: [
                 row
                 for d_sae in SMALL_WIDTHS
-                for row in recover(SMALL_RANKS, d_sae, self.seed, price, settings, SMALL_VECTORS)
+                for row in recover(SMALL_RANKS, d_sae, self.seed, coefficient, settings, SMALL_VECTORS)
             ]
-            for penalties, (price, settings) in recipes.items()
+            for penalties, (coefficient, settings) in recipes.items()
         }
         self._write({penalties: [row.to_dict() for row in rows] for penalties, rows in found.items()})
         if self.output is not None:
@@ -113,4 +113,4 @@ class Entropy:
 
     def _write(self, result: object) -> None:
         if self.output is not None:
-            write_text(self.output, json.dumps(result, indent=1))
+            write_json(self.output, result, indent=1)

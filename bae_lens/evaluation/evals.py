@@ -17,7 +17,7 @@ from sae_lens.util import get_special_token_ids
 from torch import Tensor
 
 from bae_lens.activations.forward import stop_layer
-from bae_lens.evaluation.metrics import CodeCounter, activated_features, is_binary
+from bae_lens.evaluation.metrics import CodeCounter, activated_features, firing_rates, is_binary
 from bae_lens.saes.saelens_compat import heads_concatenated
 from bae_lens.saes.transcoder import hooks_of
 
@@ -102,10 +102,7 @@ def _code_metrics(
     counter, prior = CodeCounter(sae.cfg.d_sae), None
     with heads_concatenated(sae):
         if is_binary(sae):
-            fired, n = torch.zeros(sae.cfg.d_sae, device=sae.device), 0
-            for feature_acts in codes():
-                fired, n = fired + feature_acts.sum(0), n + len(feature_acts)
-            prior = fired / max(n, 1)
+            prior = firing_rates(codes())
         for feature_acts in codes():
             counter.add(feature_acts, activated_features(sae, feature_acts, prior))
     return asdict(counter.metrics())

@@ -15,7 +15,7 @@ from bae_lens.functional.strength import INSTANCES_TO_COUNT
 from bae_lens.saes.bae import BAE
 from bae_lens.saes.transcoder import hooks_of
 
-NEIGHBOURS = 5
+NEIGHBORS = 5
 TOP_TOKENS = 8
 # What hooks are called that hold directions of the residual stream, of TransformerLens' models and of its bridges.
 RESIDUAL_HOOKS = (
@@ -77,7 +77,7 @@ def feature_dashboards(
     window: int = 12,
     seed: int = 0,
 ) -> list[FeatureDashboard]:
-    """Portraits of a random sample of the features that fire on at least 8 tokens, with examples from `states`.
+    """Dashboards of a random sample of the features that fire on at least 8 tokens, with examples from `states`.
 
     Examples are the strongest tokens, one per context, with `window` tokens shown on either side. `states` are those
     at the dictionary's input hook.
@@ -113,7 +113,7 @@ def _neighbors(W_dec: Float[Tensor, "d_sae d_out"], features: Int[Tensor, " n"])
     directions = normalize(W_dec.float(), dim=-1)
     cosines = directions[features] @ directions.T
     cosines[torch.arange(len(features)), features] = -torch.inf
-    top = cosines.topk(min(NEIGHBOURS, len(W_dec) - 1), dim=-1)
+    top = cosines.topk(min(NEIGHBORS, len(W_dec) - 1), dim=-1)
     return [
         [Neighbor(int(index), cosine.item()) for index, cosine in zip(indices, values, strict=True)]
         for indices, values in zip(top.indices.cpu(), top.values.cpu(), strict=True)
@@ -124,7 +124,7 @@ def direct_logits(model: Any, directions: Float[Tensor, "n d_model"]) -> Float[T
     """What directions of the residual stream add to the logits on the direct path to them, in float32.
 
     They go through the weights of the final normalization, which takes the mean off first where it is a LayerNorm, and
-    the unembedding; a hidden state of root mean square s divides the effects by s.
+    the unembedding; activations of root mean square s divide the effects by s.
     """
     W_U = model.W_U.float()
     directions = directions.to(W_U)

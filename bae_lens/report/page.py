@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from bae_lens.comparison.results import TABLE, Comparison, DictionaryResult
 from bae_lens.comparison.run import L0_TOLERANCE, best_trial
 from bae_lens.evaluation.metrics import DENSE_RATE
-from bae_lens.evaluation.value_bits import QUANTISATION_LOSS
+from bae_lens.evaluation.value_bits import QUANTIZATION_LOSS
 from bae_lens.functional.strength import INSTANCES_TO_COUNT
 from bae_lens.report import series
 from bae_lens.report.figures import draw
@@ -46,7 +46,7 @@ EXPLANATIONS = {
     ),
     "value bits": (
         "Bits per token to say how strongly they fire, rounded as coarsely as costs no more than "
-        f"{QUANTISATION_LOSS} of explained variance. They come on top of support bits; a binary code has none."
+        f"{QUANTIZATION_LOSS} of explained variance. They come on top of support bits; a binary code has none."
     ),
     "dead": "Features that fire on no held-out token.",
     "always on": "Features that fire on all of them.",

@@ -254,11 +254,30 @@ def test_architecture_that_cannot_be_standardized_is_refused_before_training(sta
         train_dictionary("mp", recipe, states, SETTINGS, tmp_path)
 
 
-def test_standardized_states_are_not_standardized_again(recipe, states, tmp_path, monkeypatch):
-    assert recipe.cfg.standardizes
-    found = []
+def test_standardized_states_are_not_standardized_again(bae_config, states, tmp_path, monkeypatch):
+    cfg = bae_config(target_l0=8.0)
+    assert cfg.standardizes
+    recipe, found = Recipe(cfg, lr=4e-3), []
     monkeypatch.setattr(TrainingBAE, "_find_standardization", lambda _, batch: found.append(batch))
 
     train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
 
     assert not found
+    assert recipe.to_dict()["standardize_activations"] is False
+    assert cfg.standardizes  # as it was
+
+
+def test_checkpoints_that_a_kill_left_after_the_end_are_removed(recipe, states, tmp_path):
+    train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    left = tmp_path / "checkpoints" / "bae" / "00000030"
+    left.mkdir(parents=True)
+    train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    assert not left.parent.exists()
+
+
+def test_report_of_another_version_is_refused(recipe, states, tmp_path):
+    train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    path = tmp_path / "dictionaries" / "bae" / "training.json"
+    path.write_text(path.read_text().replace('"memory_gib"', '"peak_memory"'))
+    with pytest.raises(ValueError, match=r"training.json is no TrainingReport of this version .*memory_gib: Field req"):
+        train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
