@@ -69,7 +69,10 @@ def test_comparison_survives_json(comparison, tmp_path):
     [
         (lambda content: content.pop("pca"), "pca: Field required"),
         (lambda content: content["experiment"].update(seeds=[1, 1]), "experiment: .*seeds must be different"),
-        (lambda content: content["dictionaries"][0]["runs"][1]["metrics"].pop("is_binary"), r"dictionaries\.0\.runs\.1"),
+        (
+            lambda content: content["dictionaries"][0]["runs"][1]["metrics"].pop("is_binary"),
+            r"dictionaries\.0\.runs\.1",
+        ),
         (lambda content: content["dictionaries"].append(None), r"dictionaries\.2"),
     ],
 )
