@@ -13,7 +13,7 @@ from bae_lens.extras import COMMANDS
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("datasets", "jinja2.sandbox", "matplotlib", "openai", "plotly", "sae_lens", "transformer_lens", "transformers")
