@@ -17,8 +17,9 @@ import tyro
 from machine import machine
 
 from bae_lens import FitSettings, estimate_entropy, fit_baes, load_model, load_text, pca_quantization, random_windows
+from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.position_cache import collect
-from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT
+from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.entropy.dynamics import FEW_VECTORS, held_out
 from bae_lens.storage import write_text
 

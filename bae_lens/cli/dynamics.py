@@ -5,10 +5,10 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
+from bae_lens.activations.models import DEMO_MODEL, load_model
 from bae_lens.activations.position_cache import WINDOWS_PER_DOCUMENT, random_windows
-from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text
+from bae_lens.activations.sources import DEMO_TEXT, load_text
+from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.entropy.dynamics import FEW_VECTORS, DynamicsSettings, EntropyDynamics, entropy_dynamics
 from bae_lens.entropy.fit import FitSettings
 from bae_lens.entropy.saturation import Saturation
@@ -52,7 +52,7 @@ class Dynamics:
     """Windows per step."""
     seed: int = 0
     """Seed of the windows, the initial weights and the resampling."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """Where the model runs."""
 
     def run(self) -> str:
@@ -77,6 +77,7 @@ class Dynamics:
 
     def _check(self) -> None:
         """Before anything is loaded."""
+        check_device(self.device)
         check_folder(self.output)
         if self.max_position < 1:
             raise ValueError(f"max_position must be at least 1, got {self.max_position}")

@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from sae_lens import SAE
-
+from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.compression.vector_files import VectorFile
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
 from bae_lens.entropy.fit import FitSettings, fit_bae
 from bae_lens.entropy.recovery import WIDTHS, recover
-from bae_lens.saes.bae import BAE
+from bae_lens.saes.loading import load_bae
 from bae_lens.storage import write_json
 
 HELD_OUT = 5  # one vector in so many, from the end, is not trained on
@@ -45,7 +43,7 @@ class Entropy:
     """A .json file for the result; a figure of --benchmark goes into an .html file beside it."""
     seed: int = 0
     """Seed of the initial weights, the order of the vectors and the resampling."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """Where the BAE runs."""
 
     def run(self) -> str:
@@ -53,15 +51,14 @@ class Entropy:
 
         Raises as `VectorFile`, `fit_bae` and `estimate_entropy` do, and ValueError without anything to do.
         """
+        check_device(self.device)
         if self.benchmark:
             return self._recovery()
         if self.vectors is None:
             raise ValueError("give a file of --vectors, or --benchmark")
         x = VectorFile(self.vectors).read().to(self.device)
         if self.dictionary is not None:
-            sae = SAE.load_from_disk(self.dictionary, self.device)
-            if not isinstance(sae, BAE):
-                raise ValueError(f"{self.dictionary} holds a {sae.cfg.architecture()}, and an entropy needs a bae")
+            sae = load_bae(self.dictionary, self.device)
             return self._report(estimate_entropy(sae, x, self.seed))
         train = x[: len(x) - len(x) // HELD_OUT]
         settings = FitSettings(steps=self.steps, batch_size=self.batch_size)

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from math import log
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from sae_lens import SAE
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import choose_contexts
 from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.paired import PairedActivations
-from bae_lens.activations.sources import resolve_hook
 from bae_lens.comparison.experiment import Contender, Experiment, check_contenders
 from bae_lens.comparison.results import (
     Comparison,
@@ -25,6 +26,7 @@ from bae_lens.comparison.results import (
 )
 from bae_lens.distributed import leave_the_rest_to_the_first
 from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
+from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary
 from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
 from bae_lens.functional.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantization
@@ -61,19 +63,22 @@ def compare(
     report. Several processes share the pass and the training; all but the first end after it.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
-    does not have or whose widths disagree with the configs, for contexts longer than the model's, for a split without
-    documents, for a folder that holds anything else, and for what several processes cannot share.
+    does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
+    than the model's, for a split without documents, for a folder that holds anything else, and for what several
+    processes cannot share.
     """
     experiment = replace(experiment, hook_name=resolve_hook(model, experiment.hook_name))
+    contenders = {name: contender.resolved(model) for name, contender in contenders.items()}
     if experiment.contexts.context_size > model.cfg.n_ctx:
         size = experiment.contexts.context_size
         raise ValueError(f"context_size must be at most the model's {model.cfg.n_ctx}, got {size}")
     check_contenders(contenders)
-    needed = [hook for contender in contenders.values() for hook in contender.hooks(experiment.hook_name)]
-    hooks = {hook: resolve_hook(model, hook) for hook in dict.fromkeys([experiment.hook_name, *needed])}
-    recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
     reads = {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()}
-    _check_hooks(contenders, experiment, hook_widths(model, list(hooks)))
+    hooks = list(dict.fromkeys([experiment.hook_name, *chain.from_iterable(reads.values())]))
+    recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
+    _check_hooks(contenders, experiment, hook_widths(model, hooks))
+    for site in dict.fromkeys(reads.values()):
+        check_attachable(model, site)
     with claimed(folder, {**asdict(experiment), "recipes": recipes, "hooks": reads}):
         stopwatch = Stopwatch(folder)
         stopwatch.add("load model and text", loading_seconds)
@@ -83,7 +88,7 @@ def compare(
             contexts = choose_contexts(model.tokenizer, shuffled, experiment.contexts, experiment.seed, tune=tune)
         with stopwatch.stage("activations"):
             splits = {
-                split: cache_activations(model, chosen, list(hooks), folder / "activations" / split)
+                split: cache_activations(model, chosen, hooks, folder / "activations" / split)
                 for split, chosen in contexts.items()
             }
         comparison = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device).result()

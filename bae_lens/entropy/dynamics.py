@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.position_cache import PositionStates, Windows, collect
-from bae_lens.activations.sources import resolve_hook
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
 from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_baes
 from bae_lens.entropy.saturation import Saturation, fit_saturation

@@ -21,9 +21,9 @@ ENCODED_AT_A_TIME = 8192  # vectors
 class FitSettings:
     """How `fit_bae` trains. One setting serves coins of any number and features of any number (see benchmarks).
 
-    First the reconstruction alone, for a quarter of the steps: with the entropy from the start, dense data end in a code
-    that is cheap and wrong. Then with the entropy. Halfway and at the end, `eliminate` drops the features that are not
-    worth their bits, which gradients cannot do; what the first one leaves has the second half to settle.
+    First the reconstruction alone, for a quarter of the steps: with the entropy from the start, dense data end in a
+    code that is cheap and wrong. Then with the entropy. Halfway and at the end, `eliminate` drops the features that are
+    not worth their bits, which gradients cannot do; what the first one leaves has the second half to settle.
     """
 
     steps: int = 3072

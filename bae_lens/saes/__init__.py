@@ -7,6 +7,7 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from bae_lens.saes.authors_checkpoint import load_authors_checkpoint
 from bae_lens.saes.bae import BAE, BAEConfig
+from bae_lens.saes.binary_code import BinaryCode, is_binary
 from bae_lens.saes.training_bae import TrainingBAE
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.saes.training_transcoder import (
@@ -22,6 +23,7 @@ from bae_lens.saes.transcoder import BinaryTranscoder, BinaryTranscoderConfig, T
 __all__ = [
     "BAE",
     "BAEConfig",
+    "BinaryCode",
     "BinaryTranscoder",
     "BinaryTranscoderConfig",
     "TopKTranscoder",
@@ -34,6 +36,7 @@ __all__ = [
     "TrainingTopKTranscoderConfig",
     "TrainingTranscoder",
     "TrainingTranscoderConfig",
+    "is_binary",
     "load_authors_checkpoint",
 ]
 

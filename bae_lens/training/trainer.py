@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
+from bae_lens.saes.loading import load_dictionary
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import read_json, validated, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
@@ -100,7 +101,7 @@ def train_dictionary(
         shutil.rmtree(checkpoints, ignore_errors=True)  # also those that a kill after the end had left
     report = _read_report(finished)
     _check_source(report.source, source, finished)
-    sae = SAE.load_from_disk(finished, device)
+    sae = load_dictionary(finished, device)
     sae.turn_off_forward_pass_hook_z_reshaping()
     return TrainedDictionary(sae, report.seconds, report.memory_gib, report.curve)
 

@@ -162,7 +162,6 @@ def bridge(tiny_model_folder):
     return SAETransformerBridge.boot_transformers(str(tiny_model_folder), device="cpu")
 
 
-@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # TransformerLens' generation
 @pytest.mark.parametrize("hook_name", ["blocks.0.hook_out", HOOK])
 def test_bridge(bridge, tokens, hook_name):
     sae = dictionary("bae", hook={"hook_name": hook_name})
