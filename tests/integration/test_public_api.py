@@ -109,6 +109,7 @@ def test_missing_packages_are_named_with_the_command_that_brings_them(monkeypatc
     for module in [name for name in sys.modules if name.startswith("bae_lens.compression")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "constriction", None)
+    monkeypatch.delitem(vars(bae_lens), "compress", raising=False)
     with pytest.raises(
         ImportError, match=r'^this needs constriction; pip install "bae-lens\[compression\]" brings it$'
     ):
