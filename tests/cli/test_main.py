@@ -13,6 +13,7 @@ import pytest
 from sae_lens import SAE, Transcoder
 from transformers import LlamaForCausalLM
 
+import bae_lens
 from bae_lens import BAE
 from bae_lens.cli import main as cli
 from bae_lens.cli.demo import Demo
@@ -417,8 +418,47 @@ def test_demo_compares_five_dictionaries(tiny_model):
     assert (transcoder.hook_name, transcoder.hook_name_out) == ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")
 
 
-def test_module_runs_as_the_command():
-    help_text = subprocess.run([sys.executable, "-m", "bae_lens", "--help"], capture_output=True, text=True, check=True)
-    assert "demo" in help_text.stdout
-    assert "train" in help_text.stdout
-    assert "compare" in help_text.stdout
+def test_module_runs_as_the_command_and_imports_none_to_list_them():
+    script = "import runpy, sys; sys.argv[1:] = ['--help']; runpy.run_module('bae_lens', run_name='__main__')"
+    run = subprocess.run([sys.executable, "-X", "importtime", "-c", script], capture_output=True, text=True, check=True)
+    for command in cli.COMMANDS:
+        assert re.search(rf"^  {command} +\w", run.stdout, re.MULTILINE)
+    imported = {line.split("|")[-1].strip() for line in run.stderr.splitlines()}
+    assert not imported & {"torch", "tyro", "sae_lens", "numpy"}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_has_its_own_help(monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "argv", ["bae-lens", name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert f"usage: bae-lens {name}" in capsys.readouterr().out
+
+
+def test_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"bae-lens {bae_lens.__version__}\n"
+
+
+def test_unknown_command_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "trian"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+def test_missing_extra_ends_with_one_line(monkeypatch, capsys):
+    for module in [name for name in sys.modules if name.startswith(("bae_lens.compression", "bae_lens.cli.compress"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "compress", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    expected = 'error: this needs constriction; pip install "bae-lens[compression]" brings it\n'
+    assert capsys.readouterr().err == expected
