@@ -24,6 +24,8 @@ from bae_lens.functional.sparse_matmul import sparse_matmul
 
 RAREST = 2.0**-16  # firing rates nearer to 0 or 1 count as this far from them
 CACHED_FIELDS = 2**17  # fields that are flipped together on a CPU, so that they stay in a core's cache
+LARGEST_COUPLINGS = 2**28  # numbers, a GiB, that are kept of a wide dictionary
+FLIPS_EXPECTED = 8  # of a vector, when it is decided whether all couplings are worth computing
 ROUNDING = 2.0**-17  # of the squares whose difference a field is: a flip that pays less may be a rounding error
 
 
@@ -69,6 +71,28 @@ def couplings(W_dec: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "d_sae d_sae
     """`2 w_j.w_k`, by what one feature's firing lowers the other's field; 0 of a feature with itself."""
     W = W_dec.float()
     return (W @ W.T).mul_(2).fill_diagonal_(0)
+
+
+class KeptCouplings:
+    """The couplings of a decoder, kept until it changes: to compute them takes as long as to encode d_sae vectors."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(self, W_dec: Float[Tensor, "d_sae d_out"], n_vectors: int) -> Float[Tensor, "d_sae d_sae"] | None:
+        """None where `optimize_code` does better without: for few vectors, or if they take more than a GiB."""
+        if self._kept is not None and self._is_of(W_dec, self._kept[0]):
+            return self._kept[1]
+        d_sae = len(W_dec)
+        if n_vectors * FLIPS_EXPECTED < d_sae or d_sae**2 > LARGEST_COUPLINGS:
+            return None
+        self._kept = (W_dec.detach().clone(), couplings(W_dec))
+        return self._kept[1]
+
+    @staticmethod
+    def _is_of(W_dec: Tensor, kept: Tensor) -> bool:
+        return W_dec.device == kept.device and W_dec.dtype == kept.dtype and torch.equal(W_dec, kept)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bae_lens.functional import optimized_code
 from bae_lens.functional.optimized_code import (
+    KeptCouplings,
     couplings,
     fields,
     firing_bits,
@@ -136,6 +137,31 @@ def test_couplings_may_be_given():
     given = optimize_code(target, code, W_dec, firing_cost, coupling=couplings(W_dec))
 
     assert torch.equal(given, optimize_code(target, code, W_dec, firing_cost))
+
+
+def test_couplings_are_kept_until_the_decoder_changes():
+    _, _, W_dec, _ = problem()
+    kept = KeptCouplings()
+
+    first = kept(W_dec, n_vectors=24)
+    assert first is not None
+    torch.testing.assert_close(first, couplings(W_dec))
+    assert kept(W_dec.clone(), n_vectors=1) is first
+
+    W_dec.data[0] = 1
+    second = kept(W_dec, n_vectors=24)
+    assert second is not None
+    torch.testing.assert_close(second, couplings(W_dec))
+    torch.testing.assert_close(kept(W_dec.bfloat16(), n_vectors=24), couplings(W_dec.bfloat16()))
+
+
+def test_couplings_are_not_worth_it(monkeypatch):
+    _, _, W_dec, _ = problem()
+    assert KeptCouplings()(W_dec, n_vectors=2) is None
+    assert KeptCouplings()(W_dec, n_vectors=3) is not None
+
+    monkeypatch.setattr(optimized_code, "LARGEST_COUPLINGS", 24**2 - 1)
+    assert KeptCouplings()(W_dec, n_vectors=1000) is None
 
 
 def test_without_a_price_only_the_error_counts():
