@@ -18,7 +18,8 @@ from bae_lens.activations.contexts import PADDING, Contexts
 from bae_lens.activations.forward import _hidden_states
 from bae_lens.activations.sources import resolve_hook
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, process_index, shard
-from bae_lens.saes.standardization import OUTLIER_NORM, Standardization
+from bae_lens.functional.outliers import OUTLIER_NORM
+from bae_lens.saes.standardization import Standardization
 from bae_lens.storage import checksum, load_array, open_array, read_json, save_array, write_text
 
 CHECKSUMS = "checksums.npy"  # of each context, 0 where it is missing

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from bae_lens import (
     BAE,
-    TrainingBAE,
     TrainingBinaryTranscoderConfig,
     TrainingTopKTranscoderConfig,
     TrainingTranscoderConfig,
 )
 from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.saes.running_standardization import RunningStandardization
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.trainer import train_dictionary
 
@@ -257,7 +257,7 @@ def test_architecture_that_cannot_be_standardized_is_refused_before_training(sta
 def test_standardized_states_are_not_standardized_again(recipe, states, tmp_path, monkeypatch):
     assert recipe.cfg.standardizes
     found = []
-    monkeypatch.setattr(TrainingBAE, "_find_standardization", lambda _, batch: found.append(batch))
+    monkeypatch.setattr(RunningStandardization, "find", lambda _, *batch: found.append(batch))
 
     train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
 

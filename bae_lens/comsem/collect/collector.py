@@ -24,8 +24,8 @@ from bae_lens.comsem.collect.corpus import ContextStore, CorpusSettings, TextCon
 from bae_lens.comsem.collect.dictionaries import fires
 from bae_lens.comsem.collect.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows, read_instance
 from bae_lens.evaluation.metrics import activated_features, is_binary
+from bae_lens.functional.outliers import OUTLIER_NORM
 from bae_lens.saes.saelens_compat import heads_concatenated
-from bae_lens.saes.standardization import OUTLIER_NORM
 
 BATCH_BITS = 2**27  # tokens times features of a batch, at most
 CONTEXTS_PER_BATCH = 16
