@@ -13,7 +13,7 @@ from typing_extensions import override
 from bae_lens.distributed import all_reduce_sum, gather_rows
 from bae_lens.functional.binarize import step
 from bae_lens.functional.covariance import code_times_signs, covariance_penalty
-from bae_lens.functional.losses import marginal_entropy, reconstruction_error, tangent_entropy
+from bae_lens.functional.losses import bit_price, marginal_entropy, reconstruction_error, tangent_entropy
 from bae_lens.functional.rate_control import controlled_coefficient, excess, updated_multiplier
 from bae_lens.functional.strength import firing_rate, running_mean_weight
 from bae_lens.saes.bae import BAE
@@ -75,7 +75,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
     def encode_with_hidden_pre(
         self, x: Float[Tensor, "*input"]
     ) -> tuple[Float[Tensor, "*batch d_sae"], Float[Tensor, "*batch d_sae"]]:
-        hidden_pre = self.pre_activation(x)
+        hidden_pre = self.pre_activation(self.process_sae_in(x))
         return self.hook_sae_acts_post(step(hidden_pre, self.cfg.surrogate)), hidden_pre
 
     @override
@@ -105,7 +105,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         losses = {"mse_loss": error.mean(), **self._penalties(step_input, code, firing)}
         loss = torch.stack([*losses.values()]).sum()
         metrics = self._metrics(firing)
-        self._update_statistics(firing, step_input.n_training_steps)
+        self._update_statistics(firing, step_input, losses["mse_loss"])
         return TrainStepOutput(target, sae_out, code, hidden_pre, loss, losses, metrics)
 
     @torch.compiler.disable()
@@ -162,12 +162,18 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         }
 
     @torch.no_grad()
-    def _update_statistics(self, firing: Firing, n_training_steps: int) -> None:
+    def _update_statistics(
+        self, firing: Firing, step_input: TrainStepInput, reconstruction_loss: Float[Tensor, ""]
+    ) -> None:
         # Replaced, not changed in place: a compiled backward pass may still read the old value.
+        n_training_steps = step_input.n_training_steps
         if n_training_steps >= self.cfg.entropy_start_step:
             self.entropy_multiplier = updated_multiplier(
                 self.entropy_multiplier, firing.excess.to(self.entropy_multiplier)
             )
+            coefficient = self.entropy_multiplier * step_input.coefficients["entropy"]
+            price = bit_price(coefficient, reconstruction_loss, len(self.b_dec), self.cfg.reconstruction)
+            self.bit_price = price.to(self.bit_price)
         weight = running_mean_weight(n_training_steps, self.cfg.prior_decay)
         self.prior = self.prior.lerp(firing.rate.to(self.prior.dtype), weight)
 
@@ -182,12 +188,13 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
     @torch.no_grad()
     def fold_standardization(self) -> None:
         """Makes the weights those for activations as they are, in place; what comes out stays the same."""
-        for name, weights in self._weights_folded_with(self.standardization.fold()).items():
-            getattr(self, name).copy_(weights)
+        for name, value in self._folded_with(self.standardization.fold()).items():
+            getattr(self, name).copy_(value)
 
-    def _weights_folded_with(self, standardization: PairStandardization) -> dict[str, Tensor]:
+    def _folded_with(self, standardization: PairStandardization) -> dict[str, Tensor]:
         weights = {name: getattr(self, name).data for name in FOLDED}
-        return folded(weights, standardization.source, standardization.target)
+        folded_weights = folded(weights, standardization.source, standardization.target)
+        return {**folded_weights, "bit_price": self.bit_price / standardization.target.scale**2}
 
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
@@ -207,7 +214,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
-        state_dict.update(self._weights_folded_with(self.standardization.known()))
+        state_dict.update(self._folded_with(self.standardization.known()))
         for name in ["entropy_multiplier", *(name for name in state_dict if name.startswith("standardization."))]:
             del state_dict[name]
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from bae_lens.functional.binarize import SURROGATES, Surrogate
 from bae_lens.functional.losses import ENTROPY_FORMS, RECONSTRUCTIONS, EntropyForm, Reconstruction, check_tangent
-from bae_lens.saes.bae import check_sizes
+from bae_lens.saes.bae import check_max_flips, check_sizes
 
 Preset = Literal["default", "paper", "authors"]
 PER_TOKEN = ("layer_norm", "constant_norm_rescale")  # normalizations after which there is no scale to find
@@ -52,6 +52,8 @@ class TrainingBAEConfig(TrainingSAEConfig):
     """False holds the encoder bias at 0, the form of the paper's Eq. 1."""
     encoder_bias_init: float = -2.0
     """Encoder bias at the start, in units of the pre-activation. At 0 half of all features start, and stay, on."""
+    max_flips: int = 0
+    """What the dictionary has for inference, see `BAEConfig`."""
     prior_decay: float = 0.99
     """Decay per step of the running mean `prior`."""
     standardize_activations: bool = True
@@ -108,6 +110,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self)
+        check_max_flips(self.max_flips)
         for name in ("entropy_coefficient", "covariance_coefficient", "entropy_start_step"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
