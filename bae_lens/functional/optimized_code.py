@@ -123,10 +123,10 @@ def optimize_code(
         W, target, sign = W_dec.float(), target.float(), 1 - 2 * feature_acts.float()
         field = fields(target, feature_acts, W, firing_cost)
         squares = target.square().sum(-1, keepdim=True) + W.square().sum(-1).max()
-        rows = max(1, CACHED_FIELDS // d_sae) if target.device.type == "cpu" else len(target)
-        blocks = zip(*(x.split(max(1, rows)) for x in (sign, field, ROUNDING * squares)), strict=True)
-        for block in blocks:
-            _flip(*block, W, coupling, d_sae if max_flips is None else max_flips)
+        rows = max(1, CACHED_FIELDS // d_sae if target.device.type == "cpu" else len(target))
+        blocks = zip(sign.split(rows), field.split(rows), (ROUNDING * squares).split(rows), strict=True)
+        for signs, own_fields, least in blocks:
+            _flip(signs, own_fields, least, W, coupling, d_sae if max_flips is None else max_flips)
     return ((1 - sign) / 2).to(feature_acts.dtype)
 
 

@@ -8,12 +8,14 @@ from jaxtyping import Float
 from sae_lens import TrainingSAE
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from typing_extensions import override
 
 from bae_lens.distributed import all_reduce_sum, gather_rows
 from bae_lens.functional.binarize import step
 from bae_lens.functional.covariance import code_times_signs, covariance_penalty
 from bae_lens.functional.losses import bit_price, marginal_entropy, reconstruction_error, tangent_entropy
+from bae_lens.functional.optimized_code import couplings, firing_bits, optimize_code
 from bae_lens.functional.rate_control import controlled_coefficient, excess, updated_multiplier
 from bae_lens.functional.strength import firing_rate, running_mean_weight
 from bae_lens.saes.bae import BAE
@@ -95,6 +97,10 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         self._prepare(step_input)
         sae_in, target = self.input_and_target(step_input.sae_in)
         feature_acts, hidden_pre = self.encode_with_hidden_pre(sae_in)
+        start = self.cfg.optimized_start_step
+        optimizes = start is not None and step_input.n_training_steps >= start
+        if optimizes:
+            feature_acts = self._optimized(feature_acts, target)
         sae_out = self.decode(feature_acts)
         scale = self.standardization.target.scale.to(sae_out)
         error = gather_rows(self.mse_loss_fn(sae_out * scale, target * scale).sum(-1))
@@ -103,6 +109,9 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
             raise ValueError(f"a training batch needs at least 2 rows to have statistics, got {len(code)}")
         firing = self._firing(step_input, code)
         losses = {"mse_loss": error.mean(), **self._penalties(step_input, code, firing)}
+        if optimizes:
+            missed = binary_cross_entropy_with_logits(hidden_pre.float(), feature_acts.float(), reduction="none")
+            losses["prediction_loss"] = gather_rows(missed.sum(-1)).mean()
         loss = torch.stack([*losses.values()]).sum()
         metrics = self._metrics(firing)
         self._update_statistics(firing, step_input, losses["mse_loss"])
@@ -129,6 +138,16 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
             moved_out = self.standardization.target.follow(target, weight)
             self.b_enc.add_(moved_in.to(self.b_enc) @ self.W_enc)
             self.b_dec.sub_(moved_out.to(self.b_dec))
+
+    @torch.no_grad()
+    def _optimized(
+        self, feature_acts: Float[Tensor, "batch d_sae"], target: Float[Tensor, "*batch d_out"]
+    ) -> Float[Tensor, "batch d_sae"]:
+        """The code with the bits flipped that pay, by the price and the firing rates so far."""
+        target = self.run_time_activation_norm_fn_in(self.reshape_fn_in(target.to(self.dtype)))
+        target = self.standardization.target(target) - self.b_dec
+        firing_cost = self.bit_price * firing_bits(self.prior)
+        return optimize_code(target, feature_acts, self.W_dec, firing_cost, self.cfg.max_flips, couplings(self.W_dec))
 
     def _firing(self, step_input: TrainStepInput, code: Float[Tensor, "batch d_sae"]) -> Firing:
         rate = firing_rate(code)
