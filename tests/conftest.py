@@ -85,6 +85,7 @@ def identity_bae() -> Callable[[int], BAE]:
                 "W_dec": torch.eye(d),
                 "b_dec": torch.zeros(d),
                 "prior": torch.zeros(d),
+                "bit_price": torch.tensor(torch.nan),
             }
         )
         return bae

@@ -46,6 +46,7 @@ def load_authors_checkpoint(
             "W_dec": state["decoder.weight"].T,
             "b_dec": state["decoder.bias"],
             "prior": torch.zeros(d_sae),
+            "bit_price": torch.tensor(torch.nan),
         }
     )
     return bae
