@@ -9,7 +9,7 @@ import torch
 
 from bae_lens.saes.bae import BAE, BAEConfig
 
-STEPS = ("sign", "sign_s")  # their binarisations with the same forward pass as ours
+STEPS = ("sign", "sign_s")  # their binarizations with the same forward pass as ours
 
 
 def load_authors_checkpoint(
