@@ -25,7 +25,8 @@ from bae_lens import TrainingBAEConfig, TrainingBinaryTranscoderConfig
 from bae_lens import distributed as parallel
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import ContextSettings, choose_contexts
-from bae_lens.activations.sources import load_model, load_text
+from bae_lens.activations.models import load_model
+from bae_lens.activations.sources import load_text
 from bae_lens.functional import covariance
 from bae_lens.functional.sparse_matmul import sums_rows
 from bae_lens.training.recipe import Recipe, TrainingSettings

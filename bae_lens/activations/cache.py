@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from bae_lens.activations.contexts import PADDING, Contexts
 from bae_lens.activations.forward import _hidden_states
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, process_index, shard
 from bae_lens.functional.outliers import OUTLIER_NORM
 from bae_lens.saes.standardization import Standardization

@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.activations.forward import stop_layer
-from bae_lens.activations.sources import TEXT_COLUMN, resolve_hook
+from bae_lens.activations.models import resolve_hook
+from bae_lens.activations.sources import TEXT_COLUMN
 from bae_lens.storage import read_json, write_text
 
 OUTLIER_NORM = 10.0  # times the median norm of a hook and position: such states would be all that a BAE sees

@@ -12,7 +12,8 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from bae_lens.activations.contexts import HELD_OUT_EVERY
-from bae_lens.activations.sources import load_model, load_text
+from bae_lens.activations.models import load_model
+from bae_lens.activations.sources import load_text
 from bae_lens.comsem import ComSem
 from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.exports import save

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from bae_lens.activations.models import DEMO_MODEL, load_model
 from bae_lens.activations.position_cache import WINDOWS_PER_DOCUMENT, random_windows
-from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text
+from bae_lens.activations.sources import DEMO_TEXT, load_text
 from bae_lens.entropy.dynamics import FEW_VECTORS, DynamicsSettings, EntropyDynamics, entropy_dynamics
 from bae_lens.entropy.fit import FitSettings
 from bae_lens.entropy.saturation import Saturation

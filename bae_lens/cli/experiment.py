@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from bae_lens.activations.sources import load_model, load_text, resolve_hook
+from bae_lens.activations.models import load_model, resolve_hook
+from bae_lens.activations.sources import load_text
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import Comparison
 from bae_lens.comparison.run import compare

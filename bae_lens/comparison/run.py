@@ -14,8 +14,8 @@ from sae_lens import SAE
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import choose_contexts
 from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.paired import PairedActivations
-from bae_lens.activations.sources import resolve_hook
 from bae_lens.comparison.experiment import Contender, Experiment, check_contenders
 from bae_lens.comparison.results import (
     Comparison,
