@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,6 +19,7 @@ from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, process_index, shard
 from bae_lens.functional.outliers import is_outlier
+from bae_lens.saes.saelens_compat import get_special_token_ids
 from bae_lens.saes.standardization import Standardization
 from bae_lens.storage import (
     checksum,

@@ -63,15 +63,17 @@ def load_hooked(folder: Path, device: str = "cpu") -> "HookedSAETransformer":
     Any architecture that TransformerLens converts will do, whether or not it lists the model by name.
     """
     from sae_lens import HookedSAETransformer
-    from transformer_lens import HookedTransformerConfig, loading_from_pretrained
+    from transformer_lens import HookedTransformerConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from bae_lens.saes.saelens_compat import convert_hf_model_config, get_pretrained_state_dict
+
     cfg = HookedTransformerConfig.from_dict(
-        {**loading_from_pretrained.convert_hf_model_config(str(folder)), "model_name": folder.name, "device": device}
+        {**convert_hf_model_config(str(folder)), "model_name": folder.name, "device": device}
     )
     model = HookedSAETransformer(cfg, AutoTokenizer.from_pretrained(folder))
     hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    state_dict = loading_from_pretrained.get_pretrained_state_dict(str(folder), cfg, hf_model)
+    state_dict = get_pretrained_state_dict(str(folder), cfg, hf_model)
     model.load_and_process_state_dict(
         state_dict, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )

@@ -6,10 +6,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
 from bae_lens.activations.models import resolve_hook
+from bae_lens.saes.saelens_compat import extract_stop_at_layer_from_tlens_hook_name
 
 _known_widths: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()  # by model, in the order of its pass
 

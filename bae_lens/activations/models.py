@@ -74,9 +74,9 @@ def resolve_hook(model: Any, hook_name: str) -> str:
 
 def _loaders(name: str, device: str) -> dict[str, Callable[[], Any]]:
     """Ways to load a model, by what it becomes, in the order in which they are tried."""
-    from sae_lens import HookedSAETransformer
-    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
-    from transformer_lens.loading_from_pretrained import convert_hf_model_config, get_official_model_name
+    from sae_lens import HookedSAETransformer, SAETransformerBridge
+
+    from bae_lens.saes.saelens_compat import convert_hf_model_config, get_official_model_name
 
     hooked: dict[str, Callable[[], Any]] = {}
     try:
@@ -114,8 +114,9 @@ def _raised(error: Exception) -> str:
 
 def _expected(name: str) -> tuple[Int[Tensor, "n position"], Float[Tensor, "n position d_vocab"]]:
     """Random tokens, and the log-probabilities that transformers gives after each of them."""
-    from transformer_lens.loading_from_pretrained import get_official_model_name
     from transformers import AutoModelForCausalLM
+
+    from bae_lens.saes.saelens_compat import get_official_model_name
 
     if not Path(name).is_dir():
         with suppress(ValueError):  # of a name that only the hub knows

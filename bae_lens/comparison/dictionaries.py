@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from bae_lens.activations.forward import hook_widths
 from bae_lens.comparison.experiment import Contender
+from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_config import Preset
 from bae_lens.training.recipe import Recipe
 

@@ -13,6 +13,7 @@ from bae_lens.entropy.elimination import eliminate
 from bae_lens.functional.binarize import step
 from bae_lens.functional.losses import marginal_entropy
 from bae_lens.saes.bae import BAE, BAEConfig
+from bae_lens.saes.standardization import Standardization, folded
 
 ENCODED_AT_A_TIME = 8192  # vectors
 
@@ -104,7 +105,7 @@ def fit_baes(
     mean, scale = _standardization(vectors)
     weights = _Weights(n_models, d_in, d_sae, settings.encoder_bias, seed, vectors)
     weights.train((vectors - mean) * scale, coefficient, settings, torch.Generator().manual_seed(seed))
-    return [weights.bae(i, mean[i, 0], scale[i].item(), vectors[i]) for i in range(n_models)]
+    return [weights.bae(i, Standardization(mean[i, 0], scale[i].item()), vectors[i]) for i in range(n_models)]
 
 
 def check_entropy_coefficients(entropy_coefficients: Sequence[float]) -> None:
@@ -170,15 +171,14 @@ class _Weights:
                 optimizer.state[self.W_dec][moment][i, ~kept] = 0.0
 
     @torch.no_grad()
-    def bae(self, i: int, mean: Float[Tensor, " d_in"], scale: float, vectors: Float[Tensor, "n d_in"]) -> BAE:
+    def bae(self, i: int, standardization: Standardization, vectors: Float[Tensor, "n d_in"]) -> BAE:
         """One model, for raw vectors."""
         d_in, d_sae = self.W_enc[i].shape
         dtype = str(vectors.dtype).removeprefix("torch.")
         bae = BAE(BAEConfig(d_in=d_in, d_sae=d_sae, dtype=dtype, device=str(vectors.device)))
-        bae.W_enc.copy_(self.W_enc[i] * scale)
-        bae.b_enc.copy_(self.b_enc[i, 0] - mean @ bae.W_enc)
-        bae.W_dec.copy_(self.W_dec[i] / scale)
-        bae.b_dec.copy_(self.b_dec[i, 0] / scale + mean)
+        weights = {"W_enc": self.W_enc[i], "b_enc": self.b_enc[i, 0], "W_dec": self.W_dec[i], "b_dec": self.b_dec[i, 0]}
+        for name, raw in folded(weights, standardization, standardization).items():
+            getattr(bae, name).copy_(raw)
         bae.estimate_prior(vectors.split(ENCODED_AT_A_TIME))
         return bae
 

@@ -7,13 +7,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import sae_lens.evals
 import torch
-from sae_lens import SAE
-from sae_lens.evals import EvalConfig
-from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.training.activations_store import ActivationsStore
-from sae_lens.util import get_special_token_ids
+from sae_lens import SAE, ActivationsStore
+from sae_lens import run_evals as saelens_run_evals
 from torch import Tensor
 
 from bae_lens.activations.forward import stop_layer
@@ -21,7 +17,7 @@ from bae_lens.activations.models import resolve_hook
 from bae_lens.evaluation.hooking import Captured, resolved_hooks
 from bae_lens.evaluation.metrics import CodeCounter, activated_features, firing_rates
 from bae_lens.saes.binary_code import is_binary
-from bae_lens.saes.saelens_compat import heads_concatenated
+from bae_lens.saes.saelens_compat import ActivationScaler, EvalConfig, get_special_token_ids, heads_concatenated
 from bae_lens.saes.transcoder import hooks_of
 
 RATE_BINS = np.linspace(-5, 0, 21)  # of the histogram: log10 of the firing rate
@@ -61,7 +57,7 @@ def run_evals(
     per_token: Any = _PerToken(model)
     with heads_concatenated(sae), _at_output(sae, model, activation_scaler) as view:
         config = eval_config if view is sae else replace(eval_config, compute_featurewise_weight_based_metrics=False)
-        metrics, feature_metrics = sae_lens.evals.run_evals(
+        metrics, feature_metrics = saelens_run_evals(
             view, store, per_token, activation_scaler, config, verbose=verbose, **shared
         )
     n, size = eval_config.n_eval_sparsity_variance_batches, eval_config.batch_size_prompts

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Int
 from sae_lens import SAE
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
 from bae_lens.activations.models import resolve_hook
 from bae_lens.evaluation.features import TOP_TOKENS
 from bae_lens.evaluation.hooking import Captured, replaced
 from bae_lens.evaluation.logit_path import direct_logits, writes_to_residual_stream
 from bae_lens.saes.binary_code import is_binary
+from bae_lens.saes.saelens_compat import HookPoint
 from bae_lens.saes.transcoder import hooks_of
 
 FLIP = "flip"

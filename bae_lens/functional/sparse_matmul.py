@@ -29,7 +29,7 @@ def sparse_matmul(matrix: Float[Tensor, "*batch k"], dense: Float[Tensor, "k m"]
 
 @torch.no_grad()
 def sums_rows(matrix: Float[Tensor, "n k"]) -> bool:
-    """Whether `matrix` is sparse enough that products with it are sums of rows; dead a GPU, in a compiled graph or
+    """Whether `matrix` is sparse enough that products with it are sums of rows; never on a GPU, in a compiled graph or
     under autocast, where dense products are faster or the only ones that are understood.
     """
     if matrix.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):

@@ -22,7 +22,7 @@ def running_mean_weight(n_steps: int, decay: float) -> float:
 def activation_strength(
     feature_acts: Float[Tensor, "*batch d_sae"], prior: Float[Tensor, " d_sae"]
 ) -> Float[Tensor, "*batch d_sae"]:
-    """Activation strength `log2 |h - p|` of each bit, in bits, at most 0 (section 4.1).
+    """Activation strength `log2 |h - p|` of each bit, in bits, at most 0 (the burstiness of section 4.1).
 
     Near 0 for a bit the prior did not expect: set for a rare feature, or unset for one that is almost always on.
     Minus infinity for a bit that the prior was certain of.
@@ -36,7 +36,8 @@ def strongest_features(
     """Indices of the k (at most d_sae) strongest features, strongest first; -1 where fewer than k are above `floor`.
 
     Without the floor a token with fewer than k features of its own would be filled up by index with features that say
-    nothing about it. The default floor is activation_strength'; for real activations use 0. Raises ValueError if k < 1.
+    nothing about it. The default floor is for `activation_strength`; for real activations use 0.
+    Raises ValueError if k < 1.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")

@@ -3,11 +3,10 @@
 Importing this registers them, so that `SAE.load_from_disk` and SAELens' runners know their names.
 """
 
-from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
-
 from bae_lens.saes.authors_checkpoint import load_authors_checkpoint
 from bae_lens.saes.bae import BAE, BAEConfig
 from bae_lens.saes.binary_code import BinaryCode, is_binary
+from bae_lens.saes.saelens_compat import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_bae import TrainingBAE
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.saes.training_transcoder import (

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
-from sae_lens.registry import SAE_CLASS_REGISTRY
 
 from bae_lens.saes.bae import BAE
+from bae_lens.saes.saelens_compat import SAE_CLASS_REGISTRY
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 LFS_POINTER = b"version https://git-lfs"

@@ -27,7 +27,10 @@ class Standardization:
         return (activations - self.mean.to(activations)) * self.scale
 
     def fold_into(self, sae: SAE[Any]) -> None:
-        """Makes a dictionary trained on standardized activations take and give raw ones, exactly and in place."""
+        """Makes a dictionary trained on standardized activations take and give raw ones, exactly and in place.
+
+        By SAELens' own fold, whose architectures each know the biases that they have besides `folded`'s.
+        """
         identity = torch.eye(len(self.mean), dtype=torch.float64)
         sae.fold_activation_whitening(self.mean.double(), identity * self.scale, identity / self.scale)
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from sae_lens import TrainingSAE
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from typing_extensions import override
@@ -22,6 +21,7 @@ from bae_lens.saes.bae import BAE
 from bae_lens.saes.binary_code import BinaryCode
 from bae_lens.saes.finite_check import FiniteCheck
 from bae_lens.saes.running_standardization import RunningStandardization, State, add_missing_state
+from bae_lens.saes.saelens_compat import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from bae_lens.saes.standardization import FOLDED, PairStandardization, folded
 from bae_lens.saes.training_config import TrainingBAEConfig
 

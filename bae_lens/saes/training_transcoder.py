@@ -8,11 +8,18 @@ from typing import Any, ClassVar, no_type_check
 
 import torch
 from jaxtyping import Float
-from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE
-from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
+from sae_lens import (
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+)
 from torch import Tensor, nn
 from typing_extensions import override
 
+from bae_lens.saes.saelens_compat import TrainStepInput, TrainStepOutput
 from bae_lens.saes.training_bae import TrainingBAE
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.saes.transcoder import ARROW, add_transcoder_weights, refuse_flips, transcoder_input

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, no_type_check
 
 import torch
 from jaxtyping import Float
-from sae_lens import SAE, Transcoder, TranscoderConfig
-from sae_lens.saes.sae import SAEConfig
-from sae_lens.saes.topk_sae import TopK
+from sae_lens import SAE, SAEConfig, Transcoder, TranscoderConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
 from bae_lens.saes.bae import BAE, BAEConfig
+from bae_lens.saes.saelens_compat import TopK
 
 ARROW = "=>"  # "INPUT_HOOK=>OUTPUT_HOOK" names the activations at two hooks side by side
 

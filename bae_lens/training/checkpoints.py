@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens import SAETrainer
 
 from bae_lens.distributed import gather_rows
 from bae_lens.storage import write_text, written_whole

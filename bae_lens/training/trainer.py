@@ -15,11 +15,7 @@ from typing import Any
 
 import psutil
 import torch
-from sae_lens import SAE, TrainingSAE, TrainingSAEConfig
-from sae_lens.config import SAETrainerConfig
-from sae_lens.registry import get_sae_training_class
-from sae_lens.saes.sae import TrainStepOutput
-from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens import SAE, SAETrainer, TrainingSAE, TrainingSAEConfig
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,6 +23,7 @@ from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
 from bae_lens.saes.loading import load_dictionary
+from bae_lens.saes.saelens_compat import SAETrainerConfig, TrainStepOutput, get_sae_training_class
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import check_same, read_json, validated, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint

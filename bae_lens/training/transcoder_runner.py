@@ -4,14 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from sae_lens import TrainingSAE
-from sae_lens.config import HfDataset
-from sae_lens.evals import EvalConfig
-from sae_lens.load_model import load_model
-from sae_lens.multi_sae_training_runner import MultiSAEEvaluator, MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
-from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.training.prefetch import PrefetchingIterator
-from sae_lens.training.types import MultiHookDataProvider
+from sae_lens import MultiSAEEvaluator, MultiSAETrainingRunner, MultiSAETrainingRunnerConfig, TrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
@@ -19,6 +12,14 @@ from bae_lens.activations.forward import stop_layer
 from bae_lens.activations.models import resolve_hook
 from bae_lens.evaluation.evals import run_evals
 from bae_lens.evaluation.hooking import check_attachable
+from bae_lens.saes.saelens_compat import (
+    ActivationScaler,
+    EvalConfig,
+    HfDataset,
+    MultiHookDataProvider,
+    PrefetchingIterator,
+    load_model,
+)
 from bae_lens.saes.transcoder import ARROW
 
 

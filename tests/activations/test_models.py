@@ -200,7 +200,7 @@ def test_architecture_that_transformer_lens_does_not_convert_becomes_a_bridge(ti
     def refuse(folder):
         raise NotImplementedError(folder)
 
-    monkeypatch.setattr("transformer_lens.loading_from_pretrained.convert_hf_model_config", refuse)
+    monkeypatch.setattr("bae_lens.saes.saelens_compat.convert_hf_model_config", refuse)
     model = load_model(str(tiny_model_folder))
     assert isinstance(model, SAETransformerBridge)
     assert resolve_hook(model, "blocks.1.hook_resid_post") == "blocks.1.hook_out"

@@ -58,7 +58,7 @@ def test_train_runs_on_a_bridge_and_resolves_its_aliases(train, tmp_path, monkey
     def refuse(_folder):
         raise NotImplementedError
 
-    monkeypatch.setattr("transformer_lens.loading_from_pretrained.convert_hf_model_config", refuse)
+    monkeypatch.setattr("bae_lens.saes.saelens_compat.convert_hf_model_config", refuse)
     train()
     bae = SAE.load_from_disk(tmp_path / "run" / "dictionaries" / "bae")
     assert bae.cfg.metadata.hook_name == "blocks.0.hook_out"

@@ -75,18 +75,18 @@ def test_entropy_of_few_features(n_features):
 
 
 @pytest.mark.parametrize("form", ["bernoulli", "printed"])
-class TestPricedEntropy:
+class TestTangentEntropy:
     def test_is_the_entropy_up_to_the_tangent_and_its_tangent_from_there(self, form):
         rate = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None].requires_grad_()
         at = torch.tensor([0.25], dtype=torch.float64, requires_grad=True)
         (slope,) = torch.autograd.grad(marginal_entropy(at, form), at)
 
-        priced = tangent_entropy(rate, 0.25, form)
+        bits = tangent_entropy(rate, 0.25, form)
 
         low, high = rate[:, 0] <= 0.25, rate[:, 0] >= 0.25
-        torch.testing.assert_close(priced[low], marginal_entropy(rate, form)[low])
-        torch.testing.assert_close(priced[high], marginal_entropy(at, form) + slope * (rate[high, 0] - 0.25))
-        (gradient,) = torch.autograd.grad(priced.sum(), rate)
+        torch.testing.assert_close(bits[low], marginal_entropy(rate, form)[low])
+        torch.testing.assert_close(bits[high], marginal_entropy(at, form) + slope * (rate[high, 0] - 0.25))
+        (gradient,) = torch.autograd.grad(bits.sum(), rate)
         torch.testing.assert_close(gradient[high], slope.expand_as(gradient[high]))
 
     def test_gradient(self, form):

@@ -24,7 +24,7 @@ def test_running_mean_is_the_decayed_weighted_mean():
     torch.testing.assert_close(mean, (weights * values).sum() / weights.sum(), rtol=1e-12, atol=0)
 
 
-def test_burstiness_by_hand():
+def test_activation_strength_by_hand():
     # Prior 1/4: a set bit has log2 3/4, an unset one log2 1/4 = -2. Prior 1: log2 0 for a set bit, log2 1 for an unset.
     strength = activation_strength(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([0.25, 1.0]))
 

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from bae_lens import TrainingBAE
 from bae_lens.saes import finite_check
 from bae_lens.saes.finite_check import FiniteCheck
+from tests.saes.test_training_bae import forward
 
 
 def test_a_cpu_is_asked_at_once_and_again():
@@ -36,3 +38,13 @@ class TestAnAccelerator:
         with pytest.raises(ValueError, match="3 of 3 rows of the batch before saving hold NaN or infinity"):
             check.answer("before saving")
         check.answer("before saving")
+
+    @pytest.mark.usefixtures("check")
+    def test_nothing_broken_is_saved(self, bae_config, tmp_path):
+        sae = TrainingBAE(bae_config())
+        forward(sae, torch.full((4, 16), torch.nan))
+
+        with pytest.raises(ValueError, match="4 of 4 rows of the batch before saving hold NaN or infinity"):
+            sae.save_model(tmp_path)
+
+        assert not list(tmp_path.iterdir())

@@ -19,9 +19,9 @@ class TestOfASample:
 
     def test_is_not_moved_by_outlier_tokens(self):
         x = torch.randn(500, 6)
-        with_massive = torch.cat([x, torch.full((3, 6), 1000.0)])
+        with_outliers = torch.cat([x, torch.full((3, 6), 1000.0)])
 
-        clean, found = standardization_of(x), standardization_of(with_massive)
+        clean, found = standardization_of(x), standardization_of(with_outliers)
 
         torch.testing.assert_close(found.mean, clean.mean)
         assert found.scale == pytest.approx(clean.scale)

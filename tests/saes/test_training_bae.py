@@ -32,7 +32,7 @@ def metric(output: TrainStepOutput, name: str) -> torch.Tensor:
 
 class TestAgainstTheAuthorsCode:
     @pytest.fixture(params=[("sign", "straight_through"), ("sign_s", "authors")], ids=["sign", "sign_s"])
-    def reference(self, request, golden) -> tuple[Mapping[str, torch.Tensor], TrainingBAE]:
+    def authors(self, request, golden) -> tuple[Mapping[str, torch.Tensor], TrainingBAE]:
         variant, surrogate = request.param
         values = load_file(golden / f"{variant}.safetensors")
         cfg = TrainingBAEConfig(
@@ -61,8 +61,8 @@ class TestAgainstTheAuthorsCode:
             "decoder.bias": sae.b_dec,
         }
 
-    def test_outputs_and_losses(self, reference):
-        values, sae = reference
+    def test_outputs_and_losses(self, authors):
+        values, sae = authors
 
         output = forward(sae, values["x"], n_training_steps=6)
 
@@ -75,8 +75,8 @@ class TestAgainstTheAuthorsCode:
         torch.testing.assert_close(entropy, values["entropy_bits"], rtol=0, atol=96 * 2e-10 / math.log(2) * 1.01)
         torch.testing.assert_close(output.loss, values["loss"], rtol=0, atol=1e-10)
 
-    def test_gradients(self, reference):
-        values, sae = reference
+    def test_gradients(self, authors):
+        values, sae = authors
 
         forward(sae, values["x"], n_training_steps=6).loss.backward()
 
@@ -88,8 +88,8 @@ class TestAgainstTheAuthorsCode:
         }.items():
             torch.testing.assert_close(gradient, values[f"grad.{name}"], rtol=0, atol=1e-16)
 
-    def test_weights_after_25_adam_steps(self, reference):
-        values, sae = reference
+    def test_weights_after_25_adam_steps(self, authors):
+        values, sae = authors
         optimizer = torch.optim.Adam(sae.parameters(), lr=5e-4)
 
         for n_training_steps in range(25):
@@ -278,14 +278,14 @@ class TestTrainingLoss:
 
         assert sae.entropy_multiplier == 1
 
-    def test_the_price_is_the_tangent_beyond_its_rate(self, bae_config):
+    def test_the_entropy_is_its_tangent_beyond_the_rate(self, bae_config):
         sae = TrainingBAE(bae_config(tangent_rate=0.1, entropy_coefficient=0.25))
 
         output = forward(sae, torch.randn(32, 16))
 
-        price = tangent_entropy(output.feature_acts.mean(0), 0.1)
-        assert price > marginal_entropy(output.feature_acts.mean(0)) + 1
-        torch.testing.assert_close(output.losses["entropy_loss"], 0.25 * price)
+        bits = tangent_entropy(output.feature_acts.mean(0), 0.1)
+        assert bits > marginal_entropy(output.feature_acts.mean(0)) + 1
+        torch.testing.assert_close(output.losses["entropy_loss"], 0.25 * bits)
 
     @pytest.mark.parametrize("n_rows", [0, 1])
     def test_refuses_a_batch_without_statistics(self, bae_config, n_rows):

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
-from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,7 +24,7 @@ from bae_lens.comsem.collect.dictionaries import fires
 from bae_lens.comsem.collect.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows, read_instance
 from bae_lens.evaluation.metrics import activated_features, is_binary
 from bae_lens.functional.outliers import OUTLIER_NORM
-from bae_lens.saes.saelens_compat import heads_concatenated
+from bae_lens.saes.saelens_compat import get_special_token_ids, heads_concatenated
 
 BATCH_BITS = 2**27  # tokens times features of a batch, at most
 CONTEXTS_PER_BATCH = 16
