@@ -25,14 +25,21 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm import tqdm
 
-from bae_lens import BAE, compress, decompress, read_code
-from bae_lens.activations.cache import CachedActivations
-from bae_lens.activations.demo_model import load_demo_model
+from bae_lens import (
+    BAE,
+    CachedActivations,
+    bits_at,
+    compress,
+    decompress,
+    load_demo_model,
+    marginal_entropy,
+    pca_quantization,
+    read_code,
+)
 from bae_lens.compression.code_file import CodeFile
 from bae_lens.compression.code_writer import CodeWriter
 from bae_lens.evaluation.model_loss import LossMeter
-from bae_lens.functional.losses import marginal_entropy
-from bae_lens.functional.rate_distortion import bits_at, covariance, pca_quantization
+from bae_lens.functional.rate_distortion import covariance
 from bae_lens.storage import write_text
 
 KEY = bytes(16)

@@ -2,6 +2,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist has a process for each core
 
 import random
 from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ def identity_bae() -> Callable[[int], BAE]:
                 "W_dec": torch.eye(d),
                 "b_dec": torch.zeros(d),
                 "prior": torch.zeros(d),
+                "bit_price": torch.tensor(torch.nan),
             }
         )
         return bae

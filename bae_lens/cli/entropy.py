@@ -8,7 +8,6 @@ from bae_lens.compression.vector_files import VectorFile
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
 from bae_lens.entropy.fit import FitSettings, fit_bae
 from bae_lens.entropy.recovery import WIDTHS, recover
-from bae_lens.report.entropy import recovered_entropy
 from bae_lens.saes.loading import load_bae
 from bae_lens.storage import write_json
 
@@ -95,6 +94,8 @@ class Entropy:
         }
         self._write({penalties: [row.to_dict() for row in rows] for penalties, rows in found.items()})
         if self.output is not None:
+            from bae_lens.report.entropy import recovered_entropy
+
             figure = recovered_entropy({f"penalties {penalties}": rows for penalties, rows in found.items()})
             figure.write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
         lines = [

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.models import load_model
-from bae_lens.activations.sources import load_text
+from bae_lens.activations.sources import load_text, located
 from bae_lens.cli.device import check_device
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import Comparison
@@ -26,6 +27,7 @@ def run_experiment(
     """
     check_device(device)
     check_folder(folder)
+    experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
     start = time.monotonic()
     text = load_text(experiment.dataset, experiment.text_column, experiment.dataset_split)
     model = load_model(experiment.model, device)

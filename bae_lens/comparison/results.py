@@ -71,6 +71,11 @@ class DictionaryResult:
     features: list[FeatureDashboard]
     """Of the first seed."""
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether its features are bits."""
+        return self.runs[0].metrics.is_binary
+
 
 @dataclass(frozen=True)
 class Corpus:

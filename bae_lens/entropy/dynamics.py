@@ -1,6 +1,5 @@
 """How information builds up in a language model: entropy of activations by layer and position (section 3.2)."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -12,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.models import resolve_hook
-from bae_lens.activations.position_cache import PositionStates, Windows, collect
+from bae_lens.activations.position_cache import PositionActivations, Windows, collect
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
 from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_baes
 from bae_lens.entropy.saturation import Saturation, fit_saturation
@@ -96,7 +96,7 @@ class EntropyDynamics:
     n_documents: int
     """Documents that they are from."""
     outliers: int
-    """Windows left out because of activations of outlier norm."""
+    """Windows left out because one of their activations is an outlier, by `is_outlier`."""
     too_short: int
     """Documents dropped because they were shorter than a window."""
     distinct_tokens: list[int]
@@ -179,9 +179,10 @@ def entropy_dynamics(
     held_out(windows.document, settings.fit.batch_size)
     purpose = {
         "model": model.cfg.model_name,
+        "model_weights": model_fingerprint(model),
         "hook_names": [resolve_hook(model, hook_name) for hook_name in hook_names],
         "positions": list(positions),
-        "windows": hashlib.sha256(windows.tokens.numpy().tobytes()).hexdigest(),
+        "windows": tensor_fingerprint(windows.tokens),
         "settings": asdict(settings),
     }
     with claimed(folder, purpose):
@@ -225,11 +226,11 @@ def held_out(documents: Int[Tensor, " n"], batch_size: int, outliers: int = 0) -
     return chosen
 
 
-def _entropies(states: PositionStates, settings: DynamicsSettings, path: Path) -> list[Cell]:
+def _entropies(states: PositionActivations, settings: DynamicsSettings, path: Path) -> list[Cell]:
     test = held_out(states.documents, settings.fit.batch_size, len(states.all_documents) - len(states.documents))
     cells = [validated(Cell, cell, str(path)) for cell in read_json(path)] if path.exists() else []
     grid = list(product(range(len(states.hook_names)), range(len(states.positions)), settings.entropy_coefficients))
-    d_in = states.states.shape[-1]
+    d_in = states.d_in
     at_a_time = max(1, BYTES_AT_A_TIME // (4 * 4 * 2 * d_in * settings.d_sae))
     with tqdm(total=len(grid), initial=len(cells), desc="entropies", unit="BAE") as progress:
         while len(cells) < len(grid):

@@ -72,6 +72,12 @@ class DictionaryMetrics:
         """Bits per token: support bits and value bits."""
         return self.code.support_bits + self.value_bits
 
+    @property
+    def coded(self) -> RatePoint:
+        """Bits and explained variance with the values quantized as `value_bits` counts them."""
+        point = RatePoint(self.bits, self.explained_variance)
+        return min(self.value_curve, key=lambda quantized: abs(quantized.bits - self.bits), default=point)
+
 
 class CodeCounter:
     """Counts firing features over batches, in float64, for `CodeMetrics`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from bae_lens.functional.binarize import step
+from bae_lens.functional.optimized_code import KeptCouplings, firing_bits, optimize_code
 from bae_lens.functional.packing import pack_code
 from bae_lens.functional.strength import FEATURES_PER_TOKEN, activation_strength, flip_polarity, strongest_features
 from bae_lens.saes.binary_code import BinaryCode
@@ -24,6 +25,9 @@ class BAEConfig(SAEConfig):
 
     apply_b_dec_to_input: bool = False
     """Must be False: the BAE's encoder takes its input as it is (Eq. 1)."""
+    max_flips: int = 0
+    """Bits of each vector's code that `encode` may flip where it pays, see `BAE.encode_optimized`; 0 is the encoder's
+    own code (Eq. 2)."""
 
     @classmethod
     @override
@@ -33,6 +37,7 @@ class BAEConfig(SAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self)
+        check_max_flips(self.max_flips)
 
 
 class BAE(BinaryCode[BAEConfig]):
@@ -42,10 +47,41 @@ class BAE(BinaryCode[BAEConfig]):
     mean over training or what `estimate_prior` measured, in float32 whatever the dtype of the weights.
     """
 
+    def __init__(self, cfg: BAEConfig, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        self._couplings = KeptCouplings()
+
     @override
     def encode(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
         """The code, 0 or 1, of `x` (..., d_in), at hook_z (..., heads, d_head). Raises ValueError for other widths."""
-        return self.hook_sae_acts_post(step(self.pre_activation(x)))
+        if self.cfg.max_flips > 0:
+            return self.encode_optimized(x, self.cfg.max_flips)
+        return self.hook_sae_acts_post(step(self.pre_activation(self.process_sae_in(x))))
+
+    @torch.no_grad()
+    def encode_optimized(
+        self, x: Float[Tensor, "*input"], max_flips: int | None = None
+    ) -> Float[Tensor, "*batch d_sae"]:
+        """The code of `x` with the bits flipped that pay, at most `max_flips` a vector, or all that do with None.
+
+        A flip pays if it lowers the squared error plus `bit_price` times the bits that the code takes by the firing
+        rates in `prior`; see `optimize_code`. There is no gradient. Raises ValueError while the price or the prior is
+        unknown, for vectors that are not finite, and for other widths.
+        """
+        self._check_prior()
+        _check_bit_price(self.bit_price)
+        sae_in = self.process_sae_in(x)
+        feature_acts = step(self.pre_activation(sae_in))
+        target = (sae_in - self.b_dec).reshape(-1, self.cfg.d_in)
+        optimized = optimize_code(
+            target,
+            feature_acts.reshape(len(target), self.cfg.d_sae),
+            self.W_dec,
+            self.bit_price * firing_bits(self.prior),
+            max_flips,
+            self._couplings(self.W_dec, len(target)),
+        )
+        return self.hook_sae_acts_post(optimized.view_as(feature_acts))
 
     @torch.no_grad()
     def encode_packed(self, x: Float[Tensor, "batch d_in"], rows_at_once: int = 1024) -> UInt8[Tensor, "batch n_bytes"]:
@@ -104,16 +140,30 @@ class BAE(BinaryCode[BAEConfig]):
 
         For tools that need graded activations. It is for looking at features: it does not reconstruct.
         """
-        fields = {name: value for name, value in self.cfg.to_dict().items() if name not in ("architecture", "metadata")}
+        own = ("architecture", "metadata", "max_flips")
+        fields = {name: value for name, value in self.cfg.to_dict().items() if name not in own}
         graded = StandardSAE(StandardSAEConfig(**fields, metadata=deepcopy(self.cfg.metadata)))
-        graded.load_state_dict({name: value for name, value in self.state_dict().items() if name != "prior"})
+        graded.load_state_dict(self.weights())
         if not self.hook_z_reshaping_mode:
             graded.turn_off_forward_pass_hook_z_reshaping()
         return graded
 
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters by name: what a dictionary of SAELens has of them, without the statistics."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
     def _check_prior(self) -> None:
         if not self.prior.any():
             raise ValueError("the prior of this BAE is unknown (0); call estimate_prior with some activations first")
+
+
+def _check_bit_price(bit_price: Float[Tensor, ""]) -> None:
+    if not bit_price >= 0:
+        raise ValueError(
+            f"bit_price must be at least 0, got {bit_price.item()} (NaN is unknown, as in files of earlier versions); "
+            "set it with sae.bit_price.fill_(...) to the squared error of an activation that one bit is worth, in "
+            "training its entropy coefficient over the squared scale of the standardization"
+        )
 
 
 def check_sizes(cfg: SAEConfig) -> None:
@@ -123,3 +173,9 @@ def check_sizes(cfg: SAEConfig) -> None:
             raise ValueError(f"{name} must be at least 1, got {getattr(cfg, name)}")
     if cfg.apply_b_dec_to_input:
         raise ValueError("apply_b_dec_to_input must be False for a BAE, whose encoder takes its input as it is")
+
+
+def check_max_flips(max_flips: int) -> None:
+    """Raises ValueError below 0."""
+    if max_flips < 0:
+        raise ValueError(f"max_flips must be at least 0, where 0 is the encoder's own code, got {max_flips}")

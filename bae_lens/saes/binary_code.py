@@ -42,6 +42,9 @@ class BinaryCode(StatisticsInFloat32, SAE[Config], ABC):
     b_enc: nn.Parameter
     prior: Tensor
     """Firing rate of each feature, (d_sae,) in float32; 0 while unknown."""
+    bit_price: Tensor
+    """Squared error that a bit of the code is worth, of the activations that the weights are for; () in float32, NaN
+    while unknown."""
 
     @override
     def initialize_weights(self) -> None:
@@ -49,22 +52,24 @@ class BinaryCode(StatisticsInFloat32, SAE[Config], ABC):
         self.add_bias_and_prior()
 
     def add_bias_and_prior(self) -> None:
-        """The parameter and the buffer that SAELens' weights lack."""
+        """The parameter and the buffers that SAELens' weights lack."""
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
         self.register_buffer("prior", torch.zeros(self.cfg.d_sae, device=self.device))
+        self.register_buffer("bit_price", torch.full((), torch.nan, device=self.device))
 
     @override
     def process_sae_in(self, sae_in: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_in"]:
+        """The normalized input. Raises ValueError for another width."""
+        width = sae_in.shape[-1] * sae_in.shape[-2] if self.hook_z_reshaping_mode else sae_in.shape[-1]
+        if width != self.cfg.d_in:
+            raise ValueError(f"this BAE takes activations {self.cfg.d_in} wide (d_in), got {width}; check the hook")
         # SAELens subtracts `0 * b_dec`, for whose gradient a whole matrix product is spent.
         sae_in = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
         return self.run_time_activation_norm_fn_in(sae_in)
 
-    def pre_activation(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
-        """`x @ W_enc + b_enc` of the normalized input (Eq. 2). Raises ValueError for another width."""
-        width = x.shape[-1] * x.shape[-2] if self.hook_z_reshaping_mode else x.shape[-1]
-        if width != self.cfg.d_in:
-            raise ValueError(f"this BAE takes activations {self.cfg.d_in} wide (d_in), got {width}; check the hook")
-        return self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+    def pre_activation(self, sae_in: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """`x @ W_enc + b_enc` of what `process_sae_in` gives (Eq. 2)."""
+        return self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
 
     @override
     def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:
@@ -75,6 +80,26 @@ class BinaryCode(StatisticsInFloat32, SAE[Config], ABC):
     def raw_output(self, sae_out: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
         """What the weights make, without the standardization that they may be for; here there is none."""
         return sae_out
+
+    @override
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        self.bit_price /= scaling_factor**2
+
+    @override
+    @torch.no_grad()
+    def fold_activation_whitening(self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor) -> None:
+        """`bit_price` becomes unknown, unless the whitening scales all directions alike, and with them all errors."""
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+        squared = unwhitening_matrix @ unwhitening_matrix.T
+        scale = squared.diagonal().mean()
+        alike = torch.allclose(squared, scale * torch.eye(len(squared), dtype=squared.dtype, device=squared.device))
+        self.bit_price *= scale.to(self.bit_price) if alike else torch.nan
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        state_dict.setdefault("bit_price", torch.full((), torch.nan, device=state_dict["W_enc"].device))
 
     @override
     def fold_W_dec_norm(self) -> None:

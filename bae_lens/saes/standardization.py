@@ -9,6 +9,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from bae_lens.functional.outliers import is_outlier
+from bae_lens.saes.binary_code import is_binary
 
 FOLDED = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -78,3 +79,5 @@ class PairStandardization:
         raw = folded({name: getattr(sae, name).data for name in FOLDED}, self.source, self.target)
         for name, weights in raw.items():
             getattr(sae, name).copy_(weights)
+        if is_binary(sae):
+            sae.bit_price /= self.target.scale**2

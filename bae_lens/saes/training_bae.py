@@ -8,12 +8,14 @@ from jaxtyping import Float
 from sae_lens import TrainingSAE
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from typing_extensions import override
 
 from bae_lens.distributed import all_reduce_sum, gather_rows
 from bae_lens.functional.binarize import step
 from bae_lens.functional.covariance import code_times_signs, covariance_penalty
-from bae_lens.functional.losses import marginal_entropy, reconstruction_error, tangent_entropy
+from bae_lens.functional.losses import bit_price, marginal_entropy, reconstruction_error, tangent_entropy
+from bae_lens.functional.optimized_code import couplings, firing_bits, optimize_code
 from bae_lens.functional.rate_control import controlled_coefficient, excess, updated_multiplier
 from bae_lens.functional.strength import firing_rate, running_mean_weight
 from bae_lens.saes.bae import BAE
@@ -75,7 +77,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
     def encode_with_hidden_pre(
         self, x: Float[Tensor, "*input"]
     ) -> tuple[Float[Tensor, "*batch d_sae"], Float[Tensor, "*batch d_sae"]]:
-        hidden_pre = self.pre_activation(x)
+        hidden_pre = self.pre_activation(self.process_sae_in(x))
         return self.hook_sae_acts_post(step(hidden_pre, self.cfg.surrogate)), hidden_pre
 
     @override
@@ -95,6 +97,10 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         self._prepare(step_input)
         sae_in, target = self.input_and_target(step_input.sae_in)
         feature_acts, hidden_pre = self.encode_with_hidden_pre(sae_in)
+        start = self.cfg.optimized_start_step
+        optimizes = start is not None and step_input.n_training_steps >= start
+        if optimizes:
+            feature_acts = self._optimized(feature_acts, target)
         sae_out = self.decode(feature_acts)
         scale = self.standardization.target.scale.to(sae_out)
         error = gather_rows(self.mse_loss_fn(sae_out * scale, target * scale).sum(-1))
@@ -103,9 +109,12 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
             raise ValueError(f"a training batch needs at least 2 rows to have statistics, got {len(code)}")
         firing = self._firing(step_input, code)
         losses = {"mse_loss": error.mean(), **self._penalties(step_input, code, firing)}
+        if optimizes:
+            missed = binary_cross_entropy_with_logits(hidden_pre.float(), feature_acts.float(), reduction="none")
+            losses["prediction_loss"] = gather_rows(missed.sum(-1)).mean()
         loss = torch.stack([*losses.values()]).sum()
         metrics = self._metrics(firing)
-        self._update_statistics(firing, step_input.n_training_steps)
+        self._update_statistics(firing, step_input, losses["mse_loss"])
         return TrainStepOutput(target, sae_out, code, hidden_pre, loss, losses, metrics)
 
     @torch.compiler.disable()
@@ -129,6 +138,16 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
             moved_out = self.standardization.target.follow(target, weight)
             self.b_enc.add_(moved_in.to(self.b_enc) @ self.W_enc)
             self.b_dec.sub_(moved_out.to(self.b_dec))
+
+    @torch.no_grad()
+    def _optimized(
+        self, feature_acts: Float[Tensor, "batch d_sae"], target: Float[Tensor, "*batch d_out"]
+    ) -> Float[Tensor, "batch d_sae"]:
+        """The code with the bits flipped that pay, by the price and the firing rates so far."""
+        target = self.run_time_activation_norm_fn_in(self.reshape_fn_in(target.to(self.dtype)))
+        target = self.standardization.target(target) - self.b_dec
+        firing_cost = self.bit_price * firing_bits(self.prior)
+        return optimize_code(target, feature_acts, self.W_dec, firing_cost, self.cfg.max_flips, couplings(self.W_dec))
 
     def _firing(self, step_input: TrainStepInput, code: Float[Tensor, "batch d_sae"]) -> Firing:
         rate = firing_rate(code)
@@ -162,12 +181,18 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         }
 
     @torch.no_grad()
-    def _update_statistics(self, firing: Firing, n_training_steps: int) -> None:
+    def _update_statistics(
+        self, firing: Firing, step_input: TrainStepInput, reconstruction_loss: Float[Tensor, ""]
+    ) -> None:
         # Replaced, not changed in place: a compiled backward pass may still read the old value.
+        n_training_steps = step_input.n_training_steps
         if n_training_steps >= self.cfg.entropy_start_step:
             self.entropy_multiplier = updated_multiplier(
                 self.entropy_multiplier, firing.excess.to(self.entropy_multiplier)
             )
+            coefficient = self.entropy_multiplier * step_input.coefficients["entropy"]
+            price = bit_price(coefficient, reconstruction_loss, len(self.b_dec), self.cfg.reconstruction)
+            self.bit_price = price.to(self.bit_price)
         weight = running_mean_weight(n_training_steps, self.cfg.prior_decay)
         self.prior = self.prior.lerp(firing.rate.to(self.prior.dtype), weight)
 
@@ -182,12 +207,13 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
     @torch.no_grad()
     def fold_standardization(self) -> None:
         """Makes the weights those for activations as they are, in place; what comes out stays the same."""
-        for name, weights in self._weights_folded_with(self.standardization.fold()).items():
-            getattr(self, name).copy_(weights)
+        for name, value in self._folded_with(self.standardization.fold()).items():
+            getattr(self, name).copy_(value)
 
-    def _weights_folded_with(self, standardization: PairStandardization) -> dict[str, Tensor]:
+    def _folded_with(self, standardization: PairStandardization) -> dict[str, Tensor]:
         weights = {name: getattr(self, name).data for name in FOLDED}
-        return folded(weights, standardization.source, standardization.target)
+        folded_weights = folded(weights, standardization.source, standardization.target)
+        return {**folded_weights, "bit_price": self.bit_price / standardization.target.scale**2}
 
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
@@ -207,7 +233,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
-        state_dict.update(self._weights_folded_with(self.standardization.known()))
+        state_dict.update(self._folded_with(self.standardization.known()))
         for name in ["entropy_multiplier", *(name for name in state_dict if name.startswith("standardization."))]:
             del state_dict[name]
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from bae_lens.saes.training_bae import TrainingBAE
 from bae_lens.saes.training_config import TrainingBAEConfig
-from bae_lens.saes.transcoder import ARROW, add_transcoder_weights, transcoder_input
+from bae_lens.saes.transcoder import ARROW, add_transcoder_weights, refuse_flips, transcoder_input
 
 
 @no_type_check
@@ -131,6 +131,7 @@ class TrainingBinaryTranscoderConfig(TrainingBAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_transcoder(self)
+        refuse_flips(self.max_flips)
 
     @override
     def get_inference_sae_cfg_dict(self) -> dict[str, Any]:

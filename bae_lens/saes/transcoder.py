@@ -68,9 +68,16 @@ class BinaryTranscoderConfig(BAEConfig):
     def architecture(cls) -> str:
         return "binary_transcoder"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_flips(self.max_flips)
+
 
 class BinaryTranscoder(BAE):
-    """A `BAE` whose code is decoded to the activations at another hook: `W_dec` is (d_sae, d_out), `b_dec` (d_out,)."""
+    """A `BAE` whose code is decoded to the activations at another hook: `W_dec` is (d_sae, d_out), `b_dec` (d_out,).
+
+    Its code cannot be optimized, since what it is to reconstruct is not known when it encodes.
+    """
 
     cfg: BinaryTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -78,6 +85,12 @@ class BinaryTranscoder(BAE):
     def initialize_weights(self) -> None:
         add_transcoder_weights(self, decoder_init_norm=None)
         self.add_bias_and_prior()
+
+    @override
+    def encode_optimized(
+        self, x: Float[Tensor, "*input"], max_flips: int | None = None
+    ) -> Float[Tensor, "*batch d_sae"]:
+        raise NotImplementedError("the code of a transcoder cannot be optimized: its target is not known to encode")
 
     @override
     def to_graded_sae(self) -> Transcoder:
@@ -88,8 +101,14 @@ class BinaryTranscoder(BAE):
         names = {field.name for field in fields(TranscoderConfig)} - {"metadata"}
         values = {name: getattr(self.cfg, name) for name in names}
         graded = Transcoder(TranscoderConfig(**values, metadata=deepcopy(self.cfg.metadata)))
-        graded.load_state_dict({name: value for name, value in self.state_dict().items() if name != "prior"})
+        graded.load_state_dict(self.weights())
         return graded
+
+
+def refuse_flips(max_flips: int) -> None:
+    """Raises ValueError unless 0."""
+    if max_flips != 0:
+        raise ValueError(f"max_flips must be 0 for a transcoder, whose target is not known to encode, got {max_flips}")
 
 
 def hooks_of(sae: SAE[Any]) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from bae_lens.activations.paired import PairedActivations
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
 from bae_lens.saes.loading import load_dictionary
 from bae_lens.saes.training_config import TrainingBAEConfig
-from bae_lens.storage import read_json, validated, write_json, written_whole
+from bae_lens.storage import check_same, read_json, validated, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
 from bae_lens.training.recipe import Recipe, TrainingSettings
 
@@ -87,20 +87,26 @@ def train_dictionary(
     `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
     dictionary is saved to take heads apart, and returned to take them concatenated.
     Raises ValueError for a width other than the activations', an architecture whose input cannot be standardized or
-    that several processes cannot share, a folder that holds this name with another recipe, and a checkpoint that cannot
-    be read.
+    that several processes cannot share, a folder that holds this name for another recipe or other activations, and a
+    checkpoint that cannot be read.
     """
     check_widths(name, recipe.cfg, states.widths)
     check_processes(name, recipe.cfg)
     finished, checkpoints = folder / "dictionaries" / name, folder / "checkpoints" / name
-    source = {"recipe": recipe.to_dict(), "training": asdict(settings), "seed": seed}
+    source = {
+        "recipe": recipe.to_dict(),
+        "training": asdict(settings),
+        "seed": seed,
+        "hooks": list(states.widths),
+        "activations": states.identity,
+    }
     if not finished.exists():
         cfg = _at_hooks(recipe.cfg, states, metadata or {})
         _Run(name, cfg, recipe.lr, states, settings, checkpoints, source, device).finish(finished)
+    report = _read_report(finished)
+    check_same(report.source, source, finished)
     if is_main_process():
         shutil.rmtree(checkpoints, ignore_errors=True)  # also those that a kill after the end had left
-    report = _read_report(finished)
-    _check_source(report.source, source, finished)
     sae = load_dictionary(finished, device)
     sae.turn_off_forward_pass_hook_z_reshaping()
     return TrainedDictionary(sae, report.seconds, report.memory_gib, report.curve)
@@ -136,11 +142,6 @@ def check_processes(name: str, cfg: TrainingSAEConfig, n_trials: int = 1) -> Non
 def _read_report(folder: Path) -> TrainingReport:
     path = folder / TRAINING_FILE
     return validated(TrainingReport, read_json(path), str(path))
-
-
-def _check_source(earlier: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    if earlier != now:
-        raise ValueError(f"{folder} holds a dictionary of another recipe, seed or length; choose another folder")
 
 
 def _at_hooks(
@@ -265,7 +266,7 @@ class _Run:
         if last is None:
             return
         report = _read_report(last)
-        _check_source(report.source, self.source, last)
+        check_same(report.source, self.source, last)
         load_checkpoint(self.trainer, last)
         self.seconds, self.memory_gib, self.curve = report.seconds, report.memory_gib, report.curve
         self.saved_step = self.trainer.n_training_steps

@@ -70,7 +70,7 @@ def model(request: Any, tiny_model: Any, tiny_model_folder: Path) -> Any:
 
 def trained(model: Any, dataset: Dataset, hooks: tuple[str, ...], folder: Path) -> tuple[Any, SAE[Any]]:
     """What `compare` reports of a dictionary, and the dictionary as it is loaded again."""
-    hooks = tuple(f"blocks.1.{hook}" for hook in hooks)
+    hooks = (*(f"blocks.1.{hook}" for hook in hooks),)
     given = dict(zip(("hook_name", "hook_name_out"), hooks, strict=False)) if len(hooks) > 1 else {}
     architecture = "binary_transcoder" if given else "bae"
     spec = DictionarySpec(architecture, {"target_l0": 8.0}, **given)
