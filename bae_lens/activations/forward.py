@@ -1,6 +1,7 @@
 """Running a model for what it holds at some of its hooks."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from bae_lens.activations.models import resolve_hook
 from bae_lens.saes.saelens_compat import extract_stop_at_layer_from_tlens_hook_name
 
-_known_widths: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()  # by model, in the order of its pass
+_known_shapes: WeakKeyDictionary[Any, dict[str, tuple[int, ...]]] = WeakKeyDictionary()  # in the order of a pass
 
 
 @torch.no_grad()
@@ -24,6 +25,13 @@ def run_at_hooks(
     can. Raises ValueError for a hook that the pass does not reach, for one that is not one vector a token, and for
     activations that are not finite.
     """
+    activations = _heads_as_they_are(model, tokens, hook_names, stop_at_layer)
+    return {hook_name: at_hook.flatten(2) for hook_name, at_hook in activations.items()}
+
+
+def _heads_as_they_are(
+    model: Any, tokens: Int[Tensor, "n position"], hook_names: Sequence[str], stop_at_layer: int | None
+) -> dict[str, Tensor]:
     _, cache = model.run_with_cache(
         tokens.to(model.cfg.device),
         names_filter=list(hook_names),
@@ -40,21 +48,31 @@ def run_at_hooks(
             raise ValueError(f"{hook_name} must give one vector a token, got shape {shape}; choose another hook")
         if not torch.isfinite(at_hook).all():
             raise ValueError(f"the model's activations at {hook_name} are not finite; check its dtype")
-    return {hook_name: at_hook.flatten(2) for hook_name, at_hook in activations.items()}
+    return activations
 
 
 def hook_widths(model: Any, hook_names: Sequence[str]) -> dict[str, int]:
     """Widths of the activations at some hooks, in the order in which a pass reaches them; heads are concatenated.
 
+    Raises ValueError as `hook_shapes`.
+    """
+    return {hook_name: prod(shape) for hook_name, shape in hook_shapes(model, hook_names).items()}
+
+
+@torch.no_grad()
+def hook_shapes(model: Any, hook_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """(width,) or (heads, d_head) of a token's activations at some hooks, in the order in which a pass reaches them.
+
     A model is asked once for each hook. Raises ValueError as `resolve_hook` and `run_at_hooks` do.
     """
     resolved = {hook_name: resolve_hook(model, hook_name) for hook_name in hook_names}
-    widths = _known_widths.get(model, {})
-    if not widths.keys() >= set(resolved.values()):
-        activations = run_at_hooks(model, torch.zeros(1, 1, dtype=torch.long), [*widths, *resolved.values()])
-        widths = _known_widths[model] = {hook_name: at_hook.shape[-1] for hook_name, at_hook in activations.items()}
-    reached = sorted(resolved, key=lambda hook_name: list(widths).index(resolved[hook_name]))
-    return {hook_name: widths[resolved[hook_name]] for hook_name in reached}
+    shapes = _known_shapes.get(model, {})
+    if not shapes.keys() >= set(resolved.values()):
+        token = torch.zeros(1, 1, dtype=torch.long)
+        activations = _heads_as_they_are(model, token, [*shapes, *resolved.values()], None)
+        shapes = _known_shapes[model] = {name: tuple(at_hook.shape[2:]) for name, at_hook in activations.items()}
+    reached = sorted(resolved, key=lambda hook_name: list(shapes).index(resolved[hook_name]))
+    return {hook_name: shapes[resolved[hook_name]] for hook_name in reached}
 
 
 def stop_layer(hook_names: Sequence[str]) -> int | None:

@@ -31,7 +31,7 @@ from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary
 from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
 from bae_lens.functional.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantization
-from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json
+from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json, written_whole
 from bae_lens.training.recipe import Recipe
 from bae_lens.training.trainer import TrainedDictionary, check_processes, check_widths, train_dictionary
 
@@ -172,12 +172,11 @@ class _Comparing:
             return contender.trials[0], []
         trials = [self._try(name, index, recipe) for index, recipe in enumerate(contender.trials)]
         best = best_trial(trials, self.experiment.l0)
-        home, partial = self._home(name, self.experiment.seeds[0]), self.folder / "trials" / f"{name}.partial"
+        home = self._home(name, self.experiment.seeds[0])
         if not home.exists():
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(self.folder / "trials" / str(best) / "dictionaries" / name, partial)
             home.parent.mkdir(exist_ok=True)
-            partial.rename(home)
+            with written_whole(home) as partial:
+                shutil.copytree(self.folder / "trials" / str(best) / "dictionaries" / name, partial)
         return contender.trials[best], trials
 
     def _try(self, name: str, index: int, recipe: Recipe) -> Trial:

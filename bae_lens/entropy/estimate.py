@@ -104,7 +104,7 @@ def estimate_entropy(
     counts: _Counts | None = None
     weights = getattr(sae, "W_enc", None)
     for x in _blocks(_batches(vectors)):
-        code = sae.encode(x if weights is None else x.to(weights.device, weights.dtype))
+        code = sae.encode(x if weights is None else _converted(x, weights))
         _check_code(code, x, sae)
         counts = counts or _Counts(code, seed)
         counts.add(code.float().cpu(), x.double().cpu(), sae.decode(code).double().cpu(), *resampling.draw(len(x)))
@@ -273,6 +273,13 @@ def _batches(vectors: Any) -> Iterator[Tensor]:
             bad = int((~torch.isfinite(x)).any(-1).sum())
             raise ValueError(f"vectors must be finite, but {bad} of {len(x)} in a batch hold NaN or infinity")
         yield x
+
+
+def _converted(x: Tensor, weights: Tensor) -> Tensor:
+    converted = x.to(weights.device, weights.dtype)
+    if not torch.isfinite(converted).all():
+        raise ValueError(f"vectors must be finite in the dictionary's {weights.dtype}, but some are too large for it")
+    return converted
 
 
 def _blocks(batches: Iterable[Tensor]) -> Iterator[Tensor]:

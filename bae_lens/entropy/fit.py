@@ -188,14 +188,22 @@ def _standardization(
 ) -> tuple[Float[Tensor, "models 1 d_in"], Float[Tensor, "models 1 1"]]:
     """Mean, and the factor to mean squared norm d_in, of each set of vectors."""
     mean = vectors.mean(1, keepdim=True, dtype=torch.float64).to(vectors)
-    square = (vectors - mean).square().sum(2, dtype=torch.float64).mean(1)
-    for i, value in enumerate(square.tolist()):
+    square = _mean_square(vectors - mean)
+    scale = (vectors.shape[2] / square).sqrt()
+    for i, (value, whole) in enumerate(zip(square.tolist(), _mean_square(vectors).tolist(), strict=True)):
         which = "" if len(square) == 1 else f" of model {i}"
         if not value < float("inf"):
             raise ValueError(f"the vectors{which} must be finite, but hold NaN or infinity")
-        if not value > 1e-12 * vectors[i].square().sum(1, dtype=torch.float64).mean().item():
+        if not value > 1e-12 * whole:
             raise ValueError(f"the vectors{which} are all the same, so there is nothing to learn from them")
-    return mean, (vectors.shape[2] / square).sqrt()[:, None, None].to(vectors)
+        if not torch.isfinite(scale[i].to(vectors.dtype)):
+            raise ValueError(f"the vectors{which} are too small for {vectors.dtype}; multiply them by a number")
+    return mean, scale[:, None, None].to(vectors)
+
+
+def _mean_square(vectors: Float[Tensor, "models n d_in"]) -> Float[Tensor, " models"]:
+    """Of the norms, in float64, in which no square of a float32 overflows or vanishes."""
+    return torch.linalg.vector_norm(vectors, dim=2, dtype=torch.float64).square().mean(1)
 
 
 def _batches(n: int, batch_size: int, steps: int, generator: torch.Generator) -> Sequence[Int[Tensor, " batch"]]:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
-from bae_lens.activations.forward import stop_layer
+from bae_lens.activations.forward import hook_shapes
 from bae_lens.activations.models import resolve_hook
 from bae_lens.saes.transcoder import hooks_of
 
@@ -60,23 +60,20 @@ def is_bridge(model: Any) -> bool:
     return hasattr(model, "_resolve_hook_name")
 
 
-@torch.no_grad()
 def check_attachable(model: Any, hook_names: Sequence[str]) -> None:
     """Raises ValueError for hooks, by their names in the model, at which no dictionary can be attached to it.
 
     One is for an SAE, two are for a transcoder. Where attention heads lie apart, SAELens attaches an SAE at hook_z of a
     hooked model, taking apart what it writes, and to a bridge where that holds the heads concatenated, which is where
-    the hook point converts what hooks see; no transcoder.
+    the hook point converts what hooks see; no transcoder. Inside its normalizations a bridge wants its own hook points.
     """
-    tokens = torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device)
-    _, cache = model.run_with_cache(
-        tokens, names_filter=list(hook_names), stop_at_layer=stop_layer(hook_names), prepend_bos=False
-    )
-    for hook_name in hook_names:
-        if hook_name not in cache or cache[hook_name].ndim < 4:
+    for hook_name, shape in hook_shapes(model, hook_names).items():
+        if is_bridge(model) and hook_name.endswith((".hook_normalized", ".hook_scale")):
+            raise ValueError(f"no dictionary can be attached to a bridge at {hook_name}; choose another hook")
+        if len(shape) == 1:
             continue
         if len(hook_names) > 1:
             raise ValueError(f"a transcoder reads and writes one vector a token, but {hook_name} has one for each head")
-        bridge = is_bridge(model)
-        if model.hook_dict[hook_name].hook_conversion is None if bridge else not hook_name.endswith("hook_z"):
+        flat = model.hook_dict[hook_name].hook_conversion is not None if is_bridge(model) else False
+        if not flat and not hook_name.endswith("hook_z"):
             raise ValueError(f"the heads lie apart at {hook_name}, where no dictionary can be attached; choose another")

@@ -110,10 +110,29 @@ class LossMeter:
         }
 
     def _predictions(self, tokens: Int[Tensor, "n position"], hooks: Hooks) -> Float[Tensor, "n position d_vocab"]:
-        """Logits of the next token."""
-        return self.model.run_with_hooks(
-            tokens.clamp(min=0).to(self.model.cfg.device), return_type="logits", prepend_bos=False, fwd_hooks=hooks
+        """Logits of the next token. Raises ValueError if a hook was not reached, as none is that SAELens took over."""
+        reached = set()
+
+        def noted(hook_name: str, function: Any) -> tuple[str, Any]:
+            def hooked(activations: Tensor, hook: Any) -> Tensor | None:
+                reached.add(hook_name)
+                return function(activations, hook)
+
+            return hook_name, hooked
+
+        logits = self.model.run_with_hooks(
+            tokens.clamp(min=0).to(self.model.cfg.device),
+            return_type="logits",
+            prepend_bos=False,
+            fwd_hooks=[noted(*hook) for hook in hooks],
         )
+        for hook_name, _ in hooks:
+            if hook_name not in reached:
+                raise ValueError(
+                    f"nothing can be put at {hook_name}, whose hook the model does not reach: load the model anew if "
+                    "a dictionary was attached there before"
+                )
+        return logits
 
     def _stand_in(self, sae: SAE[Any], content: Bool[Tensor, "n position"]) -> Hooks:
         """Hooks that put a dictionary's output in the place of the activations at its output hook."""

@@ -114,13 +114,15 @@ def pca_quantization(
 
 
 def covariance(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
-    """Unbiased covariance in float64, from float32 products of centered vectors."""
+    """Unbiased covariance in float64, from float32 products of centered vectors, which vectors of any scale may be."""
     mean = vectors.mean(0, dtype=torch.float64).to(vectors)
+    unit = 2.0 ** vectors.abs().max().double().clamp(min=1e-300).log2().floor().item()  # takes no digit from a product
     total = torch.zeros(vectors.shape[1], vectors.shape[1], dtype=torch.float64)
     for batch in vectors.split(ROWS_PER_PRODUCT):
-        centered = (batch - mean).float() if batch.dtype != torch.float64 else batch - mean
+        centered = (batch - mean) / unit
+        centered = centered.float() if batch.dtype != torch.float64 else centered
         total += (centered.T @ centered).double().cpu()
-    return total / (len(vectors) - 1)
+    return total * unit**2 / (len(vectors) - 1)
 
 
 def bits_at(curve: Sequence[RatePoint], explained_variance: float) -> float:

@@ -250,3 +250,10 @@ def test_a_bfloat16_dictionary_is_measured_against_the_vectors_as_they_are():
     error = (bae(vectors.bfloat16()).double() - vectors.double()).square().sum()
     expected = 1 - error / (vectors - vectors.mean(0)).double().square().sum()
     assert estimate_entropy(bae, vectors).explained_variance == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_vectors_too_large_for_the_dictionary_are_refused():
+    bae = BAE(BAEConfig(d_in=6, d_sae=11, dtype="float16"))
+    x = torch.randn(64, 6) * 1e5
+    with pytest.raises(ValueError, match=r"finite in the dictionary's torch.float16, but some are too large"):
+        estimate_entropy(bae, x)

@@ -172,3 +172,18 @@ def test_bad_sizes_and_prices_are_refused(sets):
 def test_settings_are_checked(values, message):
     with pytest.raises(ValueError, match=message):
         FitSettings(**values)
+
+
+@pytest.mark.parametrize("scale", [2.0**64, 2.0**-100])
+def test_scale_of_the_vectors_makes_no_difference(scale):
+    x, settings = torch.randn(100, 4), FitSettings(steps=20, batch_size=32)
+    code, scaled = (
+        fit_bae(x, 8, settings=settings).encode(x),
+        fit_bae(x * scale, 8, settings=settings).encode(x * scale),
+    )
+    assert torch.equal(code, scaled)
+
+
+def test_vectors_below_what_their_dtype_can_scale_are_refused():
+    with pytest.raises(ValueError, match=r"too small for torch.float32; multiply them by a number"):
+        fit_bae(torch.randn(100, 4) * 1e-42, 8, settings=FitSettings(steps=20, batch_size=32))

@@ -195,3 +195,10 @@ def test_nothing_is_recovered_where_zeros_make_no_difference(tiny_model, tmp_pat
 def test_share_recovered_by_hand():
     loss = LanguageModelLoss(10, clean=2.0, with_sae=2.5, ablated=7.0, kl_with_sae=0.4, kl_ablated=4.0)
     assert (loss.recovered, loss.kl_recovered) == (0.9, 0.9)
+
+
+def test_hook_that_is_not_reached_is_not_taken_for_a_perfect_dictionary(tiny_model, states, monkeypatch):
+    meter, run = LossMeter(tiny_model, states, n_contexts=2), tiny_model.run_with_hooks
+    monkeypatch.setattr(tiny_model, "run_with_hooks", lambda *args, fwd_hooks, **kwargs: run(*args, **kwargs))  # noqa: ARG005
+    with pytest.raises(ValueError, match=f"nothing can be put at {HOOK}, whose hook the model does not reach"):
+        meter({"identity": relu_identity(16)})

@@ -161,3 +161,11 @@ def test_bits_at_does_not_extrapolate(share):
 def test_bits_at_of_no_codes():
     with pytest.raises(ValueError, match="nothing"):
         bits_at([], 0.5)
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**60, 2.0**100])
+def test_scale_of_the_vectors_makes_no_difference(scale):
+    x = torch.randn(600, 6)
+    assert torch.equal(covariance(x * scale), covariance(x) * scale**2)
+    scaled, plain = (torch.tensor(pca_quantization(y[:300], y[300:])) for y in (x * scale, x))
+    assert torch.allclose(scaled, plain)

@@ -24,7 +24,6 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:the text gave:UserWarning"),
     pytest.mark.filterwarnings("ignore:run_with_cache. skipped:UserWarning"),
-    pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale/hook_normalized:UserWarning"),
 ]
 HOOKS = (
     "hook_resid_pre",
@@ -32,7 +31,6 @@ HOOKS = (
     "hook_resid_post",
     "hook_attn_out",
     "hook_mlp_out",
-    "ln1.hook_normalized",
     "attn.hook_z",
     "mlp.hook_pre",
     "mlp.hook_post",
@@ -152,6 +150,16 @@ def test_heads_other_than_hook_z_are_for_bridges(model, tiny_dataset, tmp_path, 
         with pytest.raises(ValueError, match=f"the heads lie apart at blocks.1.{hook}"):
             trained(model, tiny_dataset, (hook,), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_inside_of_a_norm_is_for_hooked_models(model, tiny_dataset, tmp_path):
+    if isinstance(model, SAETransformerBridge):
+        with pytest.raises(ValueError, match=r"no dictionary can be attached to a bridge at blocks.1.ln1.hook_normal"):
+            trained(model, tiny_dataset, ("ln1.hook_normalized",), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    else:
+        result, sae = trained(model, tiny_dataset, ("ln1.hook_normalized",), tmp_path / "run")
+        check_use(model, tiny_dataset, result, sae)
 
 
 @pytest.mark.parametrize("hooks", PAIRS)
