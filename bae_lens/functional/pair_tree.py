@@ -1,0 +1,103 @@
+"""Trees of pairs: a code's bits, each given one other (Chow and Liu, 1968, doi:10.1109/TIT.1968.1054142).
+
+Of all distributions in which every feature depends on at most one other, that along the tree whose pairs share most
+information is nearest to the code's own. It needs the sum of the features' entropies less what those pairs share, which
+bounds the joint entropy from above, as the marginal entropy (Eq. 4) does, but more tightly.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from scipy.sparse import csr_array
+
+ROWS = 1024  # unpacked at once
+MOST_PAIRS = 2**27  # of bits that are on together, counted over some of the vectors if there are more
+
+
+def bernoulli_bits(
+    count: Int[np.ndarray, "*shape"], n: Int[np.ndarray, "*shape"] | int
+) -> Float[np.ndarray, "*shape"]:
+    """`n h(count / n)`: what n bits need of which `count` are on, each by its share alone (Eq. 4)."""
+    return _n_log_n(n) - _n_log_n(count) - _n_log_n(n - count)
+
+
+def shared_bits(
+    together: Int[np.ndarray, " k"], fired: Int[np.ndarray, " k"], other_fired: int, n: int
+) -> Float[np.ndarray, " k"]:
+    """`n I(x; y)`: what n vectors save if the bits of each of k features are coded given those of one other.
+
+    From how often each fired, the other one, and both. 0 where they are independent, `n h(fired / n)` where one follows
+    from the other.
+    """
+    apart = bernoulli_bits(together, other_fired) + bernoulli_bits(fired - together, n - other_fired)
+    return np.maximum(0.0, bernoulli_bits(fired, n) - apart)
+
+
+def tree_bits(
+    fired: Int[np.ndarray, " d_sae"],
+    parent_fired: Int[np.ndarray, " d_sae"],
+    together: Int[np.ndarray, " d_sae"],
+    n: int,
+) -> float:
+    """Sum over features of `n H(feature | parent)`, in bits, from how often each fired, its parent, and both.
+
+    A feature without parent has one that never fires.
+    """
+    bits = bernoulli_bits(together, parent_fired) + bernoulli_bits(fired - together, n - parent_fired)
+    return float(bits.sum())
+
+
+def spanning_forest(weights: Callable[[int], Float[np.ndarray, " k"]], k: int) -> Int[np.ndarray, " k"]:
+    """The trees of largest total weight that span k nodes; each node's parent in them, or -1 for a root (Prim, 1957).
+
+    `weights(i)` are those of node i's pairs with all nodes, asked for once each; pairs of weight 0 or less are no pairs.
+    Memory is that of one row.
+    """
+    parents, nearest = np.full(k, -1), np.full(k, -1)
+    best, outside = np.zeros(k), np.ones(k, bool)
+    for _ in range(k):
+        node = int(np.where(outside, best, -1.0).argmax())
+        parents[node], outside[node] = nearest[node], False
+        row = weights(node)
+        nearer = outside & (row > best)
+        best[nearer], nearest[nearer] = row[nearer], node
+    return parents
+
+
+def pair_tree(packed: UInt8[np.ndarray, "n n_bytes"], d_sae: int, cost: float) -> Int[np.ndarray, " d_sae"]:
+    """Each feature's parent in the tree of pairs that share most bits over these vectors, or -1 if it has none.
+
+    Pairs that share no more than `cost` bits, what it takes to describe one, are left out. `packed` is as `pack_code`
+    gives it, n at least 1. Counts every pair of bits that differ from what their features are mostly, so the time is
+    that of the mean square of their number per vector and not of d_sae^2, in memory of their number. Where there are
+    more than `MOST_PAIRS`, only every so many vectors are looked at.
+    """
+    rare = _rare_bits(packed, d_sae)
+    pairs = np.square(np.diff(rare.indptr), dtype=np.int64).sum()
+    rare = rare[:: -(-max(1, pairs) // MOST_PAIRS)]
+    n, by_feature = rare.shape[0], rare.tocsc()
+    fired = np.diff(by_feature.indptr).astype(np.int64)
+
+    def worth(feature: int) -> np.ndarray:
+        vectors = by_feature.indices[by_feature.indptr[feature] : by_feature.indptr[feature + 1]]
+        together = np.bincount(rare[vectors].indices, minlength=d_sae)
+        return shared_bits(together, fired, int(fired[feature]), n) - cost
+
+    return spanning_forest(worth, d_sae)
+
+
+def _rare_bits(packed: np.ndarray, d_sae: int) -> csr_array:
+    """Where bits differ from what their features mostly are. Two features share as many bits if one is negated."""
+    parts = [packed[first : first + ROWS] for first in range(0, len(packed), ROWS)]
+    fired = sum(np.unpackbits(part, axis=1, count=d_sae).sum(0, dtype=np.int64) for part in parts)
+    mostly = np.packbits(2 * fired > len(packed))
+    found = [np.nonzero(np.unpackbits(part ^ mostly, axis=1, count=d_sae)) for part in parts]
+    per_vector = np.concatenate([np.bincount(rows, minlength=len(part)) for (rows, _), part in zip(found, parts, strict=True)])
+    indices = np.concatenate([features.astype(np.int32) for _, features in found])
+    indptr = np.concatenate([[0], per_vector.cumsum()])
+    return csr_array((np.ones(len(indices), np.uint8), indices, indptr), shape=(len(packed), d_sae))
+
+
+def _n_log_n(n: np.ndarray | int) -> np.ndarray | np.float64:
+    return n * np.log2(np.maximum(n, 1))
