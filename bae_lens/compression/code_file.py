@@ -182,12 +182,12 @@ class CodeFile:
         )
 
     def _possible_words(self, n: int, n_words: int, pairs: bool) -> bool:
-        """Whether the bits of n vectors can be so many words, so that no header makes memory large."""
+        """Whether n vectors can take so many words, so that no header makes memory larger than the file it is in."""
         most = 1 + n * self.d_sae // 16  # twice the plain bits, which no code of this kind needs
         if not pairs:
             return n_words <= most
-        side = self.d_sae * self.d_sae.bit_length() // 32  # of the parents, which every code of this kind has
-        return self.d_sae <= MOST_FEATURES and side <= n_words + self.d_sae // 32 + 2 and n_words <= most + 2 * side + self.d_sae
+        tree = self.d_sae * np.log2(self.d_sae + 1) / 32
+        return self.d_sae <= MOST_FEATURES and tree <= n_words + 1 and n_words <= most + 3 * tree + self.d_sae
 
     def _next_chunk(self, position: int, row: int) -> Chunk | None:
         """The first with an undamaged header after `position`."""
