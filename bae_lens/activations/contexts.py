@@ -36,11 +36,11 @@ class ContextSettings:
     context_size: int = 128
     """Tokens per context, BOS included."""
     cached_tokens: int = 131_072
-    """Tokens to harvest for training, BOS not counted."""
+    """Tokens to cache for training, BOS not counted."""
     held_out_tokens: int = 16_384
-    """Tokens to harvest from held-out documents."""
+    """Tokens to cache from held-out documents."""
     tuning_tokens: int = 8_192
-    """Tokens to harvest from documents held out for tuning, if there is anything to tune."""
+    """Tokens to cache from documents held out for tuning, if there is anything to tune."""
     contexts_per_document: int = 8
     """At most so many contexts, at random places, from one document, so that a few long ones do not make the corpus."""
 

@@ -249,7 +249,7 @@ def test_trial_that_is_chosen_is_not_trained_again(run, steps):
 
 
 STAGES = [
-    ("bae_lens.comparison.run.harvest", 1),
+    ("bae_lens.comparison.run.cache_activations", 1),
     ("bae_lens.comparison.run.train_dictionary", 5),
     ("bae_lens.comparison.run.evaluate_dictionary", 3),
     ("bae_lens.evaluation.model_loss.LossMeter._predictions", 4),

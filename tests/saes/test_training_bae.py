@@ -356,7 +356,7 @@ class TestConfig:
             ({"prior_decay": 1.0}, r"prior_decay must lie in \[0, 1\), got 1.0"),
             ({"prior_decay": -0.1}, r"prior_decay must lie in \[0, 1\), got -0.1"),
             ({"apply_encoder_bias": False}, "encoder_bias_init must be 0 without an encoder bias, got -0.5"),
-            ({"surrogate": "ste"}, "surrogate must be one of sigmoid, straight_through, reference, got 'ste'"),
+            ({"surrogate": "ste"}, "surrogate must be one of sigmoid, straight_through, authors, got 'ste'"),
             ({"entropy": "joint"}, "entropy must be one of bernoulli, printed, got 'joint'"),
             ({"reconstruction": "mse"}, "reconstruction must be one of sum, mean, l2_norm, got 'mse'"),
             ({"normalize_activations": "batch_norm"}, "normalize_activations must be none"),
