@@ -13,6 +13,7 @@ A chunk's header says where the next one begins, so a range of vectors is found 
 written last, after what it counts is on the disk: what follows the bytes that count is an append that did not finish.
 """
 
+import math
 import mmap
 import os
 import struct
@@ -186,7 +187,7 @@ class CodeFile:
         most = 1 + n * self.d_sae // 16  # twice the plain bits, which no code of this kind needs
         if not pairs:
             return n_words <= most
-        tree = self.d_sae * np.log2(self.d_sae + 1) / 32
+        tree = self.d_sae * math.log2(self.d_sae + 1) / 32
         return self.d_sae <= MOST_FEATURES and tree <= n_words + 1 and n_words <= most + 3 * tree + self.d_sae
 
     def _next_chunk(self, position: int, row: int) -> Chunk | None:
@@ -232,9 +233,7 @@ def _read_preamble(file: BinaryIO, path: Path) -> tuple[int, int, bytes]:
         raise ValueError(f"{path}: its first {COMMIT_AT} bytes are damaged, so that it cannot be read")
     _, version, d_sae, fingerprint = fields
     if not 1 <= version <= VERSION:
-        raise ValueError(
-            f"{path} has version {version} of the format, and this reads 1 to {VERSION}; upgrade bae-lens"
-        )
+        raise ValueError(f"{path} has version {version} of the format, and this reads 1 to {VERSION}; upgrade bae-lens")
     if d_sae < 1:
         raise ValueError(f"{path}: a code has at least one feature, got {d_sae}")
     return version, d_sae, fingerprint

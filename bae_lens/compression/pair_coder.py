@@ -1,4 +1,4 @@
-"""Entropy coding of packed codes given a tree of pairs: each feature's bits where its parent is on, and where it is off.
+"""Entropy coding of packed codes given a tree of pairs: each feature's bits where its parent is on and where off.
 
 What describes the tree is coded with the bits: each feature's parent in `log2(d_sae + 1)` bits and, of its one or two
 columns, the rate, one of `RATES`, in 7 bits. So a chunk stays readable alone, and the tree fits its vectors.
@@ -55,7 +55,7 @@ class PairCode:
             bits = np.unpackbits(self._columns[feature], count=self.n).astype(np.int32)
             for part, rate in zip(reversed(rows.of(parents[feature])), reversed(rates[feature]), strict=True):
                 if _varies(rate):
-                    coder.encode_reverse(bits[part], bernoulli(RATES[rate]))
+                    coder.encode_reverse(bits[part], bernoulli(float(RATES[rate])))
         paired = self.parents >= 0
         names = np.where(paired, self.parents, self.d_sae)
         for values in (self._rates[paired, 1], self._rates[:, 0]):
@@ -80,7 +80,9 @@ def decode_pairs(words: np.ndarray, n: int, d_sae: int) -> np.ndarray:
     for feature in parents_first(parents).tolist():
         bits = np.zeros(n, np.uint8)
         for part, rate in zip(rows.of(parent_of[feature]), rates_of[feature], strict=True):
-            bits[part] = coder.decode(bernoulli(RATES[rate]), len(part)) if _varies(rate) and len(part) else RATES[rate]
+            bits[part] = (
+                coder.decode(bernoulli(float(RATES[rate])), len(part)) if _varies(rate) and len(part) else RATES[rate]
+            )
         columns[feature] = np.packbits(bits)
     if not coder.is_empty():
         raise ValueError("there are words left over once all features are decoded")

@@ -6,6 +6,7 @@ bounds the joint entropy from above, as the marginal entropy (Eq. 4) does, but m
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -15,9 +16,7 @@ ROWS = 1024  # unpacked at once
 MOST_PAIRS = 2**27  # of bits that are on together, counted over some of the vectors if there are more
 
 
-def bernoulli_bits(
-    count: Int[np.ndarray, "*shape"], n: Int[np.ndarray, "*shape"] | int
-) -> Float[np.ndarray, "*shape"]:
+def bernoulli_bits(count: Int[np.ndarray, "*shape"], n: Int[np.ndarray, "*shape"] | int) -> Float[np.ndarray, "*shape"]:
     """`n h(count / n)`: what n bits need of which `count` are on, each by its share alone (Eq. 4)."""
     return _n_log_n(n) - _n_log_n(count) - _n_log_n(n - count)
 
@@ -51,8 +50,8 @@ def tree_bits(
 def spanning_forest(weights: Callable[[int], Float[np.ndarray, " k"]], k: int) -> Int[np.ndarray, " k"]:
     """The trees of largest total weight that span k nodes; each node's parent in them, or -1 for a root (Prim, 1957).
 
-    `weights(i)` are those of node i's pairs with all nodes, asked for once each; pairs of weight 0 or less are no pairs.
-    Memory is that of one row.
+    `weights(i)` are those of node i's pairs with all nodes, asked for once each; pairs of weight 0 or less are none. Memory is
+    that of one row.
     """
     parents, nearest = np.full(k, -1), np.full(k, -1)
     best, outside = np.zeros(k), np.ones(k, bool)
@@ -93,11 +92,13 @@ def _rare_bits(packed: np.ndarray, d_sae: int) -> csr_array:
     fired = sum(np.unpackbits(part, axis=1, count=d_sae).sum(0, dtype=np.int64) for part in parts)
     mostly = np.packbits(2 * fired > len(packed))
     found = [np.nonzero(np.unpackbits(part ^ mostly, axis=1, count=d_sae)) for part in parts]
-    per_vector = np.concatenate([np.bincount(rows, minlength=len(part)) for (rows, _), part in zip(found, parts, strict=True)])
+    per_vector = np.concatenate(
+        [np.bincount(rows, minlength=len(part)) for (rows, _), part in zip(found, parts, strict=True)]
+    )
     indices = np.concatenate([features.astype(np.int32) for _, features in found])
     indptr = np.concatenate([[0], per_vector.cumsum()])
     return csr_array((np.ones(len(indices), np.uint8), indices, indptr), shape=(len(packed), d_sae))
 
 
-def _n_log_n(n: np.ndarray | int) -> np.ndarray | np.float64:
+def _n_log_n(n: np.ndarray | int) -> Any:
     return n * np.log2(np.maximum(n, 1))

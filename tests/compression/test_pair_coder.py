@@ -46,7 +46,7 @@ def test_constant_features_cost_their_description():
 def test_rates_are_the_nearest_and_exact():
     """So that every machine codes by the same ones."""
     assert RATES.tolist() == sorted(set(RATES.tolist()))
-    assert (RATES * 2.0**17 == np.rint(RATES * 2.0**17)).all()
+    assert (np.rint(RATES * 2.0**17) == RATES * 2.0**17).all()
     np.testing.assert_array_equal(RATES, 1 - RATES[::-1])
     assert (RATES[2:58] / RATES[1:57] <= 1.25).all()
     assert 0 < RATES[1] < 1 / 32_767  # one in the longest chunk

@@ -21,7 +21,8 @@ def pack(bits):
 
 def tree_distribution():
     """All 2^5 words of a code along the tree 0 - 1, 0 - 2, 2 - 3, 2 - 4, as often as its probabilities, in units of
-    10^-5, say; and its entropy by enumeration."""
+    10^-5, say; and its entropy by enumeration.
+    """
     parent = [None, 0, 0, 2, 2]
     on = [(0.3, 0.3), (0.1, 0.9), (0.2, 0.6), (0.5, 0.1), (0.3, 0.8)]  # rates given that the parent is off and on
     words = np.array(list(product([0, 1], repeat=5)))
