@@ -68,8 +68,8 @@ class CompressionReport:
     relative_error: float | None
     """Norm of the error over norm of the vectors, each the root of the sum of squares; None where all vectors are 0."""
     joint_bits: float | None = None
-    """What is left of `entropy_bits` given the trees of pairs that the file is coded with, `tree_bits`; what describes
-    the trees is in `bits` alone. None for reports of versions without."""
+    """What is left of `entropy_bits` given the trees of pairs that the file is coded with; what describes the trees is
+    in `bits` alone. None for reports of versions without."""
 
     @property
     def bits(self) -> float:

@@ -10,7 +10,7 @@ import constriction
 import numpy as np
 
 from bae_lens.compression.coder import FEATURES_AT_ONCE, bernoulli, feature_columns
-from bae_lens.functional.pair_tree import bernoulli_bits, pair_tree, tree_bits
+from bae_lens.functional.pair_tree import bernoulli_bits, conditional_bits, pair_tree
 
 _LOW = np.array([(4 + quarter) / 2.0 ** (4 + octave) for octave in reversed(range(14)) for quarter in range(4)])
 RATES = np.concatenate([[0.0], _LOW, [0.5], 1 - _LOW[::-1], [1.0]])
@@ -37,7 +37,7 @@ class PairCode:
         self.marginal_bits = float(bernoulli_bits(fired, self.n).sum())
         """What the bits need feature by feature, `n H(p)` (Eq. 4)."""
         on, together = _fired(of_parents), _fired(self._columns & of_parents)
-        self.joint_bits = tree_bits(fired, on, together, self.n)
+        self.joint_bits = float(conditional_bits(fired, on, together, self.n).sum())
         """What the bits need given the tree, each column at its own rate, without what describes tree and rates."""
         self._rates = np.stack([_nearest(fired - together, self.n - on), _nearest(together, on)], axis=1)
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from scipy.sparse import csr_array
 
 ROWS = 1024  # unpacked at once
-MOST_PAIRS = 2**27  # of bits that are on together, counted over some of the vectors if there are more
+MOST_PAIRS = 2**23  # of bits that are on together: if there are more, only every so many vectors are looked at
 
 
 def bernoulli_bits(count: Int[np.ndarray, "*shape"], n: Int[np.ndarray, "*shape"] | int) -> Float[np.ndarray, "*shape"]:
@@ -21,37 +21,25 @@ def bernoulli_bits(count: Int[np.ndarray, "*shape"], n: Int[np.ndarray, "*shape"
     return _n_log_n(n) - _n_log_n(count) - _n_log_n(n - count)
 
 
-def shared_bits(
-    together: Int[np.ndarray, " k"], fired: Int[np.ndarray, " k"], other_fired: int, n: int
-) -> Float[np.ndarray, " k"]:
-    """`n I(x; y)`: what n vectors save if the bits of each of k features are coded given those of one other.
-
-    From how often each fired, the other one, and both. 0 where they are independent, `n h(fired / n)` where one follows
-    from the other.
-    """
-    apart = bernoulli_bits(together, other_fired) + bernoulli_bits(fired - together, n - other_fired)
-    return np.maximum(0.0, bernoulli_bits(fired, n) - apart)
-
-
-def tree_bits(
-    fired: Int[np.ndarray, " d_sae"],
-    parent_fired: Int[np.ndarray, " d_sae"],
-    together: Int[np.ndarray, " d_sae"],
+def conditional_bits(
+    fired: Int[np.ndarray, " k"],
+    parent_fired: Int[np.ndarray, " k"] | int,
+    together: Int[np.ndarray, " k"],
     n: int,
-) -> float:
-    """Sum over features of `n H(feature | parent)`, in bits, from how often each fired, its parent, and both.
+) -> Float[np.ndarray, " k"]:
+    """`n H(feature | parent)`: what n bits of each feature need where those of its parent are known.
 
-    A feature without parent has one that never fires.
+    From how often each fired, its parent, and both; a feature without parent has one that never fires. It is less than
+    `bernoulli_bits(fired, n)` by the bits that the two share, `n I(feature; parent)`.
     """
-    bits = bernoulli_bits(together, parent_fired) + bernoulli_bits(fired - together, n - parent_fired)
-    return float(bits.sum())
+    return bernoulli_bits(together, parent_fired) + bernoulli_bits(fired - together, n - parent_fired)
 
 
 def spanning_forest(weights: Callable[[int], Float[np.ndarray, " k"]], k: int) -> Int[np.ndarray, " k"]:
     """The trees of largest total weight that span k nodes; each node's parent in them, or -1 for a root (Prim, 1957).
 
-    `weights(i)` are those of node i's pairs with all nodes, asked for once each; pairs of weight 0 or less are none. Memory is
-    that of one row.
+    `weights(i)` are those of node i's pairs with all nodes, asked for once each; pairs of weight 0 or less are none.
+    Memory is that of one row.
     """
     parents, nearest = np.full(k, -1), np.full(k, -1)
     best, outside = np.zeros(k), np.ones(k, bool)
@@ -73,31 +61,35 @@ def pair_tree(packed: UInt8[np.ndarray, "n n_bytes"], d_sae: int, cost: float) -
     more than `MOST_PAIRS`, only every so many vectors are looked at.
     """
     rare = _rare_bits(packed, d_sae)
-    pairs = np.square(np.diff(rare.indptr), dtype=np.int64).sum()
-    rare = rare[:: -(-max(1, pairs) // MOST_PAIRS)]
     n, by_feature = rare.shape[0], rare.tocsc()
-    fired = np.diff(by_feature.indptr).astype(np.int64)
+    fired, lengths = np.diff(by_feature.indptr).astype(np.int64), np.diff(rare.indptr)
+    alone = bernoulli_bits(fired, n) - cost
 
     def worth(feature: int) -> np.ndarray:
         vectors = by_feature.indices[by_feature.indptr[feature] : by_feature.indptr[feature + 1]]
-        together = np.bincount(rare[vectors].indices, minlength=d_sae)
-        return shared_bits(together, fired, int(fired[feature]), n) - cost
+        length = lengths[vectors]
+        begins = rare.indptr[vectors] - length.cumsum() + length  # of each vector's bits, less where they come to lie
+        where = np.arange(length.sum()) + np.repeat(begins, length)
+        together = np.bincount(rare.indices[where], minlength=d_sae)
+        return alone - conditional_bits(fired, int(fired[feature]), together, n)
 
     return spanning_forest(worth, d_sae)
 
 
 def _rare_bits(packed: np.ndarray, d_sae: int) -> csr_array:
-    """Where bits differ from what their features mostly are. Two features share as many bits if one is negated."""
+    """Where bits differ from what their features mostly are, in as many vectors, evenly spaced, as are looked at.
+
+    Two features share as much if one is negated.
+    """
     parts = [packed[first : first + ROWS] for first in range(0, len(packed), ROWS)]
     fired = sum(np.unpackbits(part, axis=1, count=d_sae).sum(0, dtype=np.int64) for part in parts)
-    mostly = np.packbits(2 * fired > len(packed))
-    found = [np.nonzero(np.unpackbits(part ^ mostly, axis=1, count=d_sae)) for part in parts]
-    per_vector = np.concatenate(
-        [np.bincount(rows, minlength=len(part)) for (rows, _), part in zip(found, parts, strict=True)]
-    )
-    indices = np.concatenate([features.astype(np.int32) for _, features in found])
-    indptr = np.concatenate([[0], per_vector.cumsum()])
-    return csr_array((np.ones(len(indices), np.uint8), indices, indptr), shape=(len(packed), d_sae))
+    differing = packed ^ np.packbits(2 * fired > len(packed))
+    pairs = np.square(np.bitwise_count(differing).sum(1, dtype=np.int64)).sum()
+    differing = differing[:: -(-max(1, pairs) // MOST_PAIRS)]
+    parts = [differing[first : first + ROWS] for first in range(0, len(differing), ROWS)]
+    indices = [np.nonzero(np.unpackbits(part, axis=1, count=d_sae))[1].astype(np.int32) for part in parts]
+    indptr = np.append(0, np.bitwise_count(differing).sum(1, dtype=np.int64).cumsum())
+    return csr_array((np.ones(indptr[-1], np.uint8), np.concatenate(indices), indptr), shape=(len(differing), d_sae))
 
 
 def _n_log_n(n: np.ndarray | int) -> Any:

@@ -5,14 +5,14 @@ import pytest
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from bae_lens.functional import pair_tree as module
-from bae_lens.functional.pair_tree import bernoulli_bits, pair_tree, shared_bits, spanning_forest, tree_bits
+from bae_lens.functional.pair_tree import bernoulli_bits, conditional_bits, pair_tree, spanning_forest
 
 
-def counts(bits, parents):
-    """What `tree_bits` takes."""
+def tree_bits(bits, parents):
+    """What a code needs per vector, each feature given its parent."""
     bits = bits.astype(np.int64)
     of_parents = np.where(parents < 0, 0, bits[:, parents])
-    return bits.sum(0), of_parents.sum(0), (bits * of_parents).sum(0), len(bits)
+    return conditional_bits(bits.sum(0), of_parents.sum(0), (bits * of_parents).sum(0), len(bits)).sum() / len(bits)
 
 
 def pack(bits):
@@ -42,22 +42,27 @@ def test_bernoulli_bits_by_hand():
     assert bernoulli_bits(np.array([0]), 0) == 0
 
 
-def test_shared_bits_by_hand():
-    # Of 8 vectors both fire in 1, the first alone in 1, the other alone in 1, none in 5; and one that is the other's
-    # copy, one that is its negation, one that is independent of it, and one that never fires.
+def test_conditional_bits_by_hand():
+    # Of 8 vectors the parent fires in 2. Features that fire in 2, one of them the parent's; that are its copy; its
+    # negation; independent of it; and silent.
     together, fired = np.array([1, 2, 0, 1, 0]), np.array([2, 2, 6, 4, 0])
-    h = 4 + 6 * np.log2(4 / 3)
-    given = 2 + 6 * (-(1 / 6) * np.log2(1 / 6) - (5 / 6) * np.log2(5 / 6))
-    np.testing.assert_allclose(shared_bits(together, fired, 2, 8), [h - given, h, h, 0, 0], atol=1e-12)
+    given = 2 + np.log2(6) + 5 * np.log2(6 / 5)
+    np.testing.assert_allclose(conditional_bits(fired, 2, together, 8), [given, 0, 0, 8, 0], atol=1e-12)
+    parents = np.full(5, 2)
+    np.testing.assert_array_equal(
+        conditional_bits(fired, parents, together, 8), conditional_bits(fired, 2, together, 8)
+    )
 
 
-def test_shared_bits_is_symmetric():
+def test_features_share_as_much_with_each_other():
     rng = np.random.default_rng(0)
     bits = rng.random((100, 6)) < rng.random(6)
     together, fired = bits.astype(int).T @ bits.astype(int), bits.sum(0)
-    rows = np.stack([shared_bits(together[i], fired, int(fired[i]), 100) for i in range(6)])
+    alone = bernoulli_bits(fired, 100)
+    rows = np.stack([alone - conditional_bits(fired, int(fired[i]), together[i], 100) for i in range(6)])
     np.testing.assert_allclose(rows, rows.T, atol=1e-10)
-    np.testing.assert_allclose(rows.diagonal(), bernoulli_bits(fired, 100))
+    np.testing.assert_allclose(rows.diagonal(), alone)
+    assert (rows > -1e-10).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -80,7 +85,7 @@ def test_a_code_that_is_a_tree_has_its_entropy():
     parents = pair_tree(pack(bits), 5, 10.0)
     pairs = {frozenset((feature, parent)) for feature, parent in enumerate(parents.tolist()) if parent >= 0}
     assert pairs == {frozenset(pair) for pair in ((0, 1), (0, 2), (2, 3), (2, 4))}
-    assert tree_bits(*counts(bits, parents)) / len(bits) == pytest.approx(entropy, rel=1e-12)
+    assert tree_bits(bits, parents) == pytest.approx(entropy, rel=1e-12)
     assert bernoulli_bits(bits.sum(0), len(bits)).sum() / len(bits) > 1.1 * entropy
 
 
@@ -92,7 +97,7 @@ def test_a_tree_bounds_the_entropy_of_any_code():
     _, times = np.unique(bits, axis=0, return_counts=True)
     entropy = -(times / 3000 * np.log2(times / 3000)).sum()
     parents = pair_tree(pack(bits), 6, 10.0)
-    assert entropy < tree_bits(*counts(bits, parents)) / 3000 < bernoulli_bits(bits.sum(0), 3000).sum() / 3000
+    assert entropy < tree_bits(bits, parents) < bernoulli_bits(bits.sum(0), 3000).sum() / 3000
 
 
 def test_one_feature_and_one_vector():
