@@ -1,112 +1,29 @@
 """Binary autoencoders (arXiv 2509.20997) for SAELens and TransformerLens.
 
-Importing this registers the architecture `"bae"` and trainable transcoders with SAELens.
+The public names stand in `__init__.pyi` and are imported when they are asked for. Wherever SAELens is imported, before
+or after this package, the architecture `"bae"` and trainable transcoders are registered with it.
 """
 
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
-from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+import lazy_loader
+from wrapt import when_imported
 
-from bae_lens.activations.position_cache import Windows, random_windows
-from bae_lens.comparison.experiment import Contender, Experiment
-from bae_lens.comparison.results import Comparison
-from bae_lens.comparison.run import compare
-from bae_lens.compression.codec import CompressionReport, compress, decompress, read_code
-from bae_lens.entropy.dynamics import DynamicsSettings, EntropyDynamics, entropy_dynamics
-from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
-from bae_lens.entropy.fit import FitSettings, fit_bae
-from bae_lens.entropy.synthetic import random_directions
-from bae_lens.evaluation.evals import run_evals
-from bae_lens.evaluation.steering import LogitEffects, edit, logit_effects
-from bae_lens.functional.binarize import step
-from bae_lens.functional.covariance import covariance_penalty
-from bae_lens.functional.losses import marginal_entropy
-from bae_lens.functional.packing import pack_code, unpack_code
-from bae_lens.saes.authors_checkpoint import load_authors_checkpoint
-from bae_lens.saes.bae import BAE, BAEConfig
-from bae_lens.saes.training_bae import TrainingBAE
-from bae_lens.saes.training_config import TrainingBAEConfig
-from bae_lens.saes.training_transcoder import (
-    TrainingBinaryTranscoder,
-    TrainingBinaryTranscoderConfig,
-    TrainingTopKTranscoder,
-    TrainingTopKTranscoderConfig,
-    TrainingTranscoder,
-    TrainingTranscoderConfig,
-)
-from bae_lens.saes.transcoder import BinaryTranscoder, BinaryTranscoderConfig, TopKTranscoder, TopKTranscoderConfig
-from bae_lens.training.recipe import Recipe, TrainingSettings
-from bae_lens.training.transcoder_runner import TranscoderTrainingRunner
-
-if TYPE_CHECKING:
-    from bae_lens.comsem import ComSem, ComSemReport
+from bae_lens.extras import naming_the_command
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BAE",
-    "BAEConfig",
-    "BinaryTranscoder",
-    "BinaryTranscoderConfig",
-    "ComSem",
-    "ComSemReport",
-    "Comparison",
-    "CompressionReport",
-    "Contender",
-    "DynamicsSettings",
-    "EntropyDynamics",
-    "EntropyEstimate",
-    "Experiment",
-    "FitSettings",
-    "LogitEffects",
-    "Recipe",
-    "TopKTranscoder",
-    "TopKTranscoderConfig",
-    "TrainingBAE",
-    "TrainingBAEConfig",
-    "TrainingBinaryTranscoder",
-    "TrainingBinaryTranscoderConfig",
-    "TrainingSettings",
-    "TrainingTopKTranscoder",
-    "TrainingTopKTranscoderConfig",
-    "TrainingTranscoder",
-    "TrainingTranscoderConfig",
-    "TranscoderTrainingRunner",
-    "Windows",
-    "compare",
-    "compress",
-    "covariance_penalty",
-    "decompress",
-    "edit",
-    "entropy_dynamics",
-    "estimate_entropy",
-    "fit_bae",
-    "load_authors_checkpoint",
-    "logit_effects",
-    "marginal_entropy",
-    "pack_code",
-    "random_directions",
-    "random_windows",
-    "read_code",
-    "run_evals",
-    "step",
-    "unpack_code",
-]
-
-# Assigned, not registered through register_sae_class, which raises when a notebook imports the package again.
-SAE_CLASS_REGISTRY["bae"] = (BAE, BAEConfig)
-SAE_CLASS_REGISTRY["binary_transcoder"] = (BinaryTranscoder, BinaryTranscoderConfig)
-SAE_CLASS_REGISTRY["topk_transcoder"] = (TopKTranscoder, TopKTranscoderConfig)
-SAE_TRAINING_CLASS_REGISTRY["bae"] = (TrainingBAE, TrainingBAEConfig)
-SAE_TRAINING_CLASS_REGISTRY["binary_transcoder"] = (TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig)
-SAE_TRAINING_CLASS_REGISTRY["topk_transcoder"] = (TrainingTopKTranscoder, TrainingTopKTranscoderConfig)
-SAE_TRAINING_CLASS_REGISTRY["transcoder"] = (TrainingTranscoder, TrainingTranscoderConfig)
+_public_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    """Loads ComSem, with the judges' libraries, when it is first asked for."""
-    if name in ("ComSem", "ComSemReport"):
-        from bae_lens import comsem
+    """A public name, imported. Raises ImportError, with the command that helps, if it needs an extra."""
+    with naming_the_command():
+        return _public_name(name)
 
-        return getattr(comsem, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+@when_imported("sae_lens")
+def _register(_: ModuleType) -> None:
+    """Importing `bae_lens.saes` registers the architectures."""
+    import bae_lens.saes  # noqa: F401

@@ -15,9 +15,7 @@ import torch
 import tyro
 from machine import machine
 
-from bae_lens.entropy.estimate import estimate_entropy
-from bae_lens.entropy.fit import FitSettings, fit_bae, fit_baes
-from bae_lens.entropy.synthetic import random_directions
+from bae_lens import FitSettings, estimate_entropy, fit_bae, fit_baes, random_directions
 from bae_lens.storage import write_text
 
 SHAPES = ((64, 64, 256), (64, 256, 256), (576, 576, 256))  # d_in, d_sae, batch_size

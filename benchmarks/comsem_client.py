@@ -21,14 +21,11 @@ import torch
 import tyro
 from machine import machine
 
-from bae_lens.activations.demo_model import demo_dataset, demo_model_folder
+from bae_lens import BAE, AnswerCache, BAEConfig, ChatClient, CorpusSettings, demo_dataset
+from bae_lens.activations.demo_model import demo_model_folder
 from bae_lens.comsem.collect.collector import collect
-from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.collect.sampling import SamplingSettings
-from bae_lens.comsem.judges.answer_cache import AnswerCache
-from bae_lens.comsem.judges.client import ChatClient
 from bae_lens.comsem.judges.together import together
-from bae_lens.saes.bae import BAE, BAEConfig
 from bae_lens.storage import write_text
 
 FAULTS = {"429": 0.15, "503": 0.10, "drop": 0.05, "malformed": 0.03, "no choices": 0.03, "slow": 0.03}

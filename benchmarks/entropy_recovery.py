@@ -23,11 +23,21 @@ from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
 from tqdm import tqdm
 
-from bae_lens import TrainingBAE, TrainingBAEConfig
-from bae_lens.entropy.estimate import estimate_entropy
-from bae_lens.entropy.fit import FitSettings, fit_baes
-from bae_lens.entropy.recovery import N_TRAIN, N_VECTORS, RANKS, WIDTHS, D, Recovery, recover, score
-from bae_lens.entropy.synthetic import biased_coins, correlated_coins, oblique_directions, random_directions, with_noise
+from bae_lens import (
+    FitSettings,
+    Recovery,
+    TrainingBAE,
+    TrainingBAEConfig,
+    biased_coins,
+    correlated_coins,
+    estimate_entropy,
+    fit_baes,
+    oblique_directions,
+    random_directions,
+    recover,
+    with_noise,
+)
+from bae_lens.entropy.recovery import N_TRAIN, N_VECTORS, RANKS, WIDTHS, D, score
 from bae_lens.report.entropy import recovered_entropy
 from bae_lens.storage import write_text
 

@@ -16,12 +16,11 @@ from typing import Any
 import tyro
 from machine import machine
 
-from bae_lens.activations.position_cache import collect, random_windows
-from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text
+from bae_lens import FitSettings, estimate_entropy, fit_baes, load_model, load_text, pca_quantization, random_windows
+from bae_lens.activations.models import DEMO_MODEL
+from bae_lens.activations.position_cache import collect
+from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.entropy.dynamics import FEW_VECTORS, held_out
-from bae_lens.entropy.estimate import estimate_entropy
-from bae_lens.entropy.fit import FitSettings, fit_baes
-from bae_lens.functional.rate_distortion import pca_quantization
 from bae_lens.storage import write_text
 
 HOOKS, POSITIONS = ("blocks.12.hook_resid_post", "blocks.22.hook_resid_post"), (3, 24)

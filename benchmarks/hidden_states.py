@@ -18,9 +18,7 @@ import tyro
 from machine import machine
 from tqdm import tqdm
 
-from bae_lens.activations.cache import cache_activations
-from bae_lens.activations.contexts import Contexts, ContextSettings, choose_contexts
-from bae_lens.activations.demo_model import demo_dataset, load_demo_model
+from bae_lens import Contexts, ContextSettings, cache_activations, choose_contexts, demo_dataset, load_demo_model
 from bae_lens.activations.forward import stop_layer
 from bae_lens.storage import write_text
 

@@ -17,10 +17,8 @@ import torch
 import tyro
 from machine import machine
 
-from bae_lens.activations.demo_model import load_demo_model
-from bae_lens.activations.position_cache import Windows
+from bae_lens import DynamicsSettings, Windows, entropy_dynamics, load_demo_model
 from bae_lens.cli.dynamics import table
-from bae_lens.entropy.dynamics import DynamicsSettings, entropy_dynamics
 from bae_lens.report.entropy import entropy_by_position
 from bae_lens.storage import write_text
 

@@ -16,20 +16,29 @@ import numpy as np
 import torch
 import tyro
 from machine import machine
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bae_lens.activations.cache import CachedActivations, cache_activations
-from bae_lens.activations.contexts import Contexts, ContextSettings, choose_contexts
-from bae_lens.activations.sources import load_model, load_text
-from bae_lens.comparison.dictionaries import DictionarySpec, default_spec
-from bae_lens.evaluation.metrics import evaluate_dictionary
-from bae_lens.functional.losses import marginal_entropy
-from bae_lens.functional.rate_distortion import covariance, gaussian_bound, pca_quantization
-from bae_lens.report.figures import coded
-from bae_lens.saes.bae import BAE
+from bae_lens import (
+    BAE,
+    CachedActivations,
+    Contexts,
+    ContextSettings,
+    DictionarySpec,
+    TrainingSettings,
+    cache_activations,
+    choose_contexts,
+    default_spec,
+    evaluate_dictionary,
+    gaussian_bound,
+    load_model,
+    load_text,
+    marginal_entropy,
+    pca_quantization,
+    train_dictionary,
+)
+from bae_lens.functional.rate_distortion import covariance
 from bae_lens.storage import write_text
-from bae_lens.training.recipe import TrainingSettings
-from bae_lens.training.trainer import train_dictionary
 
 RESULTS = Path(__file__).parent / "results"
 BITS = (50.0, 100.0, 200.0, 300.0, 450.0, 600.0)
@@ -86,6 +95,7 @@ class RecipeBenchmark:
         result["at_equal_bits"] = at_equal_bits(result)
         write_text(self.results / f"recipe_{self.layer}.json", json.dumps(result, indent=1))
         draw(result).savefig(self.results / f"recipe_{self.layer}.png", dpi=110)
+        draw_quality_alone(result).savefig(self.results / f"quality_{self.layer}.png", dpi=110)
 
     def row(
         self, cell: Cell, model: Any, hook_name: str, states: dict[str, CachedActivations], home: Path
@@ -105,7 +115,7 @@ class RecipeBenchmark:
             "expansion": cell.expansion,
             "tokens": tokens,
             "explained_variance": metrics.explained_variance,
-            "coded": coded(metrics),
+            "coded": metrics.coded,
             **code,
             "value_curve": metrics.value_curve,
         }
@@ -184,23 +194,38 @@ def at_equal_bits(result: dict[str, Any]) -> dict[str, list[float | None]]:
 def draw(result: dict[str, Any]) -> Figure:
     """Explained variance, activated features and dense features against bits."""
     figure = Figure((15, 4.6), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for curve, style in (("pca", "--"), ("gaussian_bound", ":")):
-        panels[0].plot(*zip(*result[curve], strict=True), style, color="gray", label=curve.replace("_", " "))
-    for i, (family, rows) in enumerate(curves(result).items()):
-        for curve in (row["value_curve"] for row in rows if row["value_curve"]):
-            panels[0].plot(*zip(*curve, strict=True), color=f"C{i}", alpha=0.4)
-        bits, explained = zip(*(row["coded"] for row in rows), strict=True)
-        panels[0].plot(bits, explained, f"oC{i}-", label=family)
-        for axes, measure in zip(panels[1:], ("feature_activated", "dense"), strict=True):
-            axes.plot(bits, [row[measure] for row in rows], f"oC{i}-")
-            axes.set(ylabel=measure.replace("_", " "))
-    for axes in panels:
-        axes.set(xlabel="bits per token, values included", xlim=(0, 900))
-    panels[0].set(ylabel="explained variance, values quantized", ylim=(0.4, 0.95))
-    panels[0].legend()
+    quality, *panels = figure.subplots(1, 3)
+    draw_quality(quality, result)
+    for axes, measure in zip(panels, ("feature_activated", "dense"), strict=True):
+        for family, rows in curves(result).items():
+            axes.plot([row["coded"][0] for row in rows], [row[measure] for row in rows], "o-", label=family)
+        axes.set(xlabel="bits per token, values included", xlim=(0, 900), ylabel=measure.replace("_", " "))
     figure.suptitle(result["hook_name"])
     return figure
+
+
+def draw_quality_alone(result: dict[str, Any]) -> Figure:
+    """The picture of the README."""
+    figure = Figure((7.6, 4.2), layout="constrained")
+    draw_quality(figure.subplots(), result)
+    return figure
+
+
+def draw_quality(axes: Axes, result: dict[str, Any]) -> None:
+    """Explained variance against bits; faint, what coarser and finer values make of one real-valued dictionary."""
+    for i, (family, rows) in enumerate(curves(result).items()):
+        for curve in (row["value_curve"] for row in rows if row["value_curve"]):
+            axes.plot(*zip(*curve, strict=True), color=f"C{i}", alpha=0.4)
+        axes.plot(*zip(*(row["coded"] for row in rows), strict=True), f"oC{i}-", label=family)
+    for curve, label, style in (("pca", "PCA, quantized", "--"), ("gaussian_bound", "Gaussian bound", ":")):
+        axes.plot(*zip(*result[curve], strict=True), style, color="gray", label=label)
+    axes.set(
+        xlabel="bits per token, values included",
+        xlim=(0, 900),
+        ylabel="explained variance, values quantized",
+        ylim=(0.4, 0.95),
+    )
+    axes.legend()
 
 
 if __name__ == "__main__":

@@ -24,10 +24,8 @@ from sae_bench.sae_bench_utils import dataset_info, dataset_utils
 from sae_lens import SAE, ActivationsStore
 from transformer_lens import HookedTransformer
 
-from bae_lens import BAE
-from bae_lens.activations.cache import CachedActivations
+from bae_lens import BAE, CachedActivations, demo_dataset, load_demo_model
 from bae_lens.activations.contexts import PADDING
-from bae_lens.activations.demo_model import demo_dataset, load_demo_model
 from bae_lens.storage import write_text
 
 PARTIES = {"Democratic": "Democratic", "Republican": "Republican"}

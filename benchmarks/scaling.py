@@ -22,7 +22,7 @@ from authors import covariance_penalty as plain_penalty
 from machine import machine
 from tqdm import tqdm
 
-from bae_lens.functional.covariance import covariance_penalty
+from bae_lens import covariance_penalty
 from bae_lens.storage import write_text
 
 LARGEST_CODE = 2**26  # numbers, rows times features

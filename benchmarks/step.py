@@ -31,8 +31,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from tqdm import tqdm
 
-from bae_lens.saes.training_bae import TrainingBAE
-from bae_lens.saes.training_config import TrainingBAEConfig
+from bae_lens import TrainingBAE, TrainingBAEConfig
 from bae_lens.storage import write_text
 
 

@@ -2,6 +2,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist has a process for each core
 
 import random
 from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ def identity_bae() -> Callable[[int], BAE]:
                 "W_dec": torch.eye(d),
                 "b_dec": torch.zeros(d),
                 "prior": torch.zeros(d),
+                "bit_price": torch.tensor(torch.nan),
             }
         )
         return bae
@@ -256,6 +258,7 @@ def _made_run(seed: int, values: random.Random, is_binary: bool, d_sae: int) -> 
             l2_ratio=0.95,
             value_bits=0.0 if is_binary else 120.0,
             value_curve=[] if is_binary else curve,
+            is_binary=is_binary,
         ),
         language_model=LanguageModelLoss(500, 2.0, 2.2 + values.random() / 10, 10.0, 0.3, 8.0),
     )

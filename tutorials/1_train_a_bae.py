@@ -17,12 +17,19 @@ import matplotlib.pyplot as plt
 import torch
 from sae_lens import SAE
 
-from bae_lens import Recipe, TrainingBAEConfig, TrainingSettings, estimate_entropy
-from bae_lens.activations.cache import cache_activations
-from bae_lens.activations.contexts import ContextSettings, choose_contexts
-from bae_lens.activations.demo_model import demo_dataset, load_demo_model
-from bae_lens.evaluation.features import feature_dashboards
-from bae_lens.training.trainer import train_dictionary
+from bae_lens import (
+    ContextSettings,
+    Recipe,
+    TrainingBAEConfig,
+    TrainingSettings,
+    cache_activations,
+    choose_contexts,
+    demo_dataset,
+    estimate_entropy,
+    feature_dashboards,
+    load_demo_model,
+    train_dictionary,
+)
 
 model, dataset = load_demo_model(), demo_dataset()
 hook_name = "blocks.8.hook_resid_post"

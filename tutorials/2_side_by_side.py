@@ -13,18 +13,18 @@ from sae_lens import SAE, GatedTrainingSAEConfig, StandardTrainingSAEConfig, Top
 
 from bae_lens import (
     Contender,
+    ContextSettings,
     Experiment,
     Recipe,
     TrainingBAEConfig,
     TrainingSettings,
     TrainingTopKTranscoderConfig,
+    bits_at,
     compare,
+    demo_dataset,
+    load_demo_model,
+    write_pictures,
 )
-from bae_lens.activations.contexts import ContextSettings
-from bae_lens.activations.demo_model import demo_dataset, load_demo_model
-from bae_lens.functional.rate_distortion import bits_at
-from bae_lens.report.figures import coded
-from bae_lens.report.png import write_pictures
 
 model, dataset = load_demo_model(), demo_dataset()
 folder = Path("runs/tutorial_2")
@@ -98,7 +98,7 @@ display(Image(by_bits, width=900))
 
 # %%
 for dictionary in comparison.dictionaries:
-    point = coded(dictionary.runs[0].metrics)  # with its values quantized
+    point = dictionary.runs[0].metrics.coded  # with its values quantized
     line = f"{dictionary.name:10} {point.bits:4.0f} bits for {point.explained_variance:.3f}"
     if dictionary.hook_name_out == experiment.hook_name:
         line += f", where PCA takes {bits_at(comparison.pca, point.explained_variance):4.0f}"

@@ -14,17 +14,25 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 from sae_lens import TopKTrainingSAEConfig
 
-from bae_lens import ComSem, Recipe, TrainingBAEConfig, TrainingSettings
-from bae_lens.activations.cache import cache_activations
-from bae_lens.activations.contexts import HELD_OUT_EVERY, ContextSettings, choose_contexts
-from bae_lens.activations.demo_model import demo_dataset, load_demo_model
-from bae_lens.comsem.collect.corpus import CorpusSettings
-from bae_lens.comsem.judges.answer_cache import AnswerCache
-from bae_lens.comsem.judges.client import ChatClient
-from bae_lens.comsem.judges.embedding import EmbeddingJudge
-from bae_lens.comsem.judges.language_model import LanguageModelJudge
-from bae_lens.comsem.judges.spending import Price
-from bae_lens.training.trainer import train_dictionary
+from bae_lens import (
+    AnswerCache,
+    ChatClient,
+    ComSem,
+    ContextSettings,
+    CorpusSettings,
+    EmbeddingJudge,
+    LanguageModelJudge,
+    Price,
+    Recipe,
+    TrainingBAEConfig,
+    TrainingSettings,
+    cache_activations,
+    choose_contexts,
+    demo_dataset,
+    load_demo_model,
+    train_dictionary,
+)
+from bae_lens.activations.contexts import HELD_OUT_EVERY
 
 model, documents = load_demo_model(), demo_dataset().shuffle(seed=0)
 hook_name = "blocks.8.hook_resid_post"

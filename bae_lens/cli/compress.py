@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from bae_lens.activations.cache import CachedActivations
+from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.compression.codec import ROWS, compress
 from bae_lens.compression.vector_files import VectorFile
-from bae_lens.saes.bae import BAE
+from bae_lens.saes.loading import load_bae
 from bae_lens.saes.transcoder import hooks_of
 
 
@@ -29,7 +28,7 @@ class Compress:
     """Add to the file instead."""
     joint: bool = True
     """Code features given one another where that takes fewer bits; without it, writing and reading are faster."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """Where the BAE runs."""
 
     def run(self) -> str:
@@ -37,6 +36,7 @@ class Compress:
 
         Raises as `load_bae`, `VectorFile`, `CachedActivations` and `compress` do.
         """
+        check_device(self.device)
         bae = load_bae(self.dictionary, self.device)
         if self.vectors.is_dir():
             batches = CachedActivations(self.vectors, hooks_of(bae)[0]).batches(ROWS)
@@ -52,17 +52,3 @@ class Compress:
             f"explained variance {'undefined' if explained is None else f'{explained:.4f}'} when decompressed; "
             f"the code itself is exact"
         )
-
-
-def load_bae(folder: Path, device: str) -> BAE:
-    """A saved BAE, at hook_z one that takes heads side by side.
-
-    Raises FileNotFoundError if the folder holds no dictionary and ValueError if it holds another kind of one.
-    """
-    if not (folder / "cfg.json").is_file():
-        raise FileNotFoundError(f"there is no saved dictionary in {folder}")
-    sae = SAE.load_from_disk(folder, device)
-    if not isinstance(sae, BAE):
-        raise ValueError(f"{folder} holds a {sae.cfg.architecture()}, and only the code of a bae is made of bits")
-    sae.turn_off_forward_pass_hook_z_reshaping()
-    return sae

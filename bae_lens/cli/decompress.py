@@ -1,17 +1,17 @@
 """`bae-lens decompress`."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
-from bae_lens.cli.compress import load_bae
+from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.compression.code_file import CodeFile
 from bae_lens.compression.codec import reconstructions
+from bae_lens.saes.loading import load_bae
+from bae_lens.storage import written_whole
 
 
 @dataclass(frozen=True)
@@ -30,30 +30,27 @@ class Decompress:
     """The first that is not wanted any more; by default all to the end are."""
     skip_damaged: bool = False
     """Leave out damaged chunks, and say which, instead of stopping."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """Where the BAE runs."""
 
     def run(self) -> str:
         """Writes the vectors and returns how many, and which were damaged. Raises as `load_bae` and `decompress`."""
         if self.output.suffix != ".npy":
             raise ValueError(f"the output must be a file that ends in .npy, got {self.output}")
+        check_device(self.device)
         bae = load_bae(self.dictionary, self.device)
-        partial = self.output.with_name(f"{self.output.name}.partial")
-        try:
-            with (
-                CodeFile(self.file, self.skip_damaged) as file,
-                partial.open("wb") as out,
-                tqdm(desc="decompressing", unit="vector") as progress,
-            ):
-                write_header(out, 0, bae.cfg.d_in)
-                for _, vectors in reconstructions(file, bae, slice(self.start, self.stop)):
-                    out.write(vectors.float().numpy().astype("<f4").tobytes())
-                    progress.update(len(vectors))
-                out.seek(0)
-                write_header(out, progress.n, bae.cfg.d_in)
-            os.replace(partial, self.output)
-        finally:
-            partial.unlink(missing_ok=True)
+        with (
+            CodeFile(self.file, self.skip_damaged) as file,
+            written_whole(self.output) as partial,
+            partial.open("wb") as out,
+            tqdm(desc="decompressing", unit="vector") as progress,
+        ):
+            write_header(out, 0, bae.cfg.d_in)
+            for _, vectors in reconstructions(file, bae, slice(self.start, self.stop)):
+                out.write(vectors.float().numpy().astype("<f4").tobytes())
+                progress.update(len(vectors))
+            out.seek(0)
+            write_header(out, progress.n, bae.cfg.d_in)
         lost = "".join(f"\ndamaged and left out: vectors {rows.start} to {rows.stop - 1}" for rows in file.damaged)
         return f"{progress.n} vectors in {self.output}{lost}"
 

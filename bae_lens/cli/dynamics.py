@@ -1,20 +1,19 @@
 """`bae-lens dynamics`."""
 
-import json
 import math
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-from filelock import FileLock, Timeout
-
+from bae_lens.activations.models import DEMO_MODEL, load_model
 from bae_lens.activations.position_cache import WINDOWS_PER_DOCUMENT, random_windows
-from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text
+from bae_lens.activations.sources import DEMO_TEXT, load_text
+from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.entropy.dynamics import FEW_VECTORS, DynamicsSettings, EntropyDynamics, entropy_dynamics
 from bae_lens.entropy.fit import FitSettings
 from bae_lens.entropy.saturation import Saturation
 from bae_lens.report.entropy import entropy_by_position
-from bae_lens.storage import Stopwatch, write_text
+from bae_lens.storage import check_folder, write_json, write_text
 
 LAYERS = 6  # looked at by default, evenly spaced
 
@@ -44,7 +43,7 @@ class Dynamics:
     d_sae: int | None = None
     """Features of each BAE; by default one a dimension."""
     entropy_coefficients: tuple[float, ...] = (1.0,)
-    """Prices of a bit; several allow --explained-variance."""
+    """Weights of the entropy in the loss, per bit; several allow --explained-variance."""
     explained_variance: float | None = None
     """Compare bits at this explained variance, so that positions are seen at equal distortion."""
     steps: int = 256
@@ -53,7 +52,7 @@ class Dynamics:
     """Windows per step."""
     seed: int = 0
     """Seed of the windows, the initial weights and the resampling."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """Where the model runs."""
 
     def run(self) -> str:
@@ -63,18 +62,13 @@ class Dynamics:
         """
         self._check()
         fit = replace(FEW_VECTORS, steps=self.steps, batch_size=self.batch_size)
-        self.output.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.output / ".lock", timeout=0):
-                dynamics = self._dynamics(fit)
-        except Timeout as error:
-            raise ValueError(f"another process is at work in {self.output}; wait, or choose another folder") from error
+        dynamics = self._dynamics(fit)
         result = {
             **dynamics.to_dict(),
             "explained_variance": self.explained_variance,
             "saturations": [asdict(saturation) for saturation in dynamics.saturations(self.explained_variance)],
         }
-        write_text(self.output / "dynamics.json", json.dumps(result, indent=1))
+        write_json(self.output / "dynamics.json", result, indent=1)
         figure = entropy_by_position(dynamics, self.explained_variance)
         write_text(
             self.output / "dynamics.html", figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
@@ -83,6 +77,8 @@ class Dynamics:
 
     def _check(self) -> None:
         """Before anything is loaded."""
+        check_device(self.device)
+        check_folder(self.output)
         if self.max_position < 1:
             raise ValueError(f"max_position must be at least 1, got {self.max_position}")
         if self.d_sae is not None and self.d_sae < 1:
@@ -93,25 +89,26 @@ class Dynamics:
             raise ValueError(f"explained_variance must lie between 0 and 1, got {self.explained_variance}")
         if len(set(self.entropy_coefficients)) < 2:
             raise ValueError(
-                "an explained variance is reached between two prices; give several --entropy-coefficients, got "
+                "an explained variance is reached between two coefficients; give several --entropy-coefficients, got "
                 f"{', '.join(map(str, self.entropy_coefficients))}"
             )
 
     def _dynamics(self, fit: FitSettings) -> EntropyDynamics:
-        with Stopwatch(self.output).stage("model and windows"):
-            text = load_text(self.dataset, self.text_column, self.dataset_split).shuffle(seed=self.seed)
-            model = load_model(self.model, self.device)
-            positions = [2**i for i in range(self.max_position.bit_length())]
-            hooks = [f"blocks.{layer}.hook_resid_post" for layer in self.layers or default_layers(model.cfg.n_layers)]
-            if positions[-1] >= model.cfg.n_ctx:
-                raise ValueError(
-                    f"max_position must be below the model's context of {model.cfg.n_ctx}, got {positions[-1]}"
-                )
-            d_sae = model.cfg.d_model if self.d_sae is None else self.d_sae
-            settings = DynamicsSettings(d_sae, self.entropy_coefficients, fit, self.seed)
-            sizes = (positions[-1], self.windows, self.seed, self.windows_per_document)
-            windows = random_windows(model.tokenizer, text, *sizes)
-        return entropy_dynamics(model, windows, hooks, positions, settings, self.output)
+        start = time.monotonic()
+        text = load_text(self.dataset, self.text_column, self.dataset_split).shuffle(seed=self.seed)
+        model = load_model(self.model, self.device)
+        positions = [2**i for i in range(self.max_position.bit_length())]
+        hooks = [f"blocks.{layer}.hook_resid_post" for layer in self.layers or default_layers(model.cfg.n_layers)]
+        if positions[-1] >= model.cfg.n_ctx:
+            raise ValueError(
+                f"max_position must be below the model's context of {model.cfg.n_ctx}, got {positions[-1]}"
+            )
+        d_sae = model.cfg.d_model if self.d_sae is None else self.d_sae
+        settings = DynamicsSettings(d_sae, self.entropy_coefficients, fit, self.seed)
+        sizes = (positions[-1], self.windows, self.seed, self.windows_per_document)
+        windows = random_windows(model.tokenizer, text, *sizes)
+        loading = time.monotonic() - start
+        return entropy_dynamics(model, windows, hooks, positions, settings, self.output, loading)
 
 
 def default_layers(n_layers: int) -> list[int]:
@@ -136,7 +133,7 @@ def table(dynamics: EntropyDynamics, explained_variance: float | None = None) ->
         rows.append(["at most jointly", *("-" if p is None else f"{p.joint_bits_bound:.0f}" for p in found)])
     quality = "explained variance in brackets" if explained_variance is None else f"at EV {explained_variance}"
     note = (
-        f"Bits per hidden state by position, {quality}; {dynamics.n_windows} windows of {dynamics.n_documents} "
+        f"Bits per activation vector by position, {quality}; {dynamics.n_windows} windows of {dynamics.n_documents} "
         f"documents, {dynamics.outliers} left out for outliers, {dynamics.too_short} documents too short."
     )
     lines = [f"| {' | '.join(row)} |" for row in rows]

@@ -1,19 +1,15 @@
 """`bae-lens entropy`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from sae_lens import SAE
-
+from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.compression.vector_files import VectorFile
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
 from bae_lens.entropy.fit import FitSettings, fit_bae
 from bae_lens.entropy.recovery import WIDTHS, recover
-from bae_lens.report.entropy import recovered_entropy
-from bae_lens.saes.bae import BAE
-from bae_lens.storage import write_text
+from bae_lens.saes.loading import load_bae
+from bae_lens.storage import write_json
 
 HELD_OUT = 5  # one vector in so many, from the end, is not trained on
 SMALL_RANKS, SMALL_WIDTHS, SMALL_VECTORS = (2, 8, 32), WIDTHS[:2], 20_000
@@ -34,7 +30,8 @@ class Entropy:
     d_sae: int | None = None
     """Features of the BAE that is trained; by default four a dimension."""
     entropy_coefficient: float = 0.3
-    """Price of a bit in the BAE that is trained: the squared error it must save, of vectors with mean square d."""
+    """Weight of the entropy in the loss of the BAE that is trained: the squared error that a bit must save, of vectors
+    with mean square d."""
     steps: int = FitSettings.steps
     """Training steps."""
     batch_size: int = FitSettings.batch_size
@@ -46,7 +43,7 @@ class Entropy:
     """A .json file for the result; a figure of --benchmark goes into an .html file beside it."""
     seed: int = 0
     """Seed of the initial weights, the order of the vectors and the resampling."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """Where the BAE runs."""
 
     def run(self) -> str:
@@ -54,15 +51,14 @@ class Entropy:
 
         Raises as `VectorFile`, `fit_bae` and `estimate_entropy` do, and ValueError without anything to do.
         """
+        check_device(self.device)
         if self.benchmark:
             return self._recovery()
         if self.vectors is None:
             raise ValueError("give a file of --vectors, or --benchmark")
         x = VectorFile(self.vectors).read().to(self.device)
         if self.dictionary is not None:
-            sae = SAE.load_from_disk(self.dictionary, self.device)
-            if not isinstance(sae, BAE):
-                raise ValueError(f"{self.dictionary} holds a {sae.cfg.architecture()}, and an entropy needs a bae")
+            sae = load_bae(self.dictionary, self.device)
             return self._report(estimate_entropy(sae, x, self.seed))
         train = x[: len(x) - len(x) // HELD_OUT]
         settings = FitSettings(steps=self.steps, batch_size=self.batch_size)
@@ -92,12 +88,14 @@ class Entropy:
             penalties: [
                 row
                 for d_sae in SMALL_WIDTHS
-                for row in recover(SMALL_RANKS, d_sae, self.seed, price, settings, SMALL_VECTORS)
+                for row in recover(SMALL_RANKS, d_sae, self.seed, coefficient, settings, SMALL_VECTORS)
             ]
-            for penalties, (price, settings) in recipes.items()
+            for penalties, (coefficient, settings) in recipes.items()
         }
         self._write({penalties: [row.to_dict() for row in rows] for penalties, rows in found.items()})
         if self.output is not None:
+            from bae_lens.report.entropy import recovered_entropy
+
             figure = recovered_entropy({f"penalties {penalties}": rows for penalties, rows in found.items()})
             figure.write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
         lines = [
@@ -112,4 +110,4 @@ class Entropy:
 
     def _write(self, result: object) -> None:
         if self.output is not None:
-            write_text(self.output, json.dumps(result, indent=1))
+            write_json(self.output, result, indent=1)

@@ -1,23 +1,26 @@
-"""The command line: `bae-lens` and its subcommands."""
+"""The command line: `bae-lens` and its commands, of which only the one that is asked for is imported."""
 
 import io
 import sys
 import warnings
+from argparse import REMAINDER, ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import redirect_stdout
-from typing import Annotated
+from importlib import import_module
+from typing import Any
 
-import tyro
+import bae_lens
+from bae_lens.extras import naming_the_command
 
-from bae_lens.cli.compare import Compare
-from bae_lens.cli.compress import Compress
-from bae_lens.cli.comsem import Comsem
-from bae_lens.cli.decompress import Decompress
-from bae_lens.cli.demo import Demo
-from bae_lens.cli.dynamics import Dynamics
-from bae_lens.cli.entropy import Entropy
-from bae_lens.cli.train import Train
-from bae_lens.distributed import launch_index, n_launched
-
+COMMANDS = {
+    "demo": "five dictionaries side by side on a small language model and a text that come with it",
+    "train": "train one dictionary on a language model's activations and measure it",
+    "compare": "tune, train and measure dictionaries side by side",
+    "comsem": "explain features and ask a judge whether the explanations fit",
+    "entropy": "estimate the entropy of vectors in a file",
+    "dynamics": "the entropy of a language model's activations by layer and position",
+    "compress": "write the code of activations to a .bae file",
+    "decompress": "write the vectors in a .bae file to a .npy file",
+}
 STARTING_OVER = {"entropy", "compress", "decompress"}  # what these write is there whole or not at all
 
 
@@ -26,38 +29,52 @@ def main() -> None:
 
     Of several processes, the first alone says what all have to say.
     """
+    given = _parser().parse_args()
+
+    from bae_lens.distributed import launch_index
+
     with redirect_stdout(io.StringIO() if launch_index() > 0 else sys.stdout):
-        _run()
+        _run(given.command, given.arguments)
 
 
-def _run() -> None:
+def _parser() -> ArgumentParser:
+    width = max(map(len, COMMANDS)) + 2
+    parser = ArgumentParser(
+        prog="bae-lens",
+        description="Binary autoencoders for language models",
+        epilog="\n".join(["commands:", *(f"  {name:{width}}{does}" for name, does in COMMANDS.items())]),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"bae-lens {bae_lens.__version__}")
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of the commands below")
+    parser.add_argument("arguments", metavar="...", nargs=REMAINDER, help="bae-lens COMMAND --help lists them")
+    return parser
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    from bae_lens.distributed import launch_index, n_launched
+
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    subcommand, arguments = sys.argv[1:2], sys.argv[2:]
     try:
-        compare = Compare.defaults(arguments if subcommand == ["compare"] else [])
-        command = tyro.cli(
-            Annotated[Demo, tyro.conf.subcommand("demo")]
-            | Annotated[Train, tyro.conf.subcommand("train")]
-            | Annotated[Compare, tyro.conf.subcommand("compare", default=compare)]
-            | Annotated[Entropy, tyro.conf.subcommand("entropy")]
-            | Annotated[Dynamics, tyro.conf.subcommand("dynamics")]
-            | Annotated[Comsem, tyro.conf.subcommand("comsem")]
-            | Annotated[Compress, tyro.conf.subcommand("compress")]
-            | Annotated[Decompress, tyro.conf.subcommand("decompress")],
-            prog="bae-lens",
-            description="Binary autoencoders for language models",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        )
-        if n_launched() > 1 and not isinstance(command, Train):
-            name = type(command).__name__.lower()
+        if n_launched() > 1 and name != "train":
             raise ValueError(f"torchrun started {n_launched()} processes, but only train shares them; run {name} alone")
-        print(command.run())
+        with naming_the_command():
+            print(_command(name, arguments).run())
     except KeyboardInterrupt:
         if launch_index() == 0:
-            again = "starts over" if STARTING_OVER.intersection(subcommand) else "goes on from here"
+            again = "starts over" if name in STARTING_OVER else "goes on from here"
             print(f"interrupted; the same command {again}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
         process = f" in process {launch_index()}" if launch_index() > 0 else ""
         print(f"error{process}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _command(name: str, arguments: list[str]) -> Any:
+    """The command's dataclass, filled from its flags; a comparison also from its file."""
+    import tyro
+
+    kind = getattr(import_module(f"bae_lens.cli.{name}"), name.title())
+    defaults = {"default": kind.defaults(arguments)} if name == "compare" else {}
+    return tyro.cli(kind, prog=f"bae-lens {name}", args=arguments, config=(tyro.conf.OmitArgPrefixes,), **defaults)

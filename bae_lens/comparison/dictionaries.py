@@ -12,7 +12,6 @@ from pydantic import TypeAdapter, ValidationError
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from bae_lens.activations.forward import hook_widths
-from bae_lens.activations.sources import resolve_hook
 from bae_lens.comparison.experiment import Contender
 from bae_lens.saes.training_config import Preset
 from bae_lens.training.recipe import Recipe
@@ -69,7 +68,7 @@ class DictionarySpec:
                 )
             hook_name = self.hook_name or f"{layer and layer[1]}.mlp.hook_in"
             hook_name_out = self.hook_name_out or f"{layer and layer[1]}.hook_mlp_out"
-            hooks = [resolve_hook(model, hook) for hook in (hook_name, hook_name_out)]
+            hooks = [hook_name, hook_name_out]
         elif self.hook_name or self.hook_name_out:
             raise ValueError(f"only transcoders take hook_name and hook_name_out, and {self.architecture} is none")
         else:

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.sources import TEXT_COLUMN
 from bae_lens.training.recipe import Recipe, TrainingSettings
 
@@ -64,6 +66,13 @@ class Contender:
         """Raises ValueError if only one of a transcoder's hooks is named."""
         if (self.hook_name is None) != (self.hook_name_out is None):
             raise ValueError(f"hook_name and hook_name_out go together, got {self.hook_name} and {self.hook_name_out}")
+
+    def resolved(self, model: Any) -> "Contender":
+        """With the names that the model has for the hooks; raises ValueError for hooks that it does not have."""
+        if self.hook_name is None or self.hook_name_out is None:
+            return self
+        hooks = (resolve_hook(model, hook) for hook in (self.hook_name, self.hook_name_out))
+        return Contender(self.trials, *hooks)
 
     def hooks(self, hook_name: str) -> tuple[str, ...]:
         """The hooks whose activations it needs in a comparison at `hook_name`."""

@@ -7,14 +7,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from bae_lens.activations.cache import CachedActivations
-from bae_lens.activations.contexts import ContextSettings
 from bae_lens.comparison.experiment import Experiment
-from bae_lens.evaluation.features import FeatureDashboard, Neighbor, TokenInContext
-from bae_lens.evaluation.metrics import CodeMetrics, DictionaryMetrics
+from bae_lens.evaluation.features import FeatureDashboard
+from bae_lens.evaluation.metrics import DictionaryMetrics
 from bae_lens.evaluation.model_loss import LanguageModelLoss
 from bae_lens.functional.rate_distortion import RatePoint
-from bae_lens.storage import Stage, write_text
-from bae_lens.training.recipe import TrainingSettings
+from bae_lens.storage import Stage, validated, write_json
 
 RESULT_FILE = "result.json"
 
@@ -73,6 +71,11 @@ class DictionaryResult:
     features: list[FeatureDashboard]
     """Of the first seed."""
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether its features are bits."""
+        return self.runs[0].metrics.is_binary
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -116,15 +119,8 @@ class Comparison:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Comparison":
-        return cls(
-            experiment=_experiment(content["experiment"]),
-            train=Corpus(**content["train"]),
-            test=Corpus(**content["test"]),
-            stages=[Stage(**stage) for stage in content["stages"]],
-            pca=_points(content["pca"]),
-            gaussian_bound=_points(content["gaussian_bound"]),
-            dictionaries=[_dictionary(dictionary) for dictionary in content["dictionaries"]],
-        )
+        """Raises ValueError for what is no result of this version."""
+        return validated(cls, content, "this result")
 
     def save(self, folder: Path) -> Path:
         """Writes `result.json`, whose path it returns, and each dictionary and seed under SAEBench's keys."""
@@ -132,8 +128,8 @@ class Comparison:
         for dictionary in self.dictionaries:
             for run in dictionary.runs:
                 path = folder / "saebench" / f"{dictionary.name}_seed{run.seed}.json"
-                write_text(path, json.dumps(saebench_core(self, dictionary, run), indent=2))
-        write_text(folder / RESULT_FILE, json.dumps(self.to_dict()))
+                write_json(path, saebench_core(self, dictionary, run), indent=2)
+        write_json(folder / RESULT_FILE, self)
         return folder / RESULT_FILE
 
     def table(self) -> str:
@@ -224,39 +220,3 @@ def describe(states: CachedActivations, tokenizer: Any) -> Corpus:
         largest_norm=states.relative_norms[~states.special].max().item(),
         outlier_examples=[tokenizer.decode([token]) for token in frequent],
     )
-
-
-def metrics_from_dict(content: dict[str, Any]) -> DictionaryMetrics:
-    """The inverse of `asdict` for `DictionaryMetrics`, through JSON."""
-    parts = {"code": CodeMetrics(**content["code"]), "value_curve": _points(content["value_curve"])}
-    return DictionaryMetrics(**{**content, **parts})
-
-
-def dashboard_from_dict(content: dict[str, Any]) -> FeatureDashboard:
-    """The inverse of `asdict` for a `FeatureDashboard`, through JSON."""
-    examples = [TokenInContext(**example) for example in content["examples"]]
-    neighbors = [Neighbor(**neighbor) for neighbor in content["neighbors"]]
-    return FeatureDashboard(**{**content, "examples": examples, "neighbors": neighbors})
-
-
-def _experiment(content: dict[str, Any]) -> Experiment:
-    contexts, training = ContextSettings(**content["contexts"]), TrainingSettings(**content["training"])
-    return Experiment(**{**content, "contexts": contexts, "training": training, "seeds": tuple(content["seeds"])})
-
-
-def _dictionary(content: dict[str, Any]) -> DictionaryResult:
-    parts = {
-        "trials": [Trial(**trial) for trial in content["trials"]],
-        "runs": [_run(run) for run in content["runs"]],
-        "features": [dashboard_from_dict(feature) for feature in content["features"]],
-    }
-    return DictionaryResult(**{**content, **parts})
-
-
-def _run(content: dict[str, Any]) -> Run:
-    metrics, loss = metrics_from_dict(content["metrics"]), LanguageModelLoss(**content["language_model"])
-    return Run(**{**content, "metrics": metrics, "language_model": loss})
-
-
-def _points(content: list[list[float]]) -> list[RatePoint]:
-    return [RatePoint(*point) for point in content]

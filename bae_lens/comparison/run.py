@@ -1,9 +1,9 @@
 """Several dictionaries on the same activations with the same budget, tuned alike, as one result (Table 1)."""
 
-import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from math import log
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,25 @@ from sae_lens import SAE
 
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import choose_contexts
+from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.paired import PairedActivations
-from bae_lens.activations.sources import resolve_hook
 from bae_lens.comparison.experiment import Contender, Experiment, check_contenders
 from bae_lens.comparison.results import (
     Comparison,
     DictionaryResult,
     Run,
     Trial,
-    dashboard_from_dict,
     describe,
-    metrics_from_dict,
 )
 from bae_lens.distributed import leave_the_rest_to_the_first
 from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
+from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary
 from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
 from bae_lens.functional.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantization
-from bae_lens.storage import Stopwatch, claimed, read_json, write_text
+from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json
 from bae_lens.training.recipe import Recipe
 from bae_lens.training.trainer import TrainedDictionary, check_processes, check_widths, train_dictionary
 
@@ -64,20 +64,24 @@ def compare(
     report. Several processes share the pass and the training; all but the first end after it.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
-    does not have or whose widths disagree with the configs, for contexts longer than the model's, for a split without
-    documents, for a folder that holds anything else, and for what several processes cannot share.
+    does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
+    than the model's, for a split without documents, for a folder that holds anything else, and for what several
+    processes cannot share.
     """
     experiment = replace(experiment, hook_name=resolve_hook(model, experiment.hook_name))
+    contenders = {name: contender.resolved(model) for name, contender in contenders.items()}
     if experiment.contexts.context_size > model.cfg.n_ctx:
         size = experiment.contexts.context_size
         raise ValueError(f"context_size must be at most the model's {model.cfg.n_ctx}, got {size}")
     check_contenders(contenders)
-    needed = [hook for contender in contenders.values() for hook in contender.hooks(experiment.hook_name)]
-    hooks = {hook: resolve_hook(model, hook) for hook in dict.fromkeys([experiment.hook_name, *needed])}
-    recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
     reads = {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()}
-    _check_hooks(contenders, experiment, hook_widths(model, list(hooks)))
-    with claimed(folder, {**asdict(experiment), "recipes": recipes, "hooks": reads}):
+    hooks = list(dict.fromkeys([experiment.hook_name, *chain.from_iterable(reads.values())]))
+    recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
+    _check_hooks(contenders, experiment, hook_widths(model, hooks))
+    for site in dict.fromkeys(reads.values()):
+        check_attachable(model, site)
+    weights = model_fingerprint(model)
+    with claimed(folder, {**asdict(experiment), "model_weights": weights, "recipes": recipes, "hooks": reads}):
         stopwatch = Stopwatch(folder)
         stopwatch.add("load model and text", loading_seconds)
         with stopwatch.stage("choose contexts"):
@@ -86,12 +90,20 @@ def compare(
             contexts = choose_contexts(model.tokenizer, shuffled, experiment.contexts, experiment.seed, tune=tune)
         with stopwatch.stage("activations"):
             splits = {
-                split: cache_activations(model, chosen, list(hooks), folder / "activations" / split)
+                split: cache_activations(model, chosen, hooks, folder / "activations" / split)
                 for split, chosen in contexts.items()
             }
         comparison = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device).result()
         comparison.save(folder)
         return comparison
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What takes no dictionary; see `Comparison`."""
+
+    pca: list[RatePoint]
+    gaussian_bound: list[RatePoint]
 
 
 class _Comparing:
@@ -137,7 +149,8 @@ class _Comparing:
             describe(train, self.model.tokenizer),
             describe(test, self.model.tokenizer),
             list(self.stopwatch.stages.values()),
-            *baselines,
+            baselines.pca,
+            baselines.gaussian_bound,
             [
                 self._dictionary_result(name, recipe, trials, trained, metrics, losses)
                 for name, (recipe, trials) in chosen.items()
@@ -175,8 +188,8 @@ class _Comparing:
             with self.stopwatch.stage(f"tune {name}"):
                 metrics = self._evaluate(name, trained.sae, "tune")
             trial = Trial(recipe.to_dict(), metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
-            write_text(path, json.dumps(asdict(trial)))
-        return Trial(**read_json(path))
+            write_json(path, trial)
+        return validated(Trial, read_json(path), str(path))
 
     def _train(self, name: str, recipe: Recipe, seed: int, folder: Path) -> TrainedDictionary:
         contender, train = self.contenders[name], self.splits["train"]
@@ -197,8 +210,8 @@ class _Comparing:
         path = self._home(name, seed) / "metrics.json"
         if not path.exists():
             with self.stopwatch.stage(f"measure {name}"):
-                write_text(path, json.dumps(asdict(self._evaluate(name, sae, "test"))))
-        return metrics_from_dict(read_json(path))
+                write_json(path, self._evaluate(name, sae, "test"))
+        return validated(DictionaryMetrics, read_json(path), str(path))
 
     def _language_model_losses(self, saes: dict[tuple[str, int], SAE[Any]]) -> dict[tuple[str, int], LanguageModelLoss]:
         paths = {key: self._home(*key) / "language_model.json" for key in saes}
@@ -208,19 +221,19 @@ class _Comparing:
                 losses = self.loss_meter(missing)
             for key, path in paths.items():
                 if not path.exists():
-                    write_text(path, json.dumps(asdict(losses["/".join(map(str, key))])))
-        return {key: LanguageModelLoss(**read_json(path)) for key, path in paths.items()}
+                    write_json(path, losses["/".join(map(str, key))])
+        return {key: validated(LanguageModelLoss, read_json(path), str(path)) for key, path in paths.items()}
 
-    def _portraits(self, name: str, sae: SAE[Any], firing_rates: list[float]) -> list[FeatureDashboard]:
+    def _dashboards(self, name: str, sae: SAE[Any], firing_rates: list[float]) -> list[FeatureDashboard]:
         path = self._home(name, self.experiment.seeds[0]) / "features.json"
         if not path.exists():
             states = self.splits["test"][self.contenders[name].hooks(self.experiment.hook_name)[0]]
-            with self.stopwatch.stage(f"portray {name}"):
+            with self.stopwatch.stage(f"dashboards of {name}"):
                 dashboards = feature_dashboards(sae, states, self.model, firing_rates)
-            write_text(path, json.dumps([asdict(dashboard) for dashboard in dashboards]))
-        return [dashboard_from_dict(dashboard) for dashboard in read_json(path)]
+            write_json(path, [asdict(dashboard) for dashboard in dashboards])
+        return [validated(FeatureDashboard, dashboard, str(path)) for dashboard in read_json(path)]
 
-    def _baselines(self, train: CachedActivations, test: CachedActivations) -> tuple[list[RatePoint], list[RatePoint]]:
+    def _baselines(self, train: CachedActivations, test: CachedActivations) -> Baselines:
         path = self.folder / "baselines.json"
         if not path.exists():
             with self.stopwatch.stage("PCA and Gaussian bound"):
@@ -229,9 +242,8 @@ class _Comparing:
                 bits = torch.tensor([point.bits for point in pca], dtype=torch.float64)
                 bound = gaussian_bound(torch.linalg.eigvalsh(covariance(known)).clamp(min=0), bits)
                 gaussian = [RatePoint(*point) for point in zip(bits.tolist(), bound.tolist(), strict=True)]
-            write_text(path, json.dumps([pca, gaussian]))
-        pca, gaussian = ([RatePoint(*point) for point in curve] for curve in read_json(path))
-        return pca, gaussian
+            write_json(path, Baselines(pca, gaussian))
+        return validated(Baselines, read_json(path), str(path))
 
     def _dictionary_result(
         self,
@@ -263,7 +275,7 @@ class _Comparing:
             trials=trials,
             recipe=recipe.to_dict(),
             runs=runs,
-            features=self._portraits(name, trained[name, seeds[0]].sae, runs[0].metrics.code.firing_rates),
+            features=self._dashboards(name, trained[name, seeds[0]].sae, runs[0].metrics.code.firing_rates),
         )
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 
 from tqdm.auto import tqdm
 
-from bae_lens.activations.sources import load_model, load_text
+from bae_lens.activations.models import load_model
+from bae_lens.activations.sources import load_text
 from bae_lens.comsem.collect.collector import collect
 from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.collect.dictionaries import Dictionary, load_dictionaries

@@ -1,8 +1,7 @@
 """How information builds up in a language model: entropy of activations by layer and position (section 3.2)."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.activations.position_cache import PositionStates, Windows, collect
+from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
+from bae_lens.activations.models import resolve_hook
+from bae_lens.activations.position_cache import PositionActivations, Windows, collect
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
 from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_baes
 from bae_lens.entropy.saturation import Saturation, fit_saturation
 from bae_lens.functional.rate_distortion import RatePoint, weights_at
-from bae_lens.storage import Stopwatch, read_json, write_text
+from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json
 
 BYTES_AT_A_TIME = 2**30  # of weights, gradients and the optimizer's two moments
 HELD_OUT = 5  # one window in so many at least is not trained on
@@ -33,14 +34,15 @@ class DynamicsSettings:
     d_sae: int
     """Features of each BAE."""
     entropy_coefficients: tuple[float, ...] = (1.0,)
-    """Prices of a bit; several make a curve of bits against explained variance for every layer and position."""
+    """Weights of the entropy in the loss, per bit; several make a curve of bits against explained variance for every
+    layer and position."""
     fit: FitSettings = FEW_VECTORS
     """Training; steps count for all BAEs alike."""
     seed: int = 0
     """Seed of the initial weights, the order of the vectors and the resampling."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a width below 1, and for no prices or such as cannot be."""
+        """Raises ValueError for a width below 1, and for no coefficients or such as cannot be."""
         if self.d_sae < 1:
             raise ValueError(f"d_sae must be at least 1, got {self.d_sae}")
         if not self.entropy_coefficients:
@@ -57,7 +59,7 @@ class Cell:
     position: int
     """Which token of a window they belong to."""
     entropy_coefficient: float
-    """Price of a bit in training."""
+    """Weight of the entropy in the loss, per bit."""
     estimate: EntropyEstimate
     """Over the held-out windows, with an interval by bootstrap over their documents."""
     train_explained_variance: float
@@ -66,7 +68,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Entropy at one hook and position, of the first price or interpolated to an explained variance."""
+    """Entropy at one hook and position, of the first coefficient or interpolated to an explained variance."""
 
     position: int
     bits: float
@@ -81,7 +83,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class EntropyDynamics:
-    """Entropies by hook, position and price of a bit."""
+    """Entropies by hook, position and entropy coefficient."""
 
     model: str
     """Name of the language model."""
@@ -94,7 +96,7 @@ class EntropyDynamics:
     n_documents: int
     """Documents that they are from."""
     outliers: int
-    """Windows left out because of a hidden state with over 10 times the median norm."""
+    """Windows left out because one of their activations is an outlier, by `is_outlier`."""
     too_short: int
     """Documents dropped because they were shorter than a window."""
     distinct_tokens: list[int]
@@ -103,12 +105,12 @@ class EntropyDynamics:
     d_sae: int
     """Features of each BAE."""
     cells: list[Cell]
-    """One for each hook, position and price."""
+    """One for each hook, position and entropy coefficient."""
 
     def curve(self, hook_name: str, explained_variance: float | None = None) -> list[CurvePoint]:
-        """Entropy by position, of the first price, or between prices at one explained variance.
+        """Entropy by position, of the first coefficient, or between coefficients at one explained variance.
 
-        Positions are left out where the prices tried do not reach it.
+        Positions are left out where the coefficients tried do not reach it.
         """
         points = [self._point(hook_name, position, explained_variance) for position in self.positions]
         return [point for point in points if point is not None]
@@ -128,7 +130,7 @@ class EntropyDynamics:
         return CurvePoint(position, bits, (low, high), joint, explained_variance)
 
     def at(self, hook_name: str, position: int) -> list[Cell]:
-        """The cells of one hook and position, a price each."""
+        """The cells of one hook and position, one for each coefficient."""
         return [cell for cell in self.cells if (cell.hook_name, cell.position) == (hook_name, position)]
 
     def saturations(self, explained_variance: float | None = None, seed: int = 0) -> list[Saturation]:
@@ -147,9 +149,8 @@ class EntropyDynamics:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EntropyDynamics":
-        """Whatever else stands beside the fields is passed over."""
-        known = {field.name: values[field.name] for field in fields(cls)}
-        return cls(**{**known, "cells": [_cell(cell) for cell in values["cells"]]})
+        """Whatever else stands beside the fields is passed over. Raises ValueError for what is none of this version."""
+        return validated(cls, values, "this result")
 
 
 def entropy_dynamics(
@@ -159,8 +160,9 @@ def entropy_dynamics(
     positions: Sequence[int],
     settings: DynamicsSettings,
     folder: Path,
+    loading_seconds: float = 0.0,
 ) -> EntropyDynamics:
-    """Trains a BAE for every hook, position and price on the windows' activations and measures its entropy.
+    """Trains a BAE for every hook, position and coefficient on the windows' activations and measures its entropy.
 
     `windows` are `random_windows` of a text, or sequences of your own whose positions mean something, such as prompts
     in which a demonstration ends at each of `positions` (benchmarks/in_context.py). The windows of the last documents,
@@ -168,18 +170,28 @@ def entropy_dynamics(
     documents.
 
     One pass of the model collects everything in `folder`, where finished entropies are kept too: an interrupted run
-    goes on. BAEs are trained together, as many as fit in a gibibyte. `stages.json` says how long it took.
+    goes on. BAEs are trained together, as many as fit in a gibibyte. `stages.json` says how long it took, with the
+    `loading_seconds` of model and windows.
 
-    Raises ValueError as `collect` and `fit_baes` do, if the folder holds entropies of other settings, and, before the
-    model runs, for windows of a single document or fewer than a batch to train on.
+    Raises ValueError as `collect`, `fit_baes` and `claimed` do, and, before the model runs, for windows of a single
+    document or fewer than a batch to train on.
     """
     held_out(windows.document, settings.fit.batch_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    stopwatch = Stopwatch(folder)
-    with stopwatch.stage("activations"):
-        states = collect(model, windows, hook_names, positions, folder / "activations")
-    with stopwatch.stage("entropies"):
-        cells = _entropies(states, settings, folder)
+    purpose = {
+        "model": model.cfg.model_name,
+        "model_weights": model_fingerprint(model),
+        "hook_names": [resolve_hook(model, hook_name) for hook_name in hook_names],
+        "positions": list(positions),
+        "windows": tensor_fingerprint(windows.tokens),
+        "settings": asdict(settings),
+    }
+    with claimed(folder, purpose):
+        stopwatch = Stopwatch(folder)
+        stopwatch.add("model and windows", loading_seconds)
+        with stopwatch.stage("activations"):
+            states = collect(model, windows, hook_names, positions, folder / "activations")
+        with stopwatch.stage("entropies"):
+            cells = _entropies(states, settings, folder / "cells.json")
     tokens = windows.tokens[states.kept]
     return EntropyDynamics(
         model=model.cfg.model_name,
@@ -214,21 +226,20 @@ def held_out(documents: Int[Tensor, " n"], batch_size: int, outliers: int = 0) -
     return chosen
 
 
-def _entropies(states: PositionStates, settings: DynamicsSettings, folder: Path) -> list[Cell]:
+def _entropies(states: PositionActivations, settings: DynamicsSettings, path: Path) -> list[Cell]:
     test = held_out(states.documents, settings.fit.batch_size, len(states.all_documents) - len(states.documents))
-    source = json.loads(json.dumps({**read_json(folder / "activations" / "complete.json"), **asdict(settings)}))
-    cells = _known_cells(folder, source)
+    cells = [validated(Cell, cell, str(path)) for cell in read_json(path)] if path.exists() else []
     grid = list(product(range(len(states.hook_names)), range(len(states.positions)), settings.entropy_coefficients))
-    d_in = states.states.shape[-1]
+    d_in = states.d_in
     at_a_time = max(1, BYTES_AT_A_TIME // (4 * 4 * 2 * d_in * settings.d_sae))
     with tqdm(total=len(grid), initial=len(cells), desc="entropies", unit="BAE") as progress:
         while len(cells) < len(grid):
             part = grid[len(cells) : len(cells) + at_a_time]
             vectors = states.vectors([(hook, position) for hook, position, _ in part])
-            results = _measure(vectors, test, states.documents, [price for *_, price in part], settings)
-            for (hook, position, price), (estimate, train_share) in zip(part, results, strict=True):
-                cells.append(Cell(states.hook_names[hook], states.positions[position], price, estimate, train_share))
-            write_text(folder / "cells.json", json.dumps({"source": source, "cells": [asdict(c) for c in cells]}))
+            results = _measure(vectors, test, states.documents, [coefficient for *_, coefficient in part], settings)
+            for (hook, position, coefficient), measured in zip(part, results, strict=True):
+                cells.append(Cell(states.hook_names[hook], states.positions[position], coefficient, *measured))
+            write_json(path, [asdict(cell) for cell in cells])
             progress.update(len(part))
     return cells
 
@@ -237,11 +248,11 @@ def _measure(
     vectors: Float[Tensor, "models n d_in"],
     test: Bool[Tensor, " n"],
     documents: Int[Tensor, " n"],
-    prices: list[float],
+    coefficients: list[float],
     settings: DynamicsSettings,
 ) -> list[tuple[EntropyEstimate, float]]:
     train, unseen = vectors[:, ~test], vectors[:, test]
-    baes = fit_baes(train, settings.d_sae, settings.seed, prices, settings.fit)
+    baes = fit_baes(train, settings.d_sae, settings.seed, coefficients, settings.fit)
     return [
         (
             estimate_entropy(bae, x, settings.seed, documents[test]),
@@ -249,17 +260,3 @@ def _measure(
         )
         for bae, x, seen in zip(baes, unseen, train, strict=True)
     ]
-
-
-def _known_cells(folder: Path, source: dict[str, Any]) -> list[Cell]:
-    path = folder / "cells.json"
-    if not path.exists():
-        return []
-    earlier = read_json(path)
-    if earlier["source"] != source:
-        raise ValueError(f"{folder} holds entropies of other settings; choose another folder")
-    return [_cell(cell) for cell in earlier["cells"]]
-
-
-def _cell(values: dict[str, Any]) -> Cell:
-    return Cell(**{**values, "estimate": EntropyEstimate.from_dict(values["estimate"])})

@@ -60,14 +60,14 @@ def eliminate(
 
 
 def _worth_keeping(
-    second: Float[Tensor, "k k"], cross: Float[Tensor, "k d_in"], price: Float[Tensor, " k"]
+    second: Float[Tensor, "k k"], cross: Float[Tensor, "k d_in"], cost: Float[Tensor, " k"]
 ) -> Bool[Tensor, " k"]:
     """Backward elimination; dropping a feature is a rank-one update of the inverse and of the decoder."""
-    left = torch.ones_like(price, dtype=torch.bool)
+    left = torch.ones_like(cost, dtype=torch.bool)
     inverse = torch.linalg.inv(second)
     decoder = inverse @ cross
     while left.any():
-        fall = price - decoder.square().sum(1) / inverse.diagonal()
+        fall = cost - decoder.square().sum(1) / inverse.diagonal()
         fall[~left] = -torch.inf
         worst = int(fall.argmax())
         if not fall[worst] > 0:

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bae_lens.functional.explained_variance import ExplainedVariance
 from bae_lens.functional.losses import marginal_entropy
 from bae_lens.functional.pair_tree import spanning_forest
+from bae_lens.storage import validated
 
 ROWS = 4096  # encoded at once
 CONFIDENCE = 0.95
@@ -77,7 +79,8 @@ class EntropyEstimate:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EntropyEstimate":
-        return cls(**{**values, "interval": tuple(values["interval"])})
+        """Raises ValueError for what is no estimate of this version."""
+        return validated(cls, values, "this estimate")
 
 
 @torch.no_grad()
@@ -103,9 +106,9 @@ def estimate_entropy(
     for x in _blocks(_batches(vectors)):
         code = sae.encode(x if weights is None else x.to(weights.device, weights.dtype))
         _check_code(code, x, sae)
-        counts = counts or _Counts(code, x, seed)
+        counts = counts or _Counts(code, seed)
         counts.add(code.float().cpu(), x.double().cpu(), sae.decode(code).double().cpu(), *resampling.draw(len(x)))
-    n = counts.n if counts else 0
+    n = counts.variance.n if counts else 0
     if clusters is not None and len(clusters) != n:
         raise ValueError(f"clusters must name one for each of the {n} vectors, got {len(clusters)}")
     if counts is None or n < 2:
@@ -165,22 +168,20 @@ class _Resampling:
 class _Counts:
     """All that one pass keeps."""
 
-    def __init__(self, code: Tensor, x: Tensor, seed: int) -> None:
+    def __init__(self, code: Tensor, seed: int) -> None:
         varies = (code != code[0]).any(0).nonzero().flatten().cpu()
         order = torch.randperm(len(varies), generator=torch.Generator().manual_seed(seed))
         self.sampled = varies[order[:SAMPLED_FEATURES]]
         zeros = torch.zeros
-        self.n, self.error = 0, 0.0
+        self.variance = ExplainedVariance()
         self.fired = zeros(code.shape[1], dtype=torch.float64)
         self.pairs = zeros(2, len(self.sampled), len(self.sampled), dtype=torch.float64)
         self.in_half = zeros(2, dtype=torch.float64)
         self.resampled = zeros(RESAMPLINGS, code.shape[1], dtype=torch.float64)
         self.resampled_n = zeros(RESAMPLINGS, 1, dtype=torch.float64)
-        self.origin = x.double().mean(0).cpu()  # near the mean, so that the sums below do not cancel
-        self.total, self.squares = zeros(x.shape[1], dtype=torch.float64), 0.0
 
     def add(self, code: Tensor, x: Tensor, reconstruction: Tensor, copies: Tensor, half: Tensor) -> None:
-        self.n += len(x)
+        self.variance.add(x, reconstruction)
         self.fired += code.sum(0, dtype=torch.float64)
         self.resampled += copies.T @ code
         self.resampled_n += copies.sum(0, dtype=torch.float64)[:, None]
@@ -188,15 +189,11 @@ class _Counts:
             sampled = code[rows][:, self.sampled]
             self.pairs[i] += sampled.T @ sampled
             self.in_half[i] += len(sampled)
-        self.error += (reconstruction - x).square().sum().item()
-        self.total += (x - self.origin).sum(0)
-        self.squares += (x - self.origin).square().sum().item()
 
     def estimate(self) -> EntropyEstimate:
-        variance = self.squares - self.total.square().sum().item() / self.n
-        if not variance > 1e-24 * (self.n * self.origin.square().sum().item()):
+        if not self.variance.varies:
             raise ValueError("the vectors are all the same, so they have no entropy to estimate")
-        n, most = torch.tensor([float(self.n)], dtype=torch.float64), float(len(self.fired))
+        n, most = torch.tensor([float(self.variance.n)], dtype=torch.float64), float(len(self.fired))
         bits = marginal_entropy(self.fired / n).item()
         corrected = min(most, jackknife_entropy(self.fired, n).item())
         enough = self.resampled_n[:, 0] > 1
@@ -210,10 +207,10 @@ class _Counts:
             interval=(low, min(most, high)),
             shared_bits=_shared_bits(self.pairs, self.in_half),
             sampled_features=len(self.sampled),
-            explained_variance=1 - self.error / variance,
-            n_vectors=self.n,
+            explained_variance=self.variance.explained,
+            n_vectors=self.variance.n,
             d_sae=len(self.fired),
-            varying_features=int(((self.fired > 0) & (self.fired < self.n)).sum()),
+            varying_features=int(((self.fired > 0) & (self.fired < self.variance.n)).sum()),
         )
 
 

@@ -21,9 +21,9 @@ ENCODED_AT_A_TIME = 8192  # vectors
 class FitSettings:
     """How `fit_bae` trains. One setting serves coins of any number and features of any number (see benchmarks).
 
-    First the reconstruction alone, for a quarter of the steps: under a price from the start, dense data end in a code
-    that is cheap and wrong. Then with the entropy. Halfway and at the end, `eliminate` drops the features that are not
-    worth their bits, which gradients cannot do; what the first one leaves has the second half to settle.
+    First the reconstruction alone, for a quarter of the steps: with the entropy from the start, dense data end in a
+    code that is cheap and wrong. Then with the entropy. Halfway and at the end, `eliminate` drops the features that are
+    not worth their bits, which gradients cannot do; what the first one leaves has the second half to settle.
     """
 
     steps: int = 3072
@@ -64,11 +64,11 @@ def fit_bae(
 ) -> BAE:
     """A BAE trained on the vectors; its `prior` is their mean code. It takes and gives vectors as they come.
 
-    `entropy_coefficient` is the price of a bit: the squared error, for vectors centered and scaled to mean squared norm
-    d_in, that a bit must save to be worth it. `seed` fixes the initial weights and the order of the vectors.
+    `entropy_coefficient` is what a bit costs in the loss: the squared error, for vectors centered and scaled to mean
+    squared norm d_in, that it must save to be worth it. `seed` fixes the initial weights and the order of the vectors.
 
     Raises ValueError for fewer vectors than a batch, values that are not finite, whole numbers, vectors that are all
-    the same, and a price that is negative or not finite.
+    the same, and a coefficient that is negative or not finite.
     """
     return fit_baes(vectors[None], d_sae, seed, [entropy_coefficient], settings)[0]
 
@@ -83,7 +83,8 @@ def fit_baes(
     """`fit_bae` for several sets of vectors together, which is faster than one after the other while they are small.
 
     All begin at the same weights and see their vectors in the same order, as `fit_bae` with this seed would have it.
-    There is one entropy coefficient a model, or one for all. Expand the first axis to train on one set at many prices.
+    There is one entropy coefficient a model, or one for all. Expand the first axis to train on one set with many
+    coefficients.
     Raises ValueError as `fit_bae` does, naming the model.
     """
     settings = settings or FitSettings()
@@ -99,16 +100,16 @@ def fit_baes(
     if len(entropy_coefficients) not in (1, n_models):
         raise ValueError(f"give one entropy coefficient for all or each model, got {entropy_coefficients}")
     check_entropy_coefficients(entropy_coefficients)
-    price = torch.tensor(entropy_coefficients, dtype=vectors.dtype, device=vectors.device).expand(n_models)
+    coefficient = torch.tensor(entropy_coefficients, dtype=vectors.dtype, device=vectors.device).expand(n_models)
     mean, scale = _standardization(vectors)
     weights = _Weights(n_models, d_in, d_sae, settings.encoder_bias, seed, vectors)
-    weights.train((vectors - mean) * scale, price, settings, torch.Generator().manual_seed(seed))
+    weights.train((vectors - mean) * scale, coefficient, settings, torch.Generator().manual_seed(seed))
     return [weights.bae(i, mean[i, 0], scale[i].item(), vectors[i]) for i in range(n_models)]
 
 
 def check_entropy_coefficients(entropy_coefficients: Sequence[float]) -> None:
-    """Raises ValueError for prices of a bit that are negative or not finite."""
-    if not all(0 <= price < math.inf for price in entropy_coefficients):
+    """Raises ValueError for coefficients that are negative or not finite."""
+    if not all(0 <= coefficient < math.inf for coefficient in entropy_coefficients):
         raise ValueError(f"entropy coefficients must be finite and at least 0, got {list(entropy_coefficients)}")
 
 
@@ -127,16 +128,16 @@ class _Weights:
     def encode(self, x: Float[Tensor, "models n d_in"]) -> Float[Tensor, "models n d_sae"]:
         return step(x @ self.W_enc + self.b_enc)
 
-    def loss(self, x: Float[Tensor, "models n d_in"], price: Float[Tensor, " models"]) -> Float[Tensor, ""]:
+    def loss(self, x: Float[Tensor, "models n d_in"], coefficient: Float[Tensor, " models"]) -> Float[Tensor, ""]:
         """Sum over models of the loss (Eq. 5, without the covariance), so that each gets the gradient of its own."""
         code = self.encode(x)
         error = torch.baddbmm(self.b_dec, code, self.W_dec) - x
-        return error.square().sum(-1).mean(-1).sum() + price @ marginal_entropy(code.mean(1))
+        return error.square().sum(-1).mean(-1).sum() + coefficient @ marginal_entropy(code.mean(1))
 
     def train(
         self,
         x: Float[Tensor, "models n d_in"],
-        price: Float[Tensor, " models"],
+        coefficient: Float[Tensor, " models"],
         settings: FitSettings,
         generator: torch.Generator,
     ) -> None:
@@ -147,20 +148,20 @@ class _Weights:
         for i, rows in enumerate(tqdm(batches, f"training {len(x)} BAE", settings.steps, unit="step", leave=False)):
             started = i >= settings.entropy_from * settings.steps
             optimizer.zero_grad()
-            self.loss(x[:, rows], price * started).backward()
+            self.loss(x[:, rows], coefficient * started).backward()
             optimizer.step()
             schedule.step()
             if settings.elimination and i + 1 in (settings.steps // 2, settings.steps):
-                self.eliminate(x, price, optimizer)
+                self.eliminate(x, coefficient, optimizer)
 
     @torch.no_grad()
     def eliminate(
-        self, x: Float[Tensor, "models n d_in"], price: Float[Tensor, " models"], optimizer: torch.optim.Adam
+        self, x: Float[Tensor, "models n d_in"], coefficient: Float[Tensor, " models"], optimizer: torch.optim.Adam
     ) -> None:
         """Drops features for good: one that never fires and has no decoder row gets no gradient, and no momentum."""
         for i in range(len(x)):
             code = torch.cat([step(rows @ self.W_enc[i] + self.b_enc[i]) for rows in x[i].split(ENCODED_AT_A_TIME)])
-            kept, self.W_dec[i], self.b_dec[i] = eliminate(code, x[i], price[i].item())
+            kept, self.W_dec[i], self.b_dec[i] = eliminate(code, x[i], coefficient[i].item())
             self.W_enc[i, :, ~kept] = 0.0
             self.b_enc[i, :, ~kept] = -1.0
             for moment in ("exp_avg", "exp_avg_sq"):

@@ -13,6 +13,7 @@ from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
 from bae_lens.entropy.fit import FitSettings, fit_baes
 from bae_lens.entropy.synthetic import KnownEntropy, random_directions
 from bae_lens.saes.bae import BAE
+from bae_lens.storage import validated
 
 D = 64
 N_VECTORS, N_TRAIN = 65_536, 52_428
@@ -54,7 +55,8 @@ class Recovery:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recovery":
-        return cls(**values)
+        """Raises ValueError for what is no recovery of this version."""
+        return validated(cls, values, "this recovery")
 
 
 def recover(

@@ -1,6 +1,6 @@
 """SAELens' `run_evals`, right for transcoders and with what a binary code needs, on a live model."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import asdict, replace
@@ -17,7 +17,10 @@ from sae_lens.util import get_special_token_ids
 from torch import Tensor
 
 from bae_lens.activations.forward import stop_layer
-from bae_lens.evaluation.metrics import CodeCounter, activated_features, is_binary
+from bae_lens.activations.models import resolve_hook
+from bae_lens.evaluation.hooking import Captured, resolved_hooks
+from bae_lens.evaluation.metrics import CodeCounter, activated_features, firing_rates
+from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.saelens_compat import heads_concatenated
 from bae_lens.saes.transcoder import hooks_of
 
@@ -55,10 +58,11 @@ def run_evals(
         excluded = list(get_special_token_ids(model.tokenizer) if every else exclude_special_tokens)
     shared = {"model_kwargs": model_kwargs or {}, "exclude_special_tokens": excluded or False}
     store: Any = _Recording(activation_store)
-    with _at_output(sae, model, activation_scaler) as view:
+    per_token: Any = _PerToken(model)
+    with heads_concatenated(sae), _at_output(sae, model, activation_scaler) as view:
         config = eval_config if view is sae else replace(eval_config, compute_featurewise_weight_based_metrics=False)
         metrics, feature_metrics = sae_lens.evals.run_evals(
-            view, store, model, activation_scaler, config, verbose=verbose, **shared
+            view, store, per_token, activation_scaler, config, verbose=verbose, **shared
         )
     n, size = eval_config.n_eval_sparsity_variance_batches, eval_config.batch_size_prompts
     for_predictions = eval_config.compute_kl or eval_config.compute_ce_loss
@@ -82,7 +86,7 @@ def _code_metrics(
     scaler: ActivationScaler,
     model_kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    hook_name = hooks_of(sae)[0]
+    hook_name = resolved_hooks(model, sae)[0]
 
     def codes() -> Iterator[Tensor]:
         for tokens in batches:
@@ -102,10 +106,7 @@ def _code_metrics(
     counter, prior = CodeCounter(sae.cfg.d_sae), None
     with heads_concatenated(sae):
         if is_binary(sae):
-            fired, n = torch.zeros(sae.cfg.d_sae, device=sae.device), 0
-            for feature_acts in codes():
-                fired, n = fired + feature_acts.sum(0), n + len(feature_acts)
-            prior = fired / max(n, 1)
+            prior = firing_rates(codes())
         for feature_acts in codes():
             counter.add(feature_acts, activated_features(sae, feature_acts, prior))
     return asdict(counter.metrics())
@@ -121,15 +122,55 @@ def _at_output(sae: SAE[Any], model: Any, scaler: ActivationScaler) -> Iterator[
     if scaler.scaling_factor is not None or scaler.whitening is not None:
         raise ValueError("a transcoder's input and output have different scales; fold the activation scaler first")
     view = _AtOutput(sae, hook_name_out)
-    hook_point = model.hook_dict[hook_name]
+    hook_point = model.hook_dict[resolve_hook(model, hook_name)]
     before = list(hook_point.fwd_hooks)
-    hook_point.add_hook(view.capture, is_permanent=True)
+    hook_point.add_hook(view.read.capture, is_permanent=True)
     try:
         yield view
     finally:
         for hook in [hook for hook in hook_point.fwd_hooks if hook not in before]:
             hook.hook.remove()
             hook_point.fwd_hooks.remove(hook)
+
+
+class _PerToken:
+    """A model with one vector a token at its hooks, under any of their names.
+
+    SAELens' evals concatenate heads where they know the hook's name, and those of a bridge they do not know.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._model(*args, **kwargs)
+
+    def run_with_cache(self, *args: Any, names_filter: list[str], **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+        resolved = {hook_name: resolve_hook(self._model, hook_name) for hook_name in names_filter}
+        output, cache = self._model.run_with_cache(*args, names_filter=list(resolved.values()), **kwargs)
+        return output, {
+            hook_name: cache[actual] if _known_to_have_heads(hook_name) else cache[actual].flatten(2)
+            for hook_name, actual in resolved.items()
+        }
+
+    def run_with_hooks(self, *args: Any, fwd_hooks: list[tuple[str, Any]], **kwargs: Any) -> Any:
+        hooks = [
+            (resolve_hook(self._model, hook_name), _per_token(hook_name, function)) for hook_name, function in fwd_hooks
+        ]
+        return self._model.run_with_hooks(*args, fwd_hooks=hooks, **kwargs)
+
+
+def _known_to_have_heads(hook_name: str) -> bool:
+    return any(part in hook_name for part in ("hook_q", "hook_k", "hook_v", "hook_z"))
+
+
+def _per_token(hook_name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    if _known_to_have_heads(hook_name):
+        return function
+    return lambda activations, hook: function(activations.flatten(2), hook=hook).view_as(activations)
 
 
 class _Recording:
@@ -151,22 +192,13 @@ class _AtOutput:
     """A transcoder that encodes the input captured in the running forward pass, whatever it is handed."""
 
     def __init__(self, sae: SAE[Any], hook_name_out: str) -> None:
-        self._sae = sae
+        self._sae, self.read = sae, Captured(sae)
         self.cfg = copy(sae.cfg)
         self.cfg.metadata = deepcopy(sae.cfg.metadata)
         self.cfg.metadata.hook_name = hook_name_out
-        self._captured: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sae, name)
 
-    def capture(self, activations: Tensor, hook: Any) -> None:  # noqa: ARG002
-        self._captured = activations.flatten(2)
-
     def encode(self, x: Tensor) -> Tensor:  # noqa: ARG002
-        if self._captured is None:
-            hook_name, hook_name_out = hooks_of(self._sae)
-            raise ValueError(
-                f"the transcoder reads after it writes: the model reaches {hook_name_out} before {hook_name}"
-            )
-        return self._sae.encode(self._captured.to(self._sae.device))
+        return self._sae.encode(self.read.take())

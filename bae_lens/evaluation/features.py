@@ -11,21 +11,13 @@ from torch.nn.functional import normalize
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import PADDING
+from bae_lens.evaluation.logit_path import direct_logits, writes_to_residual_stream
 from bae_lens.functional.strength import INSTANCES_TO_COUNT
 from bae_lens.saes.bae import BAE
 from bae_lens.saes.transcoder import hooks_of
 
-NEIGHBOURS = 5
+NEIGHBORS = 5
 TOP_TOKENS = 8
-# What hooks are called that hold directions of the residual stream, of TransformerLens' models and of its bridges.
-RESIDUAL_HOOKS = (
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_attn_out",
-    "hook_mlp_out",
-    "hook_out",
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ def feature_dashboards(
     window: int = 12,
     seed: int = 0,
 ) -> list[FeatureDashboard]:
-    """Portraits of a random sample of the features that fire on at least 8 tokens, with examples from `states`.
+    """Dashboards of a random sample of the features that fire on at least 8 tokens, with examples from `states`.
 
     Examples are the strongest tokens, one per context, with `window` tokens shown on either side. `states` are those
     at the dictionary's input hook.
@@ -113,29 +105,15 @@ def _neighbors(W_dec: Float[Tensor, "d_sae d_out"], features: Int[Tensor, " n"])
     directions = normalize(W_dec.float(), dim=-1)
     cosines = directions[features] @ directions.T
     cosines[torch.arange(len(features)), features] = -torch.inf
-    top = cosines.topk(min(NEIGHBOURS, len(W_dec) - 1), dim=-1)
+    top = cosines.topk(min(NEIGHBORS, len(W_dec) - 1), dim=-1)
     return [
         [Neighbor(int(index), cosine.item()) for index, cosine in zip(indices, values, strict=True)]
         for indices, values in zip(top.indices.cpu(), top.values.cpu(), strict=True)
     ]
 
 
-def direct_logits(model: Any, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
-    """What directions of the residual stream add to the logits on the direct path to them, in float32.
-
-    They go through the weights of the final normalization, which takes the mean off first where it is a LayerNorm, and
-    the unembedding; a hidden state of root mean square s divides the effects by s.
-    """
-    W_U = model.W_U.float()
-    directions = directions.to(W_U)
-    if model.cfg.normalization_type in ("LN", "LNPre"):
-        directions = directions - directions.mean(-1, keepdim=True)
-    weight = getattr(getattr(model, "ln_final", None), "w", 1.0)  # absent once it is folded into the unembedding
-    return (directions * weight) @ W_U
-
-
 def _top_tokens(directions: Float[Tensor, "n d_out"], model: Any, hook_name_out: str) -> list[list[str]]:
-    if getattr(model, "W_U", None) is None or hook_name_out.rsplit(".", 1)[-1] not in RESIDUAL_HOOKS:
+    if getattr(model, "W_U", None) is None or not writes_to_residual_stream(model, hook_name_out):
         return [[] for _ in directions]
     top = direct_logits(model, directions).topk(TOP_TOKENS).indices
     return [[model.tokenizer.decode([token]) for token in row] for row in top.tolist()]

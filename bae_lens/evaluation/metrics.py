@@ -1,19 +1,20 @@
 """What a dictionary does to activations it has not seen: reconstruction, rate in bits, and which features fire."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
 from bae_lens.evaluation.value_bits import cheapest_values, value_coding_curve
+from bae_lens.functional.explained_variance import ExplainedVariance
 from bae_lens.functional.losses import marginal_entropy
 from bae_lens.functional.rate_distortion import RatePoint
 from bae_lens.functional.strength import INSTANCES_TO_COUNT, activation_strength, count_instances, strongest_features
-from bae_lens.saes.bae import BAE
-from bae_lens.saes.training_bae import TrainingBAE
+from bae_lens.saes.binary_code import is_binary
 
 DENSE_RATE = 0.1  # a feature on, and off, for more than this share of the tokens is dense
 
@@ -59,14 +60,23 @@ class DictionaryMetrics:
     """Norm of the output over norm of the target, in the mean."""
     value_bits: float
     """Bits per token for the values of the features that fire, 0 for a binary code: the cheapest entropy-coded uniform
-    quantization that costs at most `QUANTISATION_LOSS` of explained variance; see `value_coding_curve`."""
+    quantization that costs at most `QUANTIZATION_LOSS` of explained variance; see `value_coding_curve`."""
     value_curve: list[RatePoint]
-    """Explained variance against support bits plus value bits, by quantization step; empty for a binary code."""
+    """Explained variance against support bits plus value bits, by quantization step; empty for a binary code, and for
+    one that never fires."""
+    is_binary: bool
+    """Whether the features are bits."""
 
     @property
     def bits(self) -> float:
         """Bits per token: support bits and value bits."""
         return self.code.support_bits + self.value_bits
+
+    @property
+    def coded(self) -> RatePoint:
+        """Bits and explained variance with the values quantized as `value_bits` counts them."""
+        point = RatePoint(self.bits, self.explained_variance)
+        return min(self.value_curve, key=lambda quantized: abs(quantized.bits - self.bits), default=point)
 
 
 class CodeCounter:
@@ -80,7 +90,7 @@ class CodeCounter:
     def add(self, feature_acts: Float[Tensor, "n d_sae"], activated: Int[Tensor, "n k"]) -> None:
         """Counts a batch, of which `activated` are the strongest features of each token."""
         self.n += len(feature_acts)
-        self.fired += (feature_acts != 0).sum(0).cpu()
+        self.fired += fires(feature_acts).sum(0).cpu()
         self.instances += count_instances(activated, len(self.fired)).cpu()
 
     def metrics(self) -> CodeMetrics:
@@ -112,48 +122,59 @@ def evaluate_dictionary(
 ) -> DictionaryMetrics:
     """Measures a dictionary on raw activations, accumulating in float64; `targets` are what a transcoder should give.
 
-    A BAE's prior is set to its firing rates on them first, because strength is relative to the analyzed set.
+    Strength in a binary code is relative to its firing rates on these activations; the prior of `sae` stays as it is.
     Raises ValueError if there are no activations.
     """
-    n = len(activations)
-    if n == 0:
+    if len(activations) == 0:
         raise ValueError("there are no activations to evaluate on")
     targets = activations if targets is None else targets
     batches = list(zip(activations.split(batch_size), targets.split(batch_size), strict=True))
-    if isinstance(sae, BAE):
-        sae.estimate_prior(activations.split(batch_size))
-    counter = CodeCounter(sae.cfg.d_sae)
-    error = squares = cosine = ratio = torch.zeros((), dtype=torch.float64)
-    total = torch.zeros(targets.shape[-1], dtype=torch.float64)
-    for x, y in batches:
-        y = y.double()
-        feature_acts = sae.encode(x.to(sae.device, sae.dtype))
-        counter.add(feature_acts, activated_features(sae, feature_acts))
-        sae_out = sae.decode(feature_acts).double().cpu()
-        error = error + (sae_out - y).square().sum()
-        squares = squares + y.square().sum()
-        cosine = cosine + torch.cosine_similarity(sae_out, y, dim=-1).sum()
-        ratio = ratio + (sae_out.norm(dim=-1) / y.norm(dim=-1)).sum()
-        total += y.sum(0)
-    code, variance = counter.metrics(), squares - total.square().sum() / n
-    explained_variance = (1 - error / variance).item()
+    prior = firing_rates(_codes(sae, batches)) if is_binary(sae) else None
+    counter, variance = CodeCounter(sae.cfg.d_sae), ExplainedVariance()
+    cosine = ratio = 0.0
+    for feature_acts, (_, y) in zip(_codes(sae, batches), batches, strict=True):
+        counter.add(feature_acts, activated_features(sae, feature_acts, prior))
+        y, sae_out = y.double(), sae.decode(feature_acts).double().cpu()
+        variance.add(y, sae_out)
+        cosine += torch.cosine_similarity(sae_out, y, dim=-1).sum().item()
+        ratio += (sae_out.norm(dim=-1) / y.norm(dim=-1)).sum().item()
+    code, n = counter.metrics(), variance.n
     curve = []
     if not is_binary(sae):
-        curve = value_coding_curve(sae, batches, code.support_bits, variance.item())
+        curve = value_coding_curve(sae, batches, code.support_bits, variance.variance)
     return DictionaryMetrics(
         code=code,
-        explained_variance=explained_variance,
-        mean_squared_error=error.item() / n,
-        cosine_similarity=cosine.item() / n,
-        l2_ratio=ratio.item() / n,
-        value_bits=cheapest_values(curve, explained_variance).bits - code.support_bits if curve else 0.0,
+        explained_variance=variance.explained,
+        mean_squared_error=variance.error / n,
+        cosine_similarity=cosine / n,
+        l2_ratio=ratio / n,
+        value_bits=cheapest_values(curve, variance.explained).bits - code.support_bits if curve else 0.0,
         value_curve=curve,
+        is_binary=is_binary(sae),
     )
 
 
-def is_binary(sae: SAE[Any]) -> bool:
-    """Whether a dictionary's features are bits."""
-    return isinstance(sae, BAE | TrainingBAE)
+def _codes(sae: SAE[Any], batches: list[tuple[Tensor, Tensor]]) -> Iterator[Float[Tensor, "n d_sae"]]:
+    for x, _ in batches:
+        yield sae.encode(x.to(sae.device, sae.dtype))
+
+
+def firing_rates(codes: Iterable[Float[Tensor, "n d_sae"]]) -> Float[Tensor, " d_sae"]:
+    """Share of all rows in which each feature fires: the prior of a binary code over what was encoded.
+
+    Raises ValueError if there are no rows.
+    """
+    fired, n = torch.zeros((), dtype=torch.int64), 0
+    for feature_acts in codes:
+        fired, n = fires(feature_acts).sum(0) + fired.to(feature_acts.device), n + len(feature_acts)
+    if n == 0:
+        raise ValueError("there are no activations to evaluate on")
+    return (fired.double() / n).float()
+
+
+def fires(feature_acts: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Which features are active: bits that are set, values other than 0."""
+    return feature_acts != 0
 
 
 def activated_features(
@@ -163,6 +184,6 @@ def activated_features(
 
     `prior` takes the place of the BAE's own.
     """
-    if isinstance(sae, BAE | TrainingBAE):
+    if is_binary(sae):
         return strongest_features(activation_strength(feature_acts, sae.prior if prior is None else prior))
     return strongest_features(feature_acts, floor=0.0)

@@ -9,13 +9,16 @@ from operator import attrgetter
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from sae_lens import SAE
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from bae_lens.activations.sources import resolve_hook
-from bae_lens.evaluation.features import RESIDUAL_HOOKS, TOP_TOKENS, direct_logits
-from bae_lens.evaluation.metrics import is_binary
+from bae_lens.activations.models import resolve_hook
+from bae_lens.evaluation.features import TOP_TOKENS
+from bae_lens.evaluation.hooking import Captured, replaced
+from bae_lens.evaluation.logit_path import direct_logits, writes_to_residual_stream
+from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.transcoder import hooks_of
 
 FLIP = "flip"
@@ -46,7 +49,7 @@ def edit(
     _check(sae, features)
     hook_points = [_hook_point(model, name) for name in hooks_of(sae)]
     editor = _Editor(sae, features, positions, keep_error)
-    hooks: tuple[Any, Any] = (editor.capture, editor.replace)
+    hooks: tuple[Any, Any] = (editor.read.capture, editor.replace)
     acting = []
     for (name, hook_point), hook in zip(hook_points, hooks, strict=True):
         hook_point.add_hook(hook, is_permanent=True)
@@ -88,19 +91,22 @@ class LogitEffects:
 
 
 @torch.no_grad()
-def logit_effects(model: Any, sae: SAE[Any], features: Sequence[int], k: int = TOP_TOKENS) -> list[LogitEffects]:
+def logit_effects(
+    model: Any, sae: SAE[Any], features: Sequence[int] | Int[Tensor, " n"], k: int = TOP_TOKENS
+) -> list[LogitEffects]:
     """What `features` make the model say: the k tokens whose logits each raises most, and lowers most.
 
     Raises ValueError for a feature that the dictionary does not have, a dictionary that does not write to the residual
     stream, and a k that is not between 1 and the size of the vocabulary.
     """
+    features = features.tolist() if isinstance(features, Tensor) else list(features)
     _check_indices(sae, features)
     hook_name_out = hooks_of(sae)[1]
-    if hook_name_out.rsplit(".", 1)[-1] not in RESIDUAL_HOOKS:
+    if not writes_to_residual_stream(model, hook_name_out):
         raise ValueError(
             f"logit effects need a dictionary that writes to the residual stream, got one at {hook_name_out}"
         )
-    effects = direct_logits(model, sae.W_dec[list(features)])
+    effects = direct_logits(model, sae.W_dec[features])
     if not 1 <= k <= effects.shape[1]:
         raise ValueError(f"k must be between 1 and the {effects.shape[1]} tokens of the vocabulary, got {k}")
     effects = effects - effects.mean(-1, keepdim=True)
@@ -185,32 +191,21 @@ class _Editor:
         self, sae: SAE[Any], features: Mapping[int, int | float | str], positions: slice | None, keep_error: bool
     ) -> None:
         self.sae, self.features, self.positions, self.keep_error = sae, features, positions, keep_error
+        self.read = Captured(sae)
         self.begin(0)
 
     def begin(self, n_before: int) -> None:
         """A pass begins; in generation, earlier ones have dealt with `n_before` positions of the sequence."""
         self.n_before = n_before
-        self._input: Tensor | None = None
-
-    def capture(self, activations: Tensor, hook: Any) -> None:  # noqa: ARG002
-        x = activations if self.sae.hook_z_reshaping_mode else activations.flatten(2)
-        self._input = x.to(self.sae.device, self.sae.dtype)
+        self.read.clear()
 
     def replace(self, activations: Tensor, hook: Any) -> Tensor:  # noqa: ARG002
-        if self._input is None:
-            hook_name, hook_name_out = hooks_of(self.sae)
-            raise ValueError(
-                f"the transcoder reads after it writes: the model reaches {hook_name_out} before {hook_name}"
-            )
-        x, self._input = self._input, None
-        edited = self.sae.decode(self._edited(self._code(x)))
+        x = self.read.take()
+        new = self.sae.decode(self._edited(self._code(x)))
         if self.keep_error:
-            change = edited - self.sae.decode(self._code(x))  # encoded anew: a run-time norm is good for one decoding
+            change = new - self.sae.decode(self._code(x))  # encoded anew: a run-time norm is good for one decoding
             new = activations + change.to(activations).view_as(activations)
-        else:
-            new = edited.to(activations).view_as(activations)
-        where = self._where(activations)
-        return torch.where(where.view(1, -1, *[1] * (activations.ndim - 2)), new, activations)
+        return replaced(activations, new, self._where(activations)[None])
 
     def _code(self, x: Tensor) -> Tensor:
         feature_acts = self.sae.encode(x)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bae_lens.functional.rate_distortion import RatePoint
 
-QUANTISATION_LOSS = 0.01  # of explained variance, that quantizing the values may cost
+QUANTIZATION_LOSS = 0.01  # of explained variance, that quantizing the values may cost
 STEPS = tuple(2.0 ** (1 - half / 2) for half in range(10))  # in units of the root mean square of the values
 
 
@@ -39,12 +39,11 @@ def value_coding_curve(
     for x, y in batches:
         y, n = y.double(), n + len(x)
         feature_acts = sae.encode(x.to(sae.device, sae.dtype))
-        fires = feature_acts != 0
         for index, relative_step in enumerate(STEPS):
             step = relative_step * root_mean_square
             levels = (feature_acts * norms / step).round()
             errors[index] += (sae.decode(levels * step / norms).double().cpu() - y).square().sum()
-            _add_counts(counts[index], levels[fires])
+            _add_counts(counts[index], levels[feature_acts != 0])
     return [
         RatePoint(support_bits + _entropy_times_total(count) / n, 1 - errors[index].item() / variance)
         for index, count in enumerate(counts)
@@ -52,8 +51,8 @@ def value_coding_curve(
 
 
 def cheapest_values(curve: list[RatePoint], explained_variance: float) -> RatePoint:
-    """The point of fewest bits that loses at most `QUANTISATION_LOSS`; the finest one if every point loses more."""
-    good = [point for point in curve if point.explained_variance >= explained_variance - QUANTISATION_LOSS]
+    """The point of fewest bits that loses at most `QUANTIZATION_LOSS`; the finest one if every point loses more."""
+    good = [point for point in curve if point.explained_variance >= explained_variance - QUANTIZATION_LOSS]
     return min(good, key=lambda point: point.bits) if good else curve[-1]
 
 

@@ -37,6 +37,26 @@ def reconstruction_error(
     raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTIONS)}, got {convention!r}")
 
 
+def bit_price(
+    entropy_coefficient: Float[Tensor, ""],
+    reconstruction_loss: Float[Tensor, ""],
+    d_out: int,
+    convention: Reconstruction = "sum",
+) -> Float[Tensor, ""]:
+    """Squared error, summed over dimensions, for which the loss would give a bit: where the two balance in training.
+
+    For `"l2_norm"` it depends on the loss, since a norm r shrinks by `1 / (2 r)` per squared error.
+    Raises ValueError for any other convention.
+    """
+    if convention == "sum":
+        return entropy_coefficient
+    if convention == "mean":
+        return entropy_coefficient * d_out
+    if convention == "l2_norm":
+        return entropy_coefficient * 2 * reconstruction_loss
+    raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTIONS)}, got {convention!r}")
+
+
 def marginal_entropy(rate: Float[Tensor, "*batch d_sae"], form: EntropyForm = "bernoulli") -> Float[Tensor, "*batch"]:
     """Sum over features of the entropy of the firing rate, in bits (Eq. 4); each rate must lie in [0, 1].
 

@@ -6,7 +6,8 @@ import plotly.graph_objects as go
 
 from bae_lens.comsem.judges.measures import bin_edges
 from bae_lens.comsem.results import ComSemReport
-from bae_lens.report.figures import COLORS, lay_out
+from bae_lens.report.figures import lay_out
+from bae_lens.report.series import COLORS
 
 
 def score_distribution(report: ComSemReport) -> go.Figure:

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from bae_lens.entropy.dynamics import CurvePoint, EntropyDynamics
 from bae_lens.entropy.recovery import Recovery
-from bae_lens.report.figures import COLORS, lay_out
+from bae_lens.report.figures import lay_out
+from bae_lens.report.series import COLORS
 
 FAINTEST = 0.15  # opacity of a point that reconstructs nothing
 

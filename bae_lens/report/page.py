@@ -14,9 +14,11 @@ from plotly.offline import get_plotlyjs
 from bae_lens.comparison.results import TABLE, Comparison, DictionaryResult
 from bae_lens.comparison.run import L0_TOLERANCE, best_trial
 from bae_lens.evaluation.metrics import DENSE_RATE
-from bae_lens.evaluation.value_bits import QUANTISATION_LOSS
+from bae_lens.evaluation.value_bits import QUANTIZATION_LOSS
 from bae_lens.functional.strength import INSTANCES_TO_COUNT
-from bae_lens.report import figures as plots
+from bae_lens.report import series
+from bae_lens.report.figures import draw
+from bae_lens.report.series import Chart
 from bae_lens.storage import write_text
 
 REPORT_FILE = "report.html"
@@ -44,7 +46,7 @@ EXPLANATIONS = {
     ),
     "value bits": (
         "Bits per token to say how strongly they fire, rounded as coarsely as costs no more than "
-        f"{QUANTISATION_LOSS} of explained variance. They come on top of support bits; a binary code has none."
+        f"{QUANTIZATION_LOSS} of explained variance. They come on top of support bits; a binary code has none."
     ),
     "dead": "Features that fire on no held-out token.",
     "always on": "Features that fire on all of them.",
@@ -69,14 +71,14 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         comparison=comparison,
         model=_without_folder(comparison.experiment.model),
         dataset=_without_folder(comparison.experiment.dataset),
-        colors=plots.colors(comparison),
+        colors=series.colors(comparison),
         table=TABLE,
         explanations=EXPLANATIONS,
-        quality_by_bits=_panels(comparison, plots.quality_by_bits, "bits"),
-        quality_by_l0=_panels(comparison, plots.quality_by_l0, "l0"),
-        firing_frequencies=embed(plots.firing_frequencies(comparison), "rates"),
-        loss_curves=embed(plots.training_curves(comparison, "mse_loss", "squared error (standardized)"), "loss"),
-        l0_curves=embed(plots.training_curves(comparison, "l0", "L0 (features per token)"), "l0-curves"),
+        quality_by_bits=_panels(comparison, series.quality_by_bits, "bits"),
+        quality_by_l0=_panels(comparison, series.quality_by_l0, "l0"),
+        firing_frequencies=embed(draw(series.firing_frequencies(comparison)), "rates"),
+        loss_curves=embed(draw(series.training_curves(comparison, "mse_loss", "squared error (standardized)")), "loss"),
+        l0_curves=embed(draw(series.training_curves(comparison, "l0", "L0 (features per token)")), "l0-curves"),
         tuned=[_tuning(dictionary, comparison.experiment.l0) for dictionary in comparison.dictionaries],
         l0_tolerance=L0_TOLERANCE,
         instances_to_count=INSTANCES_TO_COUNT,
@@ -93,10 +95,11 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     return path
 
 
-def _panels(comparison: Comparison, plot: Callable[[Comparison, str], Figure], name: str) -> dict[str, Markup]:
+def _panels(comparison: Comparison, chart: Callable[[Comparison, str], Chart], name: str) -> dict[str, Markup]:
     """A figure for each hook at which dictionaries write."""
     return {
-        hook: embed(plot(comparison, hook), f"{name}-{index}") for index, hook in enumerate(plots.by_hook(comparison))
+        hook: embed(draw(chart(comparison, hook)), f"{name}-{index}")
+        for index, hook in enumerate(series.by_hook(comparison))
     }
 
 

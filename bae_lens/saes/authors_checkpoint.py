@@ -9,7 +9,7 @@ import torch
 
 from bae_lens.saes.bae import BAE, BAEConfig
 
-STEPS = ("sign", "sign_s")  # their binarisations with the same forward pass as ours
+STEPS = ("sign", "sign_s")  # their binarizations with the same forward pass as ours
 
 
 def load_authors_checkpoint(
@@ -46,6 +46,7 @@ def load_authors_checkpoint(
             "W_dec": state["decoder.weight"].T,
             "b_dec": state["decoder.bias"],
             "prior": torch.zeros(d_sae),
+            "bit_price": torch.tensor(torch.nan),
         }
     )
     return bae

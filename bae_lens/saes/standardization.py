@@ -8,7 +8,9 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
-OUTLIER_NORM = 5.0  # times the median norm: such tokens are attention sinks, not content
+from bae_lens.functional.outliers import is_outlier
+from bae_lens.saes.binary_code import is_binary
+
 FOLDED = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -38,7 +40,7 @@ def standardization_of(activations: Float[Tensor, "n d_in"]) -> Standardization:
     x = activations.cpu().double()
     distance = torch.linalg.vector_norm(x - x.median(0).values, dim=-1)
     if distance.median() > 0:
-        x = x[distance <= OUTLIER_NORM * distance.median()]
+        x = x[~is_outlier(distance, distance.median())]
     square = (x - x.mean(0)).square().sum(-1).mean()
     return Standardization(x.mean(0), (x.shape[-1] / square).sqrt().item() if square > 0 else 1.0)
 
@@ -77,3 +79,5 @@ class PairStandardization:
         raw = folded({name: getattr(sae, name).data for name in FOLDED}, self.source, self.target)
         for name, weights in raw.items():
             getattr(sae, name).copy_(weights)
+        if is_binary(sae):
+            sae.bit_price /= self.target.scale**2

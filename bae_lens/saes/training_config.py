@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from bae_lens.functional.binarize import SURROGATES, Surrogate
 from bae_lens.functional.losses import ENTROPY_FORMS, RECONSTRUCTIONS, EntropyForm, Reconstruction, check_tangent
-from bae_lens.saes.bae import check_sizes
+from bae_lens.saes.bae import check_max_flips, check_sizes
 
 Preset = Literal["default", "paper", "authors"]
 PER_TOKEN = ("layer_norm", "constant_norm_rescale")  # normalizations after which there is no scale to find
@@ -52,6 +52,11 @@ class TrainingBAEConfig(TrainingSAEConfig):
     """False holds the encoder bias at 0, the form of the paper's Eq. 1."""
     encoder_bias_init: float = -2.0
     """Encoder bias at the start, in units of the pre-activation. At 0 half of all features start, and stay, on."""
+    max_flips: int = 0
+    """Bits of each vector's code that the trained dictionary's `encode` may flip where it pays; see `BAEConfig`."""
+    optimized_start_step: int | None = None
+    """Training step from which the decoder is trained on codes with up to `max_flips` bits flipped where it pays, and
+    the encoder to predict them, by a logistic loss. After `entropy_start_step`, which finds the price of a bit."""
     prior_decay: float = 0.99
     """Decay per step of the running mean `prior`."""
     standardize_activations: bool = True
@@ -108,6 +113,8 @@ class TrainingBAEConfig(TrainingSAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self)
+        check_max_flips(self.max_flips)
+        self._check_optimized_start()
         for name in ("entropy_coefficient", "covariance_coefficient", "entropy_start_step"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
@@ -135,3 +142,15 @@ class TrainingBAEConfig(TrainingSAEConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+    def _check_optimized_start(self) -> None:
+        start = self.optimized_start_step
+        if start is None:
+            return
+        if start <= self.entropy_start_step:
+            raise ValueError(
+                f"optimized_start_step must be after entropy_start_step = {self.entropy_start_step}, from which on a "
+                f"bit has a price, got {start}"
+            )
+        if self.max_flips == 0:
+            raise ValueError("codes that are optimized in training must be at inference: set max_flips, such as to 32")

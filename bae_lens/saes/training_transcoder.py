@@ -4,7 +4,7 @@ A training batch holds the activations at both hooks side by side, (batch, d_in 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from bae_lens.saes.training_bae import TrainingBAE
 from bae_lens.saes.training_config import TrainingBAEConfig
-from bae_lens.saes.transcoder import ARROW, add_transcoder_weights, transcoder_input
+from bae_lens.saes.transcoder import ARROW, add_transcoder_weights, refuse_flips, transcoder_input
 
 
 @no_type_check
@@ -48,6 +48,7 @@ class TrainingTranscoderConfig(StandardTrainingSAEConfig):
 class TrainingTranscoder(StandardTrainingSAE):
     """A ReLU transcoder with an L1 penalty, trained on pairs; saved as SAELens' `Transcoder`."""
 
+    is_binary: ClassVar[bool] = False
     cfg: TrainingTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @override
@@ -95,6 +96,7 @@ class TrainingTopKTranscoderConfig(TopKTrainingSAEConfig):
 class TrainingTopKTranscoder(TopKTrainingSAE):
     """A transcoder with the k largest activations of each token, trained on pairs; saved as a `TopKTranscoder`."""
 
+    is_binary: ClassVar[bool] = False
     cfg: TrainingTopKTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @override
@@ -129,6 +131,7 @@ class TrainingBinaryTranscoderConfig(TrainingBAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_transcoder(self)
+        refuse_flips(self.max_flips)
 
     @override
     def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
@@ -143,11 +146,7 @@ class TrainingBinaryTranscoder(TrainingBAE):
     @override
     def initialize_weights(self) -> None:
         add_transcoder_weights(self, self.cfg.decoder_init_norm)
-        self.add_statistics()
-
-    @override
-    def process_sae_in(self, sae_in: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        return self.standardized_input(transcoder_input(self, sae_in))
+        self.add_bias_and_prior()
 
     @override
     def input_and_target(self, batch: Float[Tensor, "batch _"]) -> tuple[Tensor, Tensor]:

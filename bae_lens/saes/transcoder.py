@@ -6,7 +6,7 @@ A transcoder reads the activations at one hook and writes those at another. `tra
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from sae_lens.saes.topk_sae import TopK
 from torch import Tensor, nn
 from typing_extensions import override
 
-from bae_lens.saes.bae import BAE, BAEConfig, add_bias_and_prior
+from bae_lens.saes.bae import BAE, BAEConfig
 
 ARROW = "=>"  # "INPUT_HOOK=>OUTPUT_HOOK" names the activations at two hooks side by side
 
@@ -47,6 +47,8 @@ class TopKTranscoderConfig(TranscoderConfig):
 class TopKTranscoder(Transcoder):
     """SAELens' `Transcoder` with its k largest pre-activations, as far as they are positive, instead of all."""
 
+    is_binary: ClassVar[bool] = False
+
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
         assert isinstance(self.cfg, TopKTranscoderConfig)
@@ -66,20 +68,29 @@ class BinaryTranscoderConfig(BAEConfig):
     def architecture(cls) -> str:
         return "binary_transcoder"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_flips(self.max_flips)
+
 
 class BinaryTranscoder(BAE):
-    """A `BAE` whose code is decoded to the activations at another hook: `W_dec` is (d_sae, d_out), `b_dec` (d_out,)."""
+    """A `BAE` whose code is decoded to the activations at another hook: `W_dec` is (d_sae, d_out), `b_dec` (d_out,).
+
+    Its code cannot be optimized, since what it is to reconstruct is not known when it encodes.
+    """
 
     cfg: BinaryTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @override
     def initialize_weights(self) -> None:
         add_transcoder_weights(self, decoder_init_norm=None)
-        add_bias_and_prior(self, encoder_bias=0.0)
+        self.add_bias_and_prior()
 
     @override
-    def process_sae_in(self, sae_in: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        return transcoder_input(self, sae_in)
+    def encode_optimized(
+        self, x: Float[Tensor, "*input"], max_flips: int | None = None
+    ) -> Float[Tensor, "*batch d_sae"]:
+        raise NotImplementedError("the code of a transcoder cannot be optimized: its target is not known to encode")
 
     @override
     def to_graded_sae(self) -> Transcoder:
@@ -90,8 +101,14 @@ class BinaryTranscoder(BAE):
         names = {field.name for field in fields(TranscoderConfig)} - {"metadata"}
         values = {name: getattr(self.cfg, name) for name in names}
         graded = Transcoder(TranscoderConfig(**values, metadata=deepcopy(self.cfg.metadata)))
-        graded.load_state_dict({name: value for name, value in self.state_dict().items() if name != "prior"})
+        graded.load_state_dict(self.weights())
         return graded
+
+
+def refuse_flips(max_flips: int) -> None:
+    """Raises ValueError unless 0."""
+    if max_flips != 0:
+        raise ValueError(f"max_flips must be 0 for a transcoder, whose target is not known to encode, got {max_flips}")
 
 
 def hooks_of(sae: SAE[Any]) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ class Recipe:
     """A dictionary to be trained."""
 
     cfg: TrainingSAEConfig
-    """SAELens training config, of any registered architecture; `normalize_activations` must be "none"."""
+    """SAELens training config, of any registered architecture; `normalize_activations` must be "none". A binary code's
+    own `standardize_activations` is turned off: what it is trained on is standardized by all of the corpus."""
     lr: float
     """Learning rate of Adam."""
 
@@ -56,6 +58,10 @@ class Recipe:
             )
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if getattr(self.cfg, "standardize_activations", False):
+            cfg: Any = copy(self.cfg)
+            cfg.standardize_activations = False
+            object.__setattr__(self, "cfg", cfg)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that tells this recipe from another, as JSON values."""

@@ -26,14 +26,27 @@ from tqdm.auto import tqdm
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
+from bae_lens.saes.loading import load_dictionary
 from bae_lens.saes.training_config import TrainingBAEConfig
-from bae_lens.storage import read_json
+from bae_lens.storage import check_same, read_json, validated, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
 from bae_lens.training.recipe import Recipe, TrainingSettings
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
 CURVE_POINTS = 200  # of a loss curve, at most
 DEAD_WINDOW_SHARE = 8  # silent for an eighth of a short run is dead, so that Top-k has something to revive
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """How a training went so far, as it is kept beside its checkpoints and in the end beside the dictionary."""
+
+    source: dict[str, Any]
+    """What tells this training from another: recipe, length and seed."""
+    seconds: float
+    """See `TrainedDictionary`, as for the others."""
+    memory_gib: float
+    curve: list[dict[str, int | float]]
 
 
 @dataclass(frozen=True)
@@ -74,21 +87,29 @@ def train_dictionary(
     `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
     dictionary is saved to take heads apart, and returned to take them concatenated.
     Raises ValueError for a width other than the activations', an architecture whose input cannot be standardized or
-    that several processes cannot share, a folder that holds this name with another recipe, and a checkpoint that cannot
-    be read.
+    that several processes cannot share, a folder that holds this name for another recipe or other activations, and a
+    checkpoint that cannot be read.
     """
     check_widths(name, recipe.cfg, states.widths)
     check_processes(name, recipe.cfg)
-    finished = folder / "dictionaries" / name
-    source = {"recipe": recipe.to_dict(), "training": asdict(settings), "seed": seed}
+    finished, checkpoints = folder / "dictionaries" / name, folder / "checkpoints" / name
+    source = {
+        "recipe": recipe.to_dict(),
+        "training": asdict(settings),
+        "seed": seed,
+        "hooks": list(states.widths),
+        "activations": states.identity,
+    }
     if not finished.exists():
         cfg = _at_hooks(recipe.cfg, states, metadata or {})
-        _Run(name, cfg, recipe.lr, states, settings, folder / "checkpoints" / name, source, device).finish(finished)
-    report = read_json(finished / TRAINING_FILE)
-    _check_source(report["source"], source, finished)
-    sae = SAE.load_from_disk(finished, device)
+        _Run(name, cfg, recipe.lr, states, settings, checkpoints, source, device).finish(finished)
+    report = _read_report(finished)
+    check_same(report.source, source, finished)
+    if is_main_process():
+        shutil.rmtree(checkpoints, ignore_errors=True)  # also those that a kill after the end had left
+    sae = load_dictionary(finished, device)
     sae.turn_off_forward_pass_hook_z_reshaping()
-    return TrainedDictionary(sae, report["seconds"], report["memory_gib"], report["curve"])
+    return TrainedDictionary(sae, report.seconds, report.memory_gib, report.curve)
 
 
 def check_widths(name: str, cfg: TrainingSAEConfig, widths: Mapping[str, int]) -> None:
@@ -118,22 +139,20 @@ def check_processes(name: str, cfg: TrainingSAEConfig, n_trials: int = 1) -> Non
         )
 
 
-def _check_source(earlier: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    if earlier != now:
-        raise ValueError(f"{folder} holds a dictionary of another recipe, seed or length; choose another folder")
+def _read_report(folder: Path) -> TrainingReport:
+    path = folder / TRAINING_FILE
+    return validated(TrainingReport, read_json(path), str(path))
 
 
 def _at_hooks(
     cfg: TrainingSAEConfig, states: CachedActivations | PairedActivations, metadata: dict[str, Any]
 ) -> TrainingSAEConfig:
-    """A copy that knows where it is trained, on activations standardized by all of the corpus instead of a batch."""
+    """A copy that knows where it is trained."""
     cfg, hooks = deepcopy(cfg), {"hook_name": states.hook_name}
     if isinstance(states, PairedActivations):
         hooks["hook_name_out"] = states.hook_name_out
     for key, value in {**metadata, **hooks}.items():
         setattr(cfg.metadata, key, value)
-    if isinstance(cfg, TrainingBAEConfig):
-        cfg.standardize_activations = False
     if isinstance(states, CachedActivations) and states.hook_name.endswith("hook_z"):
         cfg.reshape_activations = "hook_z"
     return cfg
@@ -194,12 +213,9 @@ class _Run:
         sae = self.trainer.sae
         self.states.standardization.fold_into(sae)
         self.trainer.set_final_sae_metadata()
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        sae.save_inference_model(partial)
-        (partial / TRAINING_FILE).write_text(json.dumps(self._report()))
-        partial.rename(folder)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        with written_whole(folder) as partial:
+            sae.save_inference_model(partial)
+            write_json(partial / TRAINING_FILE, self._report())
 
     def _train(self) -> None:
         trainer, settings = self.trainer, self.settings
@@ -218,7 +234,7 @@ class _Run:
                 stop, due = any_process(interrupted.is_set(), time.monotonic() - saved > CHECKPOINT_SECONDS)
                 if stop or due:
                     if is_main_process():
-                        save_checkpoint(trainer, self.checkpoints, json.dumps(self._report()))
+                        save_checkpoint(trainer, self.checkpoints, json.dumps(asdict(self._report())))
                     barrier()
                     self.saved_step = trainer.n_training_steps
                     saved = time.monotonic()
@@ -242,22 +258,17 @@ class _Run:
         trainer.n_training_samples = trainer.n_training_steps * settings.batch_size  # of all processes
         self.seconds += time.perf_counter() - start
 
-    def _report(self) -> dict[str, Any]:
-        return {
-            "source": self.source,
-            "seconds": self.seconds,
-            "memory_gib": self.memory_gib,
-            "curve": self.curve,
-        }
+    def _report(self) -> TrainingReport:
+        return TrainingReport(self.source, self.seconds, self.memory_gib, self.curve)
 
     def _resume(self) -> None:
         last = last_checkpoint(self.checkpoints)
         if last is None:
             return
-        report = read_json(last / TRAINING_FILE)
-        _check_source(report["source"], self.source, last)
+        report = _read_report(last)
+        check_same(report.source, self.source, last)
         load_checkpoint(self.trainer, last)
-        self.seconds, self.memory_gib, self.curve = report["seconds"], report["memory_gib"], report["curve"]
+        self.seconds, self.memory_gib, self.curve = report.seconds, report.memory_gib, report.curve
         self.saved_step = self.trainer.n_training_steps
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from bae_lens.activations.forward import stop_layer
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.evaluation.evals import run_evals
+from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.saes.transcoder import ARROW
 
 
@@ -27,7 +28,7 @@ class TranscoderTrainingRunner(MultiSAETrainingRunner):
     `cfg.hook_names` of a transcoder is `"INPUT_HOOK=>OUTPUT_HOOK"`, such as
     `"blocks.5.mlp.hook_in=>blocks.5.hook_mlp_out"`. Checkpoints, resuming and saving are SAELens'. The evals that it
     runs during training, if it logs, are `bae_lens.run_evals`.
-    Raises ValueError for hooks that the model does not have, before anything is trained.
+    Raises ValueError, before anything is trained, for hooks that the model does not have, and as `check_attachable`.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class TranscoderTrainingRunner(MultiSAETrainingRunner):
                 model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
                 hook_names=hook_names,
             )
-        for hook_name in hook_names:
-            resolve_hook(override_model, hook_name)
+        for name in cfg.hook_names_per_sae.values():
+            check_attachable(override_model, [resolve_hook(override_model, part) for part in name.split(ARROW)])
         super().__init__(cfg, override_dataset, _PairedHooks(override_model), override_saes)  # pyright: ignore[reportArgumentType]
         self.evaluator = _Evaluator(**{**vars(self.evaluator), "model": override_model})
 

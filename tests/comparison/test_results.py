@@ -12,9 +12,7 @@ from bae_lens.comparison.results import (
     DictionaryResult,
     Run,
     Trial,
-    dashboard_from_dict,
     describe,
-    metrics_from_dict,
     over_seeds,
     saebench_core,
 )
@@ -22,13 +20,13 @@ from bae_lens.evaluation.features import FeatureDashboard, Neighbor, TokenInCont
 from bae_lens.evaluation.metrics import CodeMetrics, DictionaryMetrics
 from bae_lens.evaluation.model_loss import LanguageModelLoss
 from bae_lens.functional.rate_distortion import RatePoint
-from bae_lens.storage import Stage
+from bae_lens.storage import Stage, validated
 from bae_lens.training.recipe import TrainingSettings
 
 CODE = CodeMetrics(100, 6.5, 5.25, 20.4, 1, 2, 3, 4, [0.0, 1.0, 0.005, 0.05, 0.1, 0.11, 0.5, 0.02])
-METRICS = DictionaryMetrics(CODE, 0.751, 12.5, 0.9, 0.8, 30.2, [RatePoint(50.6, 0.742), RatePoint(60.0, 0.75)])
+METRICS = DictionaryMetrics(CODE, 0.751, 12.5, 0.9, 0.8, 30.2, [RatePoint(50.6, 0.742), RatePoint(60.0, 0.75)], False)
 LOSS = LanguageModelLoss(90, clean=2.0, with_sae=2.5, ablated=7.0, kl_with_sae=0.4, kl_ablated=4.0)
-PORTRAIT = FeatureDashboard(3, 0.05, [TokenInContext("before", "token", "after", 1.5)], [Neighbor(5, 0.25)], ["yes"])
+DASHBOARD = FeatureDashboard(3, 0.05, [TokenInContext("before", "token", "after", 1.5)], [Neighbor(5, 0.25)], ["yes"])
 
 
 def run(seed: int, explained_variance: float) -> Run:
@@ -51,7 +49,7 @@ def comparison() -> Comparison:
         [RatePoint(10.0, 0.5)],
         [RatePoint(10.0, 0.6)],
         [
-            DictionaryResult("BAE", "bae", "h", "h", 8, trials, {"lr": 0.2}, [run(3, 0.7), run(4, 0.8)], [PORTRAIT]),
+            DictionaryResult("BAE", "bae", "h", "h", 8, trials, {"lr": 0.2}, [run(3, 0.7), run(4, 0.8)], [DASHBOARD]),
             DictionaryResult("TC", "transcoder", "h", "out", 8, [], {"lr": 0.1}, [run(3, 0.5), run(4, 0.5)], []),
         ],
     )
@@ -62,8 +60,27 @@ def test_comparison_survives_json(comparison, tmp_path):
     assert Comparison.from_dict(content) == comparison
     assert content == comparison.to_dict()
     assert isinstance(Comparison.from_dict(content).experiment.seeds, tuple)
-    for value, back in ((METRICS, metrics_from_dict), (PORTRAIT, dashboard_from_dict)):
-        assert back(json.loads(json.dumps(asdict(value)))) == value
+    for value in (METRICS, LOSS, DASHBOARD):
+        assert validated(type(value), json.loads(json.dumps(asdict(value))), "it") == value
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda content: content.pop("pca"), "pca: Field required"),
+        (lambda content: content["experiment"].update(seeds=[1, 1]), "experiment: .*seeds must be different"),
+        (
+            lambda content: content["dictionaries"][0]["runs"][1]["metrics"].pop("is_binary"),
+            r"dictionaries\.0\.runs\.1",
+        ),
+        (lambda content: content["dictionaries"].append(None), r"dictionaries\.2"),
+    ],
+)
+def test_what_is_no_result_is_refused_with_its_place(comparison, change, where):
+    content = comparison.to_dict()
+    change(content)
+    with pytest.raises(ValueError, match=rf"this result is no Comparison of this version of bae_lens \({where}"):
+        Comparison.from_dict(content)
 
 
 def test_table_has_a_row_a_dictionary_with_mean_and_standard_deviation(comparison):

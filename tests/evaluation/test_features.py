@@ -84,7 +84,7 @@ def test_top_tokens_are_what_the_decoder_row_makes_likely(states, tiny_model, ti
     assert feature.top_tokens == []
 
 
-def test_transcoder_is_portrayed_by_its_input_and_its_output_direction(pairs, tiny_model):
+def test_transcoder_is_shown_by_its_input_and_its_output_direction(pairs, tiny_model):
     sae = BinaryTranscoder(BinaryTranscoderConfig(d_in=16, d_sae=64, d_out=32))
     rates = evaluate_dictionary(
         sae, *(side.rows(side.content) for side in (pairs.source, pairs.target))

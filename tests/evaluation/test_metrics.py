@@ -5,7 +5,7 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
 from bae_lens import BinaryTranscoder, BinaryTranscoderConfig
-from bae_lens.evaluation.metrics import CodeCounter, activated_features, evaluate_dictionary
+from bae_lens.evaluation.metrics import CodeCounter, activated_features, evaluate_dictionary, firing_rates
 
 
 def test_metrics_of_a_known_code(identity_bae):
@@ -21,7 +21,8 @@ def test_metrics_of_a_known_code(identity_bae):
     quarter = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))  # 0.8113 bits, twice
     assert metrics.code.support_bits == pytest.approx(2 * quarter)
     assert (metrics.code.dead, metrics.code.always_on, metrics.code.dense) == (1, 1, 2)
-    assert torch.equal(bae.prior, torch.tensor([1, 0, 0.25, 0.75]))
+    assert metrics.is_binary
+    assert not bae.prior.any()  # as it was
 
 
 def test_explained_variance_is_one_minus_error_over_variance(identity_bae):
@@ -57,6 +58,27 @@ def test_bae_that_never_fires_is_measured(identity_bae):
         0,
         0,
     )
+
+
+def test_strength_is_relative_to_the_firing_rates_on_these_activations(identity_bae):
+    x = torch.zeros(100, 2)
+    x[:90, 0] = 1
+    assert evaluate_dictionary(identity_bae(2), x).code.feature_activated == 1  # by the 10 rows where it is silent
+    assert evaluate_dictionary(identity_bae(2), x[:90]).code.feature_activated == 0
+
+
+def test_firing_rates_are_shares_of_all_rows():
+    codes = [torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 2.5]])]
+    assert firing_rates(iter(codes)).tolist() == pytest.approx([2 / 3, 1 / 3])
+    with pytest.raises(ValueError, match="no activations to evaluate on"):
+        firing_rates([])
+
+
+def test_a_dead_code_of_values_is_not_binary():
+    sae = StandardSAE(StandardSAEConfig(d_in=2, d_sae=4))
+    sae.b_enc.data.fill_(-100.0)
+    metrics = evaluate_dictionary(sae, torch.randn(20, 2))
+    assert (metrics.is_binary, metrics.value_curve, metrics.code.dead) == (False, [], 4)
 
 
 def test_nothing_to_evaluate_on_is_refused(identity_bae):
@@ -96,7 +118,7 @@ def test_transcoder_is_compared_with_its_targets():
     error = (sae(x) - y).square().sum()
     expected = 1 - error / (y - y.mean(0)).square().sum()
     assert metrics.explained_variance == pytest.approx(expected.item(), rel=1e-5)
-    assert torch.allclose(sae.prior, sae.encode(x).mean(0))
+    assert not sae.prior.any()  # as it was
     assert (metrics.value_bits, metrics.value_curve, metrics.bits) == (0, [], metrics.code.support_bits)
 
 
@@ -104,6 +126,7 @@ def test_bae_that_folds_to_rare_features_has_the_same_metrics(identity_bae):
     x = (torch.rand(200, 6) < torch.tensor([0.05, 0.2, 0.5, 0.8, 0.95, 1])).float()
     bae = identity_bae(6)
     before = evaluate_dictionary(bae, x)
+    bae.estimate_prior(x)
     bae.fold_polarity()
     after = evaluate_dictionary(bae, x)
     assert after.code.l0 == pytest.approx(before.code.informative_l0) == pytest.approx(after.code.informative_l0)

@@ -1,3 +1,5 @@
+import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -8,7 +10,8 @@ from sae_lens.saes.sae import SAEMetadata
 from bae_lens import BinaryTranscoder, BinaryTranscoderConfig
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import PADDING, Contexts
-from bae_lens.evaluation.model_loss import LossMeter
+from bae_lens.evaluation import model_loss
+from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -150,7 +153,8 @@ def test_transcoder_writes_at_its_output_hook_what_it_makes_of_its_input(tiny_mo
 def test_several_dictionaries_share_the_clean_pass_and_the_ablation_of_their_hook(
     tiny_model, states, transcoder, monkeypatch
 ):
-    meter = LossMeter(tiny_model, states, n_contexts=6, batch_size=3)
+    monkeypatch.setattr(model_loss, "TOKENS_PER_PASS", 3 * 16)
+    meter = LossMeter(tiny_model, states, n_contexts=6)
     worse = relu_identity(16)
     worse.W_dec.data *= 0.4
     saes = {"good": relu_identity(16), "worse": worse, "transcoder": transcoder}
@@ -168,3 +172,26 @@ def test_several_dictionaries_share_the_clean_pass_and_the_ablation_of_their_hoo
     out = transcoder.cfg.metadata.hook_name_out
     passes = [[], [HOOK], [out], [HOOK, HOOK], [HOOK, HOOK], [transcoder.cfg.metadata.hook_name, out]]
     assert hooked == passes * 2
+
+
+def test_loss_is_the_same_whatever_is_made_at_a_time(tiny_model, states, transcoder, monkeypatch):
+    whole = LossMeter(tiny_model, states, n_contexts=6)({"transcoder": transcoder})["transcoder"]
+    monkeypatch.setattr(model_loss, "TOKENS_PER_PASS", 1)
+    monkeypatch.setattr(model_loss, "LOGITS_AT_A_TIME", 5 * 64)
+    parts = LossMeter(tiny_model, states, n_contexts=6)({"transcoder": transcoder})["transcoder"]
+    assert dataclasses.asdict(parts) == pytest.approx(dataclasses.asdict(whole), rel=1e-5)
+
+
+def test_nothing_is_recovered_where_zeros_make_no_difference(tiny_model, tmp_path, states):
+    tiny_model.blocks[1].mlp.W_out.data.zero_()
+    hook = "blocks.1.mlp.hook_post"
+    post = cache_activations(tiny_model, states.contexts, [hook], tmp_path / "post")[hook]
+    loss = LossMeter(tiny_model, post, n_contexts=3)({"sae": relu_identity(32, hook)})["sae"]
+    assert loss.clean == loss.with_sae == loss.ablated
+    assert math.isnan(loss.recovered)
+    assert math.isnan(loss.kl_recovered)
+
+
+def test_share_recovered_by_hand():
+    loss = LanguageModelLoss(10, clean=2.0, with_sae=2.5, ablated=7.0, kl_with_sae=0.4, kl_ablated=4.0)
+    assert (loss.recovered, loss.kl_recovered) == (0.9, 0.9)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bae_lens import marginal_entropy
-from bae_lens.functional.losses import reconstruction_error, tangent_entropy
+from bae_lens.functional.losses import bit_price, reconstruction_error, tangent_entropy
 
 
 def all_words(k: int) -> torch.Tensor:
@@ -169,3 +169,30 @@ def test_perfect_reconstruction_has_no_error_and_no_gradient(convention):
 def test_refuses_an_unknown_convention():
     with pytest.raises(ValueError, match="reconstruction must be one of sum, mean, l2_norm, got 'rms'"):
         inspect.unwrap(reconstruction_error)(torch.rand(1, 2), torch.rand(1, 2), "rms")
+
+
+@pytest.mark.parametrize(("convention", "expected"), [("sum", 0.3), ("mean", 2.4), ("l2_norm", 3.0)])
+def test_price_of_a_bit_by_hand(convention, expected):
+    # per squared error the mean over 8 dimensions falls by 1/8, and a norm of 5 by 1/10
+    price = bit_price(torch.tensor(0.3), torch.tensor(5.0), 8, convention)
+
+    assert price.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("convention", ["sum", "mean", "l2_norm"])
+def test_price_of_a_bit_balances_the_loss(convention):
+    target = torch.randn(1, 8, dtype=torch.float64)
+    sae_out = torch.randn(1, 8, dtype=torch.float64, requires_grad=True)
+    loss = reconstruction_error(sae_out, target, convention).sum()
+    squared_error = (sae_out - target).square().sum()
+    (of_loss,) = torch.autograd.grad(loss, sae_out, retain_graph=True)
+    (of_error,) = torch.autograd.grad(squared_error, sae_out)
+
+    price = bit_price(torch.tensor(0.3, dtype=torch.float64), loss.detach(), 8, convention)
+
+    torch.testing.assert_close(of_loss * price, 0.3 * of_error)
+
+
+def test_price_of_a_bit_refuses_an_unknown_convention():
+    with pytest.raises(ValueError, match="reconstruction must be one of sum, mean, l2_norm, got 'median'"):
+        inspect.unwrap(bit_price)(torch.tensor(0.3), torch.tensor(5.0), 8, "median")

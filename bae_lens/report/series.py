@@ -1,0 +1,195 @@
+"""What the figures of a comparison show, as plain numbers: `figures` draws them for a page, `png` as pictures."""
+
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Literal
+
+import numpy as np
+
+from bae_lens.comparison.results import Comparison, DictionaryResult
+from bae_lens.functional.rate_distortion import RatePoint
+
+COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#999933", "#44AA99"
+)  # fmt: skip
+GRAY = "#767676"
+RATE_BINS = np.linspace(-5, 0, 21)  # log10 of the firing rate
+EXPLAINED_VARIANCE = "explained variance (1 is perfect)"
+
+Point = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points that belong together."""
+
+    name: str
+    """In the legend; what has the same name is shown and hidden together."""
+    points: list[Point]
+    """None for both begins a new line."""
+    color: str
+    style: Literal["line", "dashed", "dotted", "steps", "marks", "open marks"] = "line"
+    symbol: Literal["circle", "diamond"] = "circle"
+    """Of marks."""
+    notes: list[str] = field(default_factory=list)
+    """On each point."""
+    in_legend: bool = True
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure's series and axes."""
+
+    x_title: str
+    y_title: str
+    hover: str
+    """What a page says of a point, in plotly's template."""
+    series: list[Series]
+    x_range: tuple[float, float] | None = None
+    """By default what the series take."""
+    y_range: tuple[float, float] | None = None
+    """Likewise."""
+    log_y: bool = False
+    asked_l0: float | None = None
+    """Where a line marks the L0 that was asked for."""
+
+
+def colors(comparison: Comparison) -> dict[str, str]:
+    """A color for each dictionary, the same in every figure."""
+    return dict(zip((dictionary.name for dictionary in comparison.dictionaries), cycle(COLORS), strict=False))
+
+
+def by_hook(comparison: Comparison) -> dict[str, list[DictionaryResult]]:
+    """Dictionaries by the hook at which they write, those of the comparison's hook first.
+
+    Each hook has a figure of its own, because explained variance at different hooks is not comparable.
+    """
+    hooks = dict.fromkeys(dictionary.hook_name_out for dictionary in comparison.dictionaries)
+    ordered = sorted(hooks, key=lambda hook: hook != comparison.experiment.hook_name)
+    return {hook: [d for d in comparison.dictionaries if d.hook_name_out == hook] for hook in ordered}
+
+
+def window(dictionaries: list[DictionaryResult]) -> tuple[float, float]:
+    """Most bits and least explained variance to show: all dictionaries, not the far ends of the other curves."""
+    points = [run.metrics.coded for dictionary in dictionaries for run in dictionary.runs]
+    curves = [point.bits for dictionary in dictionaries for run in dictionary.runs for point in run.metrics.value_curve]
+    most = max([*curves, *(1.5 * point.bits for point in points), 1.0])
+    return 1.02 * most, min(point.explained_variance for point in points) - 0.1
+
+
+def rate_histogram(dictionary: DictionaryResult) -> list[Point]:
+    """Middles of the bins of `RATE_BINS`, and features that fire so often with the first seed; those that never do are
+    in no bin.
+    """
+    rates = np.array(dictionary.runs[0].metrics.code.firing_rates)
+    counts, _ = np.histogram(np.log10(rates[rates > 0]).clip(RATE_BINS[0]), RATE_BINS)
+    return list(zip(((RATE_BINS[1:] + RATE_BINS[:-1]) / 2).tolist(), counts.astype(float).tolist(), strict=True))
+
+
+def quality_by_bits(comparison: Comparison, hook: str) -> Chart:
+    """Explained variance of the dictionaries that write at `hook` against bits per token.
+
+    A dictionary with real values is a curve over quantization steps, marked where the table counts its bits, a binary
+    one is a mark, one for each seed. At the comparison's own hook, what PCA with scalar quantization needs and what no
+    code could do better for Gaussian activations.
+    """
+    dictionaries, series = by_hook(comparison)[hook], []
+    if hook == comparison.experiment.hook_name:
+        series.append(Series("PCA, quantized", _points(comparison.pca), GRAY, "dashed"))
+        series.append(Series("Gaussian bound", _points(comparison.gaussian_bound), GRAY, "dotted"))
+    for dictionary in dictionaries:
+        if not dictionary.is_binary:
+            lines = [point for run in dictionary.runs for point in [*_points(run.metrics.value_curve), (None, None)]]
+            series.append(Series(dictionary.name, lines, colors(comparison)[dictionary.name], in_legend=False))
+        series.append(_runs(comparison, dictionary, _points([run.metrics.coded for run in dictionary.runs])))
+    most_bits, least = window(dictionaries)
+    return Chart(
+        "bits per token",
+        EXPLAINED_VARIANCE,
+        "%{x:.0f} bits, explained variance %{y:.3f}",
+        series,
+        x_range=(0.0, most_bits),
+        y_range=(least, 1.02),
+    )
+
+
+def quality_by_l0(comparison: Comparison, hook: str) -> Chart:
+    """Explained variance of the dictionaries that write at `hook` against informative L0, values not quantized.
+
+    What was tried and measured on the tuning documents is small and open. A line marks the L0 that was asked for.
+    """
+    series = []
+    for dictionary in by_hook(comparison)[hook]:
+        runs = _runs(
+            comparison,
+            dictionary,
+            [(run.metrics.code.informative_l0, run.metrics.explained_variance) for run in dictionary.runs],
+        )
+        if dictionary.trials:
+            tried: list[Point] = [(trial.informative_l0, trial.explained_variance) for trial in dictionary.trials]
+            notes = ["tried"] * len(tried)
+            series.append(Series(dictionary.name, tried, runs.color, "open marks", runs.symbol, notes, in_legend=False))
+        series.append(runs)
+    return Chart(
+        "informative L0 (features per token)",
+        EXPLAINED_VARIANCE,
+        "L0 %{x:.1f}, explained variance %{y:.3f}",
+        series,
+        asked_l0=comparison.experiment.l0,
+    )
+
+
+def firing_frequencies(comparison: Comparison) -> Chart:
+    """How often features fire: features by log10 of their firing rate on held-out tokens (Fig. 4 of the paper)."""
+    return Chart(
+        "log10 of the firing rate (share of tokens)",
+        "features",
+        "%{y} features about 10<sup>%{x:.2f}</sup>",
+        [
+            Series(
+                f"{dictionary.name} ({dictionary.runs[0].metrics.code.dead} never fire)",
+                rate_histogram(dictionary),
+                colors(comparison)[dictionary.name],
+                "steps",
+            )
+            for dictionary in comparison.dictionaries
+        ],
+    )
+
+
+def training_curves(comparison: Comparison, quantity: str, title: str) -> Chart:
+    """One quantity of the first seed's curves by training step; losses are on standardized activations."""
+    return Chart(
+        "training step",
+        title,
+        "step %{x}: %{y:.3g}",
+        [
+            Series(
+                dictionary.name,
+                [
+                    (float(point["step"]), float(point[quantity]))
+                    for point in dictionary.runs[0].curve
+                    if quantity in point
+                ],
+                colors(comparison)[dictionary.name],
+            )
+            for dictionary in comparison.dictionaries
+        ],
+        log_y=True,
+    )
+
+
+def _runs(comparison: Comparison, dictionary: DictionaryResult, points: list[Point]) -> Series:
+    """A mark for each seed, by whose form binary dictionaries are told from the others."""
+    symbol = "diamond" if dictionary.is_binary else "circle"
+    notes = [f"seed {run.seed}" for run in dictionary.runs]
+    return Series(dictionary.name, points, colors(comparison)[dictionary.name], "marks", symbol, notes)
+
+
+def _steps(dictionary: DictionaryResult, quantity: str) -> list[Point]:
+    curve = dictionary.runs[0].curve
+    return [(float(point["step"]), float(point[quantity])) for point in curve if quantity in point]
+
+
+def _points(curve: list[RatePoint]) -> list[Point]:
+    return [(point.bits, point.explained_variance) for point in curve]

@@ -1,0 +1,64 @@
+"""Dictionaries from folders that others may have written: whole and finite, or refused in one sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.registry import SAE_CLASS_REGISTRY
+
+from bae_lens.saes.bae import BAE
+
+CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
+LFS_POINTER = b"version https://git-lfs"
+
+
+def load_dictionary(folder: str | Path, device: str = "cpu") -> SAE[Any]:
+    """A dictionary as SAELens saves it, of any architecture that is registered.
+
+    Raises FileNotFoundError if there is none, and ValueError for a config or weights that cannot be read, that do not
+    fit one another, or that are not finite.
+    """
+    folder = Path(folder)
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"there is no saved dictionary in {folder}, which has no {file}")
+    _check_config(folder / CONFIG_FILE)
+    with (folder / WEIGHTS_FILE).open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"{folder / WEIGHTS_FILE} is a pointer of Git LFS; fetch the weights with git lfs pull")
+    try:
+        sae = SAE.load_from_disk(folder, device)
+    except Exception as error:  # damaged files fail in many ways
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{folder} holds no dictionary that can be loaded ({reason})") from error
+    for name, values in sae.state_dict().items():
+        if not torch.isfinite(values).all():
+            raise ValueError(f"the dictionary in {folder} cannot be used: {name} holds NaN or infinity")
+    return sae
+
+
+def load_bae(folder: str | Path, device: str = "cpu") -> BAE:
+    """A saved BAE, at hook_z one that takes heads side by side.
+
+    Raises as `load_dictionary`, and ValueError if the folder holds another kind of dictionary.
+    """
+    sae = load_dictionary(folder, device)
+    if not isinstance(sae, BAE):
+        raise ValueError(f"{folder} holds a {sae.cfg.architecture()}, and only the code of a bae is made of bits")
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    return sae
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON that can be read ({error})") from error
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(architecture, str) or architecture not in SAE_CLASS_REGISTRY:
+        known = ", ".join(sorted(SAE_CLASS_REGISTRY))
+        raise ValueError(f"{path} must name an architecture, one of {known}, got {architecture!r}")
+    if not isinstance(config.get("metadata", {}), dict):
+        raise ValueError(f"{path} must hold metadata by name, got {config['metadata']!r}")
