@@ -61,8 +61,8 @@ def pair_tree(packed: UInt8[np.ndarray, "n n_bytes"], d_sae: int, cost: float) -
     more than `MOST_PAIRS`, only every so many vectors are looked at.
     """
     rare = _rare_bits(packed, d_sae)
-    n, by_feature = rare.shape[0], rare.tocsc()
-    fired, lengths = np.diff(by_feature.indptr).astype(np.int64), np.diff(rare.indptr)
+    by_feature, lengths = rare.tocsc(), np.diff(rare.indptr)
+    fired, n = np.diff(by_feature.indptr).astype(np.int64), len(lengths)
     alone = bernoulli_bits(fired, n) - cost
 
     def worth(feature: int) -> np.ndarray:
