@@ -77,7 +77,8 @@ class Compression:
         row = {"density": density, **_sizes(packed, self.d_sae, path)}
         blobs = {"zlib": zlib.compress(packed.tobytes()), "lists": pickle.dumps(_index_lists(packed, self.d_sae))}
         jobs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-            ".bae": (lambda: _write(path, packed, self.d_sae), lambda: read_code(path, packed=True)),
+            ".bae, features alone": (lambda: _write(path, packed, self.d_sae), lambda: read_code(path, packed=True)),
+            ".bae": (lambda: _write(path, packed, self.d_sae, True), lambda: read_code(path, packed=True)),
             "zlib": (lambda: zlib.compress(packed.tobytes()), lambda: zlib.decompress(blobs["zlib"])),
             "lists": (
                 lambda: pickle.dumps(_index_lists(packed, self.d_sae)),
@@ -145,6 +146,8 @@ class Compression:
 def _sizes(packed: np.ndarray, d_sae: int, path: Path) -> dict[str, float]:
     """Bits per vector of a code in various forms."""
     n = len(packed)
+    _write(path, packed, d_sae, joint=True)
+    joint = 8 * path.stat().st_size / n
     _write(path, packed, d_sae)
     rate = np.unpackbits(packed, axis=1, count=d_sae).mean(0)
     mode = rate > 0.5
@@ -154,7 +157,8 @@ def _sizes(packed: np.ndarray, d_sae: int, path: Path) -> dict[str, float]:
     return {
         "entropy": marginal_entropy(torch.from_numpy(rate)).item(),
         "side_information": side / n,
-        ".bae": 8 * path.stat().st_size / n,
+        ".bae, features alone": 8 * path.stat().st_size / n,
+        ".bae": joint,
         "packed bits": 8 * packed.shape[1],
         "zstd of packed bits": 8 * len(pa.Codec("zstd", 19).compress(packed.tobytes())) / n,
         "zlib of packed bits": 8 * len(zlib.compress(packed.tobytes())) / n,
@@ -182,8 +186,8 @@ def _dense(blob: bytes, d_sae: int) -> np.ndarray:
     return np.packbits(code, axis=1)
 
 
-def _write(path: Path, packed: np.ndarray, d_sae: int) -> None:
-    with CodeWriter(path, d_sae, KEY) as writer:
+def _write(path: Path, packed: np.ndarray, d_sae: int, joint: bool = False) -> None:
+    with CodeWriter(path, d_sae, KEY, joint=joint) as writer:
         for part in np.array_split(packed, -(-len(packed) // 4096)):
             writer.write(part)
 

@@ -26,6 +26,8 @@ class Compress:
     """The .bae file; what is there already stays until the new one is whole."""
     append: bool = False
     """Add to the file instead."""
+    joint: bool = True
+    """Code features given one another where that takes fewer bits; without it, writing and reading are faster."""
     device: str = DEFAULT_DEVICE
     """Where the BAE runs."""
 
@@ -41,11 +43,12 @@ class Compress:
         else:
             batches = VectorFile(self.vectors)
         with tqdm(batches, "compressing", unit="batch") as progress:
-            report = compress(bae, iter(progress), self.output, append=self.append)
+            report = compress(bae, iter(progress), self.output, append=self.append, joint=self.joint)
         explained = report.explained_variance
         return (
             f"{report.n_vectors} vectors, {report.n_bytes} bytes: {report.bits:.1f} bits a vector "
-            f"(entropy of the code {report.entropy_bits:.1f}; as 16-bit numbers {16 * report.d_in})\n"
+            f"(entropy of the code {report.entropy_bits:.1f}, {report.joint_bits:.1f} jointly; "
+            f"as 16-bit numbers {16 * report.d_in})\n"
             f"explained variance {'undefined' if explained is None else f'{explained:.4f}'} when decompressed; "
             f"the code itself is exact"
         )

@@ -6,12 +6,14 @@ All numbers are little-endian. A digest is BLAKE2b of 8 bytes, keyed by the fing
     commit     number of vectors (8), bytes of the file that count (8), digest of these
     chunk      magic (8), first vector (8), number of vectors n (4), number of words m (4), digest of the body,
                digest of this header; body: how often each feature fired (2 d_sae), then m words of entropy-coded
-               bits (4 m), as `bit_columns` makes them
+               bits (4 m), as `coder` makes them; or, with the other magic and from version 2 on, m words of a tree of
+               pairs and the bits given it (4 m), as `pair_coder` makes them
 
 A chunk's header says where the next one begins, so a range of vectors is found by reading headers alone. The commit is
 written last, after what it counts is on the disk: what follows the bytes that count is an append that did not finish.
 """
 
+import math
 import mmap
 import os
 import struct
@@ -24,9 +26,11 @@ from typing import BinaryIO
 import numpy as np
 
 from bae_lens.compression.coder import decode_columns
+from bae_lens.compression.pair_coder import MOST_FEATURES, decode_pairs
 
-VERSION = 1
-MAGIC, CHUNK_MAGIC = b"\x89BAE\r\n\x1a\n", b"\x89chunk\r\n"
+VERSION = 2  # of which version 1 is a part
+MAGIC, CHUNK_MAGIC, PAIRS_MAGIC = b"\x89BAE\r\n\x1a\n", b"\x89chunk\r\n", b"\x89chunk\n\r"
+CHUNK_MARK = b"\x89chunk"  # how both begin
 PREAMBLE, COMMIT, CHUNK = struct.Struct("<8sII16s"), struct.Struct("<QQ"), struct.Struct("<8sQII8s")
 DIGEST = 8  # bytes
 COMMIT_AT = PREAMBLE.size + DIGEST
@@ -56,6 +60,8 @@ class Chunk:
     """Of 32 bits, that the body holds."""
     digest: bytes = b""
     """Of the body."""
+    pairs: bool = False
+    """Whether its bits are coded given a tree of pairs."""
 
 
 class CodeFile:
@@ -71,7 +77,7 @@ class CodeFile:
         self.damaged: list[range] = []
         self._file = self.path.open("rb")
         try:
-            self.d_sae, self.fingerprint = _read_preamble(self._file, self.path)
+            self.version, self.d_sae, self.fingerprint = _read_preamble(self._file, self.path)
             self._n_rows, self.end = self._committed()
             self.n_rows = 0
             for chunk in self.chunks():
@@ -104,7 +110,7 @@ class CodeFile:
                 yield Chunk(range(row, chunk.rows.start))
             yield chunk
             assert chunk.offset is not None
-            position, row = chunk.offset + self._body_size(chunk.n_words), chunk.rows.stop
+            position, row = chunk.offset + self._body_size(chunk.n_words, chunk.pairs), chunk.rows.stop
         if self._n_rows is not None and row != self._n_rows:
             self._fail(f"it holds {row} vectors instead of {self._n_rows}")
             if row < self._n_rows:
@@ -163,38 +169,48 @@ class CodeFile:
         if fields is None:
             return None
         magic, first, n, n_words, body = fields
-        offset = position + CHUNK.size + DIGEST
+        offset, pairs = position + CHUNK.size + DIGEST, magic == PAIRS_MAGIC
         in_order = first >= row if self.skip_damaged else first == row
         fits = (
             0 < n < 2 * chunk_rows(self.d_sae)
-            and n_words <= 1 + n * self.d_sae // 16  # twice the plain bits, which no code of this kind needs
-            and offset + self._body_size(n_words) <= self.end
+            and self._possible_words(n, n_words, pairs)
+            and offset + self._body_size(n_words, pairs) <= self.end
         )
         return (
-            Chunk(range(first, first + n), offset, n_words, body)
-            if magic == CHUNK_MAGIC and in_order and fits
+            Chunk(range(first, first + n), offset, n_words, body, pairs)
+            if magic in (CHUNK_MAGIC, PAIRS_MAGIC) and in_order and fits
             else None
         )
+
+    def _possible_words(self, n: int, n_words: int, pairs: bool) -> bool:
+        """Whether n vectors can take so many words, so that no header makes memory larger than the file it is in."""
+        most = 1 + n * self.d_sae // 16  # twice the plain bits, which no code of this kind needs
+        if not pairs:
+            return n_words <= most
+        tree = self.d_sae * math.log2(self.d_sae + 1) / 32
+        return self.d_sae <= MOST_FEATURES and tree <= n_words + 1 and n_words <= most + 3 * tree + self.d_sae
 
     def _next_chunk(self, position: int, row: int) -> Chunk | None:
         """The first with an undamaged header after `position`."""
         with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            while (position := content.find(CHUNK_MAGIC, position + 1, self.end)) >= 0:
+            while (position := content.find(CHUNK_MARK, position + 1, self.end)) >= 0:
                 if chunk := self._chunk_at(position, row):
                     return chunk
         return None
 
-    def _body_size(self, n_words: int) -> int:
-        return 2 * self.d_sae + 4 * n_words
+    def _body_size(self, n_words: int, pairs: bool) -> int:
+        return 4 * n_words if pairs else 2 * self.d_sae + 4 * n_words
 
     def _decode(self, chunk: Chunk) -> np.ndarray | None:
         try:
             if chunk.offset is None:
                 raise ValueError("its header cannot be found")
             self._file.seek(chunk.offset)
-            body = self._file.read(self._body_size(chunk.n_words))
+            body = self._file.read(self._body_size(chunk.n_words, chunk.pairs))
             if digest(body, self.fingerprint) != chunk.digest:
                 raise ValueError("its checksum differs")
+            if chunk.pairs:
+                return decode_pairs(np.frombuffer(body, "<u4").astype(np.uint32), len(chunk.rows), self.d_sae)
             counts = np.frombuffer(body, "<u2", self.d_sae)
             words = np.frombuffer(body, "<u4", offset=2 * self.d_sae)
             return decode_columns(counts, words.astype(np.uint32), len(chunk.rows))
@@ -209,18 +225,18 @@ class CodeFile:
             raise ValueError(f"{self.path}: {problem}; skip_damaged reads what is undamaged")
 
 
-def _read_preamble(file: BinaryIO, path: Path) -> tuple[int, bytes]:
+def _read_preamble(file: BinaryIO, path: Path) -> tuple[int, int, bytes]:
     if file.read(len(MAGIC)) != MAGIC:
         raise ValueError(f"{path} is not a .bae file; bae-lens compress makes one")
     fields = _fields(file, 0, PREAMBLE, b"")
     if fields is None:
         raise ValueError(f"{path}: its first {COMMIT_AT} bytes are damaged, so that it cannot be read")
     _, version, d_sae, fingerprint = fields
-    if version != VERSION:
-        raise ValueError(f"{path} has version {version} of the format, and this reads {VERSION}; upgrade bae-lens")
+    if not 1 <= version <= VERSION:
+        raise ValueError(f"{path} has version {version} of the format, and this reads 1 to {VERSION}; upgrade bae-lens")
     if d_sae < 1:
         raise ValueError(f"{path}: a code has at least one feature, got {d_sae}")
-    return d_sae, fingerprint
+    return version, d_sae, fingerprint
 
 
 def _fields(file: BinaryIO, offset: int, layout: struct.Struct, key: bytes) -> tuple | None:

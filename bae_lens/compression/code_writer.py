@@ -14,6 +14,7 @@ from bae_lens.compression.code_file import (
     COMMIT_AT,
     DIGEST,
     MAGIC,
+    PAIRS_MAGIC,
     PREAMBLE,
     VERSION,
     CodeFile,
@@ -21,24 +22,32 @@ from bae_lens.compression.code_file import (
     digest,
 )
 from bae_lens.compression.coder import encode_columns
+from bae_lens.compression.pair_coder import MOST_FEATURES, PairCode
+from bae_lens.functional.pair_tree import bernoulli_bits
 
 
 class CodeWriter:
     """Writes packed codes into a `.bae` file, chunk by chunk; a context manager.
 
     Only the last chunk may be longer or shorter, so that no few vectors at the end have a prior of their own.
+    With `joint`, chunks are coded given trees of pairs where that takes less, which files of version 1 cannot hold.
     A new file appears under its name only when the block has ended well, and what was there before stays until then.
     An append leaves the file's vectors as they were unless the block ends well, even if the process is killed.
     Raises ValueError for an append to a file of another dictionary (naming both) and to a damaged one, if another
     process writes the same file, and for codes of another width; OSError if there is no space.
     """
 
-    def __init__(self, path: str | Path, d_sae: int, fingerprint: bytes, append: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, d_sae: int, fingerprint: bytes, append: bool = False, joint: bool = True
+    ) -> None:
         self.path, self.d_sae, self.fingerprint, self.append = Path(path), d_sae, fingerprint, append
+        self.joint = joint and d_sae <= MOST_FEATURES
         self.n_bytes = 0
         """Bytes added to the file, once the block has ended."""
         self.fired = np.zeros(d_sae, np.int64)
         """How often each feature fired in what was added, once the block has ended."""
+        self.joint_bits = 0.0
+        """What the bits that were added need as their chunks are coded, without trees, rates and headers."""
         self._rows, self._kept, self._committed = 0, 0, False
         self._pending: list[np.ndarray] = []
         self._partial = self.path.with_name(f"{self.path.name}.partial")
@@ -114,15 +123,24 @@ class CodeWriter:
     def _begin_append(self) -> None:
         with CodeFile(self.path) as existing:
             existing.check_fingerprint(self.fingerprint)
+        self.joint &= existing.version > 1
         self._rows, self._kept = existing.n_rows, existing.end
         self._file.truncate(existing.end)
         self._file.seek(existing.end)
 
     def _write_chunk(self, packed: np.ndarray) -> None:
-        counts, words = encode_columns(packed, self.d_sae)
-        self.fired += counts
-        body = counts.astype("<u2").tobytes() + words.astype("<u4").tobytes()
-        header = CHUNK.pack(CHUNK_MAGIC, self._rows, len(packed), len(words), digest(body, self.fingerprint))
+        pairs = PairCode(packed, self.d_sae) if self.joint else None
+        if pairs is not None and pairs.joint_bits + pairs.side_bits < 16 * self.d_sae + pairs.marginal_bits:
+            magic, words, body = PAIRS_MAGIC, pairs.encode(), b""
+            self.fired += pairs.fired
+            self.joint_bits += pairs.joint_bits
+        else:
+            counts, words = encode_columns(packed, self.d_sae)
+            magic, body = CHUNK_MAGIC, counts.astype("<u2").tobytes()
+            self.fired += counts
+            self.joint_bits += bernoulli_bits(counts.astype(np.int64), len(packed)).sum()
+        body += words.astype("<u4").tobytes()
+        header = CHUNK.pack(magic, self._rows, len(packed), len(words), digest(body, self.fingerprint))
         self._put(header + digest(header, self.fingerprint) + body)
         self._rows += len(packed)
 

@@ -19,12 +19,12 @@ def encode_columns(packed: np.ndarray, d_sae: int) -> tuple[np.ndarray, np.ndarr
     n, counts = len(packed), np.zeros(d_sae, np.uint16)
     coder = _stream.stack.AnsCoder()
     for first in reversed(range(0, d_sae, FEATURES_AT_ONCE)):  # last in, first out
-        columns = _columns(packed, first, d_sae)
+        columns = feature_columns(packed, first, d_sae)
         count = np.count_nonzero(columns, axis=1)
         counts[first : first + len(columns)] = count
         for column, fired in zip(columns[::-1], count[::-1], strict=True):
             if 0 < fired < n:
-                coder.encode_reverse(column, _bernoulli(fired / n))
+                coder.encode_reverse(column, bernoulli(fired / n))
     return counts, coder.get_compressed()
 
 
@@ -43,7 +43,7 @@ def decode_columns(counts: np.ndarray, words: np.ndarray, n: int) -> np.ndarray:
         columns = np.repeat((count == n)[:, None], n, axis=1)
         for j, fired in enumerate(count):
             if 0 < fired < n:
-                columns[j] = coder.decode(_bernoulli(fired / n), n)
+                columns[j] = coder.decode(bernoulli(fired / n), n)
         if not np.array_equal(np.count_nonzero(columns, axis=1), count):
             raise ValueError("the words decode to features that fire more or less often than was counted")
         part = np.packbits(columns, axis=0)
@@ -53,11 +53,13 @@ def decode_columns(counts: np.ndarray, words: np.ndarray, n: int) -> np.ndarray:
     return packed
 
 
-def _columns(packed: np.ndarray, first: int, d_sae: int) -> np.ndarray:
+def feature_columns(packed: np.ndarray, first: int, d_sae: int) -> np.ndarray:
+    """The bits of `FEATURES_AT_ONCE` features, or of those that are left, from `first` on: (features, n) of 32 bits."""
     width = min(FEATURES_AT_ONCE, d_sae - first)
     part = packed[:, first // 8 : (first + FEATURES_AT_ONCE) // 8]
     return np.unpackbits(part, axis=1, count=width).T.astype(np.int32, order="C")
 
 
-def _bernoulli(rate: float) -> Any:
+def bernoulli(rate: float) -> Any:
+    """The model of bits that are 1 at this rate."""
     return _stream.model.Bernoulli(rate, perfect=False)

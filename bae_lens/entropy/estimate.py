@@ -7,11 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.sparse.csgraph import minimum_spanning_tree
 from torch import Tensor
 
 from bae_lens.functional.explained_variance import ExplainedVariance
 from bae_lens.functional.losses import marginal_entropy
+from bae_lens.functional.pair_tree import spanning_forest
 from bae_lens.storage import validated
 
 ROWS = 4096  # encoded at once
@@ -230,8 +230,10 @@ def _shared_bits(together: Float[Tensor, "2 k k"], n: Float[Tensor, " 2"]) -> fl
         gain = _log_lift(shares[fitted], n[fitted])
         # A pair is worth naming if it shares more than its name and its frequency cost.
         cost = (np.log2(k) + n[fitted].log2() / 2) / n[fitted]
-        worth = ((shares[fitted] * gain).sum(0) - cost).clamp(min=0).triu(1)
-        first, second = minimum_spanning_tree(-worth.numpy()).nonzero()
+        worth = ((shares[fitted] * gain).sum(0) - cost).numpy()
+        parents = spanning_forest(worth.__getitem__, k)
+        second = np.flatnonzero(parents >= 0)
+        first = parents[second]
         features = np.union1d(first, second)
         p, q = (shares[half][0].diagonal()[features] for half in (other, fitted))
         drift = (torch.xlogy(p, p / q) + torch.xlogy(1 - p, (1 - p) / (1 - q))).sum() / np.log(2)

@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -52,6 +53,7 @@ def test_there_and_back(bae, vectors, command, tmp_path):
     size = (tmp_path / "x.bae").stat().st_size
     assert f"300 vectors, {size} bytes: {8 * size / 300:.1f} bits a vector" in printed
     assert "as 16-bit numbers 256" in printed
+    assert re.search(r"entropy of the code \d+\.\d, \d+\.\d jointly", printed)
     save_file({"x": vectors[:7].contiguous()}, tmp_path / "more.safetensors")
     command("compress", "--append", "--vectors", tmp_path / "more.safetensors", *ends, tmp_path / "x.bae")
     printed = command("decompress", "--file", tmp_path / "x.bae", *ends, tmp_path / "back.npy")
@@ -61,6 +63,14 @@ def test_there_and_back(bae, vectors, command, tmp_path):
     command("decompress", "--file", tmp_path / "x.bae", *ends, tmp_path / "part.npy", "--start", 5, "--stop", 9)
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "part.npy")), expected[5:9])
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.usefixtures("bae", "vectors")
+def test_features_by_themselves(command, tmp_path):
+    ends = ("--vectors", tmp_path / "x.npy", "--dictionary", tmp_path / "bae", "--output", tmp_path / "x.bae")
+    command("compress", "--no-joint", *ends)
+    with code_file.CodeFile(tmp_path / "x.bae") as file:
+        assert not any(chunk.pairs for chunk in file.chunks())
 
 
 def test_folder_of_hidden_states(bae, states, command, tmp_path):

@@ -21,6 +21,7 @@ from bae_lens.compression.code_file import (
     COMMIT_AT,
     DIGEST,
     MAGIC,
+    PAIRS_MAGIC,
     PREAMBLE,
     CodeFile,
     chunk_rows,
@@ -42,8 +43,16 @@ def random_code(n, d_sae=D_SAE, seed=0):
     return np.packbits(rng.random((n, d_sae)) < rng.random(d_sae) / 3, axis=1)
 
 
-def write(path, packed, append=False, key=KEY, d_sae=D_SAE):
-    with CodeWriter(path, d_sae, key, append) as writer:
+def dependent_code(n, seed=0):
+    """Every second feature is the one before, but for one bit in ten."""
+    rng = np.random.default_rng(seed)
+    bits = np.repeat(rng.random((n, D_SAE // 2)) < rng.random(D_SAE // 2) / 3, 2, axis=1)
+    bits[:, 1::2] ^= rng.random((n, D_SAE // 2)) < 0.1
+    return np.packbits(bits, axis=1)
+
+
+def write(path, packed, append=False, key=KEY, d_sae=D_SAE, joint=True):
+    with CodeWriter(path, d_sae, key, append, joint) as writer:
         for first in range(0, len(packed), 30):
             writer.write(packed[first : first + 30])
     return writer
@@ -55,22 +64,26 @@ def read(path, rows=None, skip_damaged=False):
         return np.concatenate(parts), file.damaged
 
 
-@pytest.fixture(scope="module")
-def content(tmp_path_factory):
+@pytest.fixture(scope="module", params=["features", "pairs"])
+def content(tmp_path_factory, request):
     """A file of 130 vectors in three chunks: 50 and 60, then an append of 20."""
+    joint = request.param == "pairs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_file, "CHUNK_ROWS", ROWS)
         path = tmp_path_factory.mktemp("content") / "x.bae"
         code = random_code(130)
-        write(path, code[:110])
-        write(path, code[110:], append=True)
+        write(path, code[:110], joint=joint)
+        write(path, code[110:], append=True, joint=joint)
+        with CodeFile(path) as file:
+            assert [chunk.pairs for chunk in file.chunks()] == [joint] * 3
         return path.read_bytes(), code
 
 
 @pytest.mark.parametrize("n", [0, 1, 49, 50, 51, 99, 100, 101, 230])
-def test_code_comes_back_exactly(tmp_path, n):
+@pytest.mark.parametrize("joint", [False, True])
+def test_code_comes_back_exactly(tmp_path, n, joint):
     packed = random_code(n)
-    writer = write(tmp_path / "x.bae", packed)
+    writer = write(tmp_path / "x.bae", packed, joint=joint)
     np.testing.assert_array_equal(read(tmp_path / "x.bae")[0], packed)
     assert writer.n_bytes == (tmp_path / "x.bae").stat().st_size
     assert [path.name for path in tmp_path.iterdir()] == ["x.bae"]
@@ -116,8 +129,10 @@ def test_a_range_is_read_without_the_rest(tmp_path, content, monkeypatch):
     path = tmp_path / "x.bae"
     path.write_bytes(content[0])
     decoded = []
-    decode = code_file.decode_columns
-    monkeypatch.setattr(code_file, "decode_columns", lambda *arguments: decoded.append(0) or decode(*arguments))
+    for name in ("decode_columns", "decode_pairs"):
+        decode = getattr(code_file, name)
+        spied = lambda *arguments, decode=decode: decoded.append(0) or decode(*arguments)  # noqa: E731
+        monkeypatch.setattr(code_file, name, spied)
     with CodeFile(path) as file:
         sizes = []
 
@@ -345,7 +360,7 @@ with code_writer.CodeWriter(path, 20, bytes(range(16)), True) as writer:
 def test_killed_append_leaves_what_was_there(tmp_path, content, survive):
     path = tmp_path / "x.bae"
     path.write_bytes(content[0])
-    package = Path(code_file.__file__).parent
+    package = Path(code_file.__file__).parents[1]
     command = [sys.executable, "-c", KILLED_APPEND, path, str(survive), package]
     result = subprocess.run(command, check=False, timeout=120)
     assert result.returncode == -signal.SIGKILL
@@ -436,12 +451,12 @@ def test_swapped_chunks_are_noticed(tmp_path, content):
         read(path)
 
 
-def hostile(d_sae=D_SAE, version=1, n_rows=0, end=None, chunks=()):
+def hostile(d_sae=D_SAE, version=2, n_rows=0, end=None, chunks=(), magic=CHUNK_MAGIC):
     """A file whose digests are all right, whatever it says."""
     preamble = PREAMBLE.pack(MAGIC, version, d_sae, KEY)
     parts = []
     for first, n, n_words, body in chunks:
-        header = CHUNK.pack(CHUNK_MAGIC, first, n, n_words, digest(body, KEY))
+        header = CHUNK.pack(magic, first, n, n_words, digest(body, KEY))
         parts += [header, digest(header, KEY), body]
     content = b"".join(parts)
     commit = COMMIT.pack(n_rows, CHUNKS_AT + len(content) if end is None else end)
@@ -455,7 +470,8 @@ BODY = struct.pack("<20H", *range(20)) + bytes(8)
 @pytest.mark.parametrize(
     "file",
     [
-        {"version": 2},
+        {"version": 0},
+        {"version": 3},
         {"d_sae": 0},
         {"n_rows": HUGE_64},
         {"end": HUGE_64},
@@ -470,6 +486,14 @@ BODY = struct.pack("<20H", *range(20)) + bytes(8)
         {"n_rows": 25, "chunks": [(0, 25, 2, BODY)]},
         {"n_rows": 5, "chunks": [(0, 5, 0, BODY)]},
         {"n_rows": 3, "chunks": [(0, 5, 0, bytes(40))]},
+        {"d_sae": HUGE_32, "n_rows": 5, "chunks": [(0, 5, 2, bytes(8))], "magic": PAIRS_MAGIC},
+        {"d_sae": 2**24 - 1, "n_rows": 5, "chunks": [(0, 5, 2, bytes(8))], "magic": PAIRS_MAGIC},
+        {"n_rows": HUGE_32, "chunks": [(0, HUGE_32, 2, bytes(8))], "magic": PAIRS_MAGIC},
+        {"n_rows": 5, "chunks": [(0, 5, HUGE_32, bytes(8))], "magic": PAIRS_MAGIC},
+        {"n_rows": 5, "chunks": [(0, 5, 0, b"")], "magic": PAIRS_MAGIC},
+        {"n_rows": 5, "chunks": [(0, 5, 9, bytes(36))], "magic": PAIRS_MAGIC},
+        {"n_rows": 5, "chunks": [(0, 5, 9, bytes(range(36)))], "magic": PAIRS_MAGIC},
+        {"n_rows": 5, "chunks": [(0, 5, 2, BODY)], "magic": MAGIC},
     ],
 )
 def test_hostile_headers(tmp_path, file):
@@ -545,5 +569,57 @@ def test_garbage(garbage, whole, tmp_path_factory):
         read(path)
 
 
-def test_files_written_by_this_version_stay_readable():
-    np.testing.assert_array_equal(read(Path(__file__).parents[1] / "golden" / "code.bae")[0], random_code(120))
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("name", ["code.bae", "pairs.bae"])
+def test_files_written_by_earlier_versions_stay_readable(name):
+    """Of version 1 of the format, and of version 2 with trees of pairs."""
+    with CodeFile(GOLDEN / name) as file:
+        assert (file.version, {chunk.pairs for chunk in file.chunks()}) == {
+            "code.bae": (1, {False}),
+            "pairs.bae": (2, {True}),
+        }[name]
+    expected = random_code(120) if name == "code.bae" else dependent_code(120)
+    np.testing.assert_array_equal(read(GOLDEN / name)[0], expected)
+
+
+def test_a_file_of_version_1_grows_as_such(tmp_path):
+    path = tmp_path / "x.bae"
+    path.write_bytes((GOLDEN / "code.bae").read_bytes())
+    with CodeFile(path) as file:
+        key = file.fingerprint
+    write(path, dependent_code(120), append=True, key=key)
+    with CodeFile(path) as file:
+        assert file.version == 1
+        assert not any(chunk.pairs for chunk in file.chunks())
+    np.testing.assert_array_equal(read(path)[0], np.concatenate([random_code(120), dependent_code(120)]))
+
+
+def test_every_chunk_is_coded_as_it_is_shortest(tmp_path, monkeypatch):
+    """Features that follow from one another, then few vectors of many features, whose trees would be longer."""
+    monkeypatch.setattr(code_file, "CHUNK_ROWS", 300)
+    d_sae = 4_000
+    related = np.packbits(np.repeat(np.random.default_rng(0).random((300, d_sae // 4)) < 0.1, 4, axis=1), axis=1)
+    sizes = {}
+    for joint in (False, True):
+        path = tmp_path / f"{joint}.bae"
+        first = write(path, related, d_sae=d_sae, joint=joint)
+        few = np.packbits(np.random.default_rng(1).random((1, d_sae)) < 0.5, axis=1)
+        second = write(path, few, append=True, d_sae=d_sae, joint=joint)
+        sizes[joint] = (first.n_bytes, second.n_bytes)
+        np.testing.assert_array_equal(read(path)[0], np.concatenate([related, few]))
+    with CodeFile(tmp_path / "True.bae") as file:
+        assert [chunk.pairs for chunk in file.chunks()] == [True, False]
+    assert sizes[True][0] < 0.5 * sizes[False][0]
+    assert sizes[True][1] == sizes[False][1]
+
+
+def test_a_tree_of_another_dictionary_is_damage(tmp_path):
+    """The digests of chunks are those of one dictionary's files."""
+    ours, theirs = tmp_path / "ours.bae", tmp_path / "theirs.bae"
+    write(ours, dependent_code(60))
+    write(theirs, dependent_code(60, seed=1), key=bytes(16))
+    ours.write_bytes(ours.read_bytes()[:CHUNKS_AT] + theirs.read_bytes()[CHUNKS_AT:])
+    with pytest.raises(ValueError, match=r"damaged|cut off"):
+        read(ours)

@@ -107,9 +107,35 @@ def test_size_is_entropy_and_side_information(tmp_path, monkeypatch, identity_ba
     monkeypatch.setattr(code_file, "CHUNK_ROWS", 16_384)
     rates = torch.rand(64) / 5
     vectors = (torch.rand(20_000, 64) < rates).float()
-    report = compress(identity_bae(64), vectors, tmp_path / "x.bae")
+    report = compress(identity_bae(64), vectors, tmp_path / "x.bae", joint=False)
     side_information = 2 * 64 + 40 + 64
     assert 8 * (report.n_bytes - side_information) / 20_000 == pytest.approx(report.entropy_bits, rel=0.01)
+
+
+def test_features_that_belong_together_take_fewer_bits(tmp_path, monkeypatch, identity_bae):
+    monkeypatch.setattr(code_file, "CHUNK_ROWS", 10_000)
+    vectors = (torch.rand(20_000, 32) < torch.rand(32) / 5).repeat_interleave(2, dim=1).float()
+    bae = identity_bae(64)
+    alone, joint = (compress(bae, vectors, tmp_path / f"{joint}.bae", joint=joint) for joint in (False, True))
+    assert torch.equal(read_code(tmp_path / "True.bae"), vectors)
+    assert alone.entropy_bits == joint.entropy_bits
+    assert alone.joint_bits == pytest.approx(alone.entropy_bits, rel=1e-3)  # of chunks with rates of their own
+    assert joint.joint_bits == pytest.approx(joint.entropy_bits / 2, rel=1e-3)  # of each two the second is known
+    assert joint.joint_bits < joint.bits < 1.05 * joint.joint_bits
+
+
+def test_joint_bits_of_an_append_are_its_own(tmp_path, monkeypatch, identity_bae):
+    monkeypatch.setattr(code_file, "CHUNK_ROWS", 1000)
+    bae, coins = identity_bae(16), (torch.rand(1000, 8) < 0.5).float()
+    compress(bae, coins.repeat(1, 2), tmp_path / "x.bae")
+    report = compress(bae, torch.cat([coins, coins.flip(0)], dim=1), tmp_path / "x.bae", append=True)
+    assert report.joint_bits == pytest.approx(16, abs=0.2)
+
+
+def test_reports_of_versions_without_joint_bits_are_read():
+    values = {"n_vectors": 1, "d_in": 2, "d_sae": 3, "n_bytes": 4, "entropy_bits": 5.0}
+    report = CompressionReport.from_dict({**values, "explained_variance": None, "relative_error": None})
+    assert report.joint_bits is None
 
 
 def sources(vectors, folder):
