@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.activations.contexts import PADDING, Contexts
-from bae_lens.activations.forward import _hidden_states
+from bae_lens.activations.forward import run_at_hooks
 from bae_lens.activations.sources import resolve_hook
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, process_index, shard
 from bae_lens.functional.outliers import OUTLIER_NORM
@@ -183,12 +183,11 @@ def _cache_missing(model: Any, contexts: Contexts, hook_names: list[str], folder
         for start in missing[process_index() :: n_processes()]:
             tokens = contexts.tokens[start : start + batch_size].clamp(min=0)
             rows = slice(start, start + len(tokens))
-            batches = _hidden_states(model, tokens, hook_names)
+            try:
+                batches = run_at_hooks(model, tokens, hook_names)
+            except ValueError as error:
+                raise ValueError(f"batch {start // batch_size}: {error}") from error
             for hook_name, batch in batches.items():
-                if not torch.isfinite(batch).all():
-                    raise ValueError(
-                        f"the model's activations in batch {start // batch_size} at {hook_name} are not finite"
-                    )
                 if hook_name not in states:
                     (folder / hook_name).mkdir(exist_ok=True)
                     shape = (n, context_size, batch.shape[-1])

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.activations.forward import stop_layer
+from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.sources import TEXT_COLUMN, resolve_hook
 from bae_lens.storage import read_json, write_text
 
@@ -151,6 +151,10 @@ def collect(
     columns = [windows.column(position) for position in positions]
     if not hooks or not columns:
         raise ValueError("choose at least one hook and one position")
+    widths = hook_widths(model, hooks)
+    if len(set(widths.values())) > 1:
+        listed = ", ".join(f"{hook} is {width} wide" for hook, width in widths.items())
+        raise ValueError(f"hooks must be equally wide, but {listed}; look at them one after the other")
     length = max(columns) + 1
     if length > model.cfg.n_ctx:
         raise ValueError(f"position {max(positions)} lies beyond the model's context of {model.cfg.n_ctx} tokens")
@@ -186,7 +190,7 @@ def _collect_missing(
     states = np.load(folder / "states.npy", mmap_mode="r+") if done else None
     with tqdm(total=len(tokens), initial=done, desc="activations by position", unit="window") as progress:
         for start in range(done, len(tokens), batch_size):
-            batch = _states(model, tokens[start : start + batch_size], hooks, columns, stop_layer(hooks))
+            batch = _at_positions(model, tokens[start : start + batch_size], hooks, columns)
             if states is None:
                 shape = (len(hooks), len(columns), len(tokens), batch.shape[-1])
                 states = np.lib.format.open_memmap(folder / "states.npy", mode="w+", dtype=np.float32, shape=shape)
@@ -196,21 +200,8 @@ def _collect_missing(
             progress.update(batch.shape[2])
 
 
-def _states(
-    model: Any, tokens: Int[Tensor, "n length"], hooks: list[str], columns: list[int], stop_at_layer: int | None
+def _at_positions(
+    model: Any, tokens: Int[Tensor, "n length"], hooks: list[str], columns: list[int]
 ) -> Float[Tensor, "hooks positions n d_in"]:
-    _, cache = model.run_with_cache(
-        tokens.to(model.cfg.device), names_filter=hooks, stop_at_layer=stop_at_layer, prepend_bos=False
-    )
-    states = [cache[hook].float().cpu().flatten(2) for hook in hooks]
-    for hook, state in zip(hooks, states, strict=True):
-        if state.ndim != 3 or state.shape[:2] != tokens.shape:
-            raise ValueError(
-                f"{hook} must give one vector a token, got shape {tuple(state.shape)}; choose another hook"
-            )
-        if state.shape != states[0].shape:
-            widths = f"{hooks[0]} is {states[0].shape[-1]} wide and {hook} {state.shape[-1]}"
-            raise ValueError(f"hooks must be equally wide, but {widths}; look at them one after the other")
-        if not torch.isfinite(state).all():
-            raise ValueError(f"the model's activations at {hook} are not finite; check its dtype")
-    return torch.stack(states)[:, :, columns].transpose(1, 2).contiguous()
+    activations = run_at_hooks(model, tokens, hooks)
+    return torch.stack([activations[hook][:, columns] for hook in hooks]).transpose(1, 2).contiguous()

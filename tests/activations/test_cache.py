@@ -156,7 +156,9 @@ def test_folder_of_another_harvest_is_refused(states, tiny_model, contexts):
 
 def test_hidden_states_that_are_not_finite_name_their_batch(tiny_model, contexts, tmp_path):
     tiny_model.embed.W_E.data[contexts.tokens[20, 3]] = torch.nan
-    with pytest.raises(ValueError, match=r"batch \d+ at blocks.0.hook_resid_post are not finite"):
+    with pytest.raises(
+        ValueError, match=r"batch \d+: the model.s activations at blocks.0.hook_resid_post are not finite"
+    ):
         cache_activations(tiny_model, contexts, [HOOK], tmp_path)
 
 

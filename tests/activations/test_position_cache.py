@@ -78,7 +78,7 @@ def test_model_stops_at_the_deepest_hook(tiny_model, windows, tmp_path, monkeypa
 
 def test_interrupted_pass_goes_on(tiny_model, windows, tmp_path, monkeypatch):
     whole = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "whole", batch_size=8)
-    original, calls = position_states._states, []
+    original, calls = position_states._at_positions, []
 
     def interrupted(*arguments):
         calls.append(len(calls))
@@ -86,7 +86,7 @@ def test_interrupted_pass_goes_on(tiny_model, windows, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(position_states, "_states", interrupted)
+    monkeypatch.setattr(position_states, "_at_positions", interrupted)
     with pytest.raises(KeyboardInterrupt):
         collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "parts", batch_size=8)
     with pytest.raises(FileNotFoundError, match="no complete activations"):
@@ -140,7 +140,7 @@ def test_windows_beyond_the_context_are_refused(tiny_model, tmp_path):
 
 
 def test_states_that_are_not_finite_are_refused(tiny_model, windows, tmp_path):
-    tiny_model.W_E.data[:] = float("nan")
+    tiny_model.W_E.data[windows.tokens[3, 1]] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         collect(tiny_model, windows, HOOKS, [1], tmp_path)
     assert json.loads((tmp_path / "source.json").read_text())["positions"] == [1]
