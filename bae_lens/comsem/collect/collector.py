@@ -63,12 +63,12 @@ def collect(
         for sae in dictionaries.values():
             stack.enter_context(heads_concatenated(sae))
         contexts = text_contexts(model.tokenizer, documents, corpus, sampling.seed)
-        first = list(islice(contexts, CONTEXTS_OF_MEDIAN))
-        medians = _median_norms(model, first, batch_size, sorted(set(hooks.values())), special)
-        contexts = chain(first, contexts)
+        batches = iter(lambda: list(islice(contexts, batch_size)), [])
+        runs = ((batch, *_run(model, batch, sorted(set(hooks.values())), special)) for batch in batches)
+        first = list(islice(runs, -(-CONTEXTS_OF_MEDIAN // batch_size)))
+        medians = _median_norms([(activations, content) for _, activations, content in first])
         with tqdm(total=corpus.tokens, desc="collecting instances", unit="token") as progress:
-            while batch := list(islice(contexts, batch_size)):
-                activations, content = _run(model, batch, sorted(set(hooks.values())), special)
+            for batch, activations, content in chain(first, runs):
                 for hook, median in medians.items():
                     content &= ~is_outlier(activations[hook].norm(dim=-1), median)
                 rows = counts.rows(batch, content, [store.write(context) for context in batch])
@@ -133,15 +133,14 @@ class _Counts:
 
 
 def _median_norms(
-    model: Any, contexts: list[TextContext], batch_size: int, hooks: list[str], special: Int[Tensor, " n_special"]
+    runs: list[tuple[dict[str, Float[Tensor, "n position d_in"]], Bool[Tensor, "n position"]]],
 ) -> dict[str, Float[Tensor, ""]]:
-    """Of the tokens of the contexts, at each hook, special tokens apart; not a number if there are none."""
-    norms: dict[str, list[Float[Tensor, " n"]]] = {hook: [] for hook in hooks}
-    for start in range(0, len(contexts), batch_size):
-        activations, content = _run(model, contexts[start : start + batch_size], hooks, special)
+    """Of the content of the first `CONTEXTS_OF_MEDIAN` contexts, at each hook; not a number if there is none."""
+    norms: dict[str, list[Float[Tensor, " n"]]] = {}
+    for activations, content in runs:
         for hook, at_hook in activations.items():
-            norms[hook].append(at_hook[content].norm(dim=-1))
-    return {hook: torch.cat(parts).median() for hook, parts in norms.items() if parts}
+            norms.setdefault(hook, []).extend(at_hook[row][content[row]].norm(dim=-1) for row in range(len(content)))
+    return {hook: torch.cat(of_contexts[:CONTEXTS_OF_MEDIAN]).median() for hook, of_contexts in norms.items()}
 
 
 def _run(
