@@ -127,7 +127,7 @@ def test_judge_and_explainer_have_their_own_prices(tmp_path):
     for alone in (PRICES, EXPLAINER_PRICES):
         with pytest.raises(ValueError, match="judge and other have a price each"):
             prices(explainer="other", **alone)
-    with pytest.raises(ValueError, match="a explainer other than the judge"):
+    with pytest.raises(ValueError, match="an explainer other than the judge"):
         prices(**PRICES, **EXPLAINER_PRICES)
     with pytest.raises(ValueError, match="explainer_price_input and explainer_price_output go together"):
         prices(explainer="other", explainer_price_input=1.0)

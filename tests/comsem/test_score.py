@@ -197,7 +197,16 @@ def test_calls_per_feature_and_the_estimate_of_them(
     report = comsem.score(word_model, known_sae, word_texts)
     self_test = 80 if setting == "paper" else 20
     assert chat_server.received == report.usage.asked == estimate.asked == self_test + 2 * calls
-    assert f"to ask about features: {2 * calls} calls to be made and {self_test} cached" in capsys.readouterr().err
+    assert "to ask about features" not in capsys.readouterr().err, "where nothing limits it, nobody has to know before"
+
+
+def test_with_a_budget_what_it_takes_is_told_before(capsys, chat_server, word_model, known_sae, word_texts):
+    known_sae.W_enc.data[:, 1:3] = 0.0
+    judge = llm(chat_server, budget=Budget(tokens=10**6))
+    ComSem(judge, corpus=CORPUS, baseline_features=0, accept_failing_judge=True).score(
+        word_model, known_sae, word_texts
+    )
+    assert "to ask about features: 8 calls to be made and 20 cached" in capsys.readouterr().err
 
 
 def test_a_refused_key_ends_everything_at_once(chat_server, word_model, known_sae, word_texts):

@@ -21,7 +21,7 @@ from bae_lens.activations.forward import run_at_hooks
 from bae_lens.activations.sources import resolve_hook
 from bae_lens.comsem.collect.background import Background
 from bae_lens.comsem.collect.corpus import ContextStore, CorpusSettings, TextContext, text_contexts
-from bae_lens.comsem.collect.dictionaries import fires
+from bae_lens.comsem.collect.dictionaries import informative
 from bae_lens.comsem.collect.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows, read_instance
 from bae_lens.evaluation.metrics import activated_features, is_binary
 from bae_lens.functional.outliers import is_outlier
@@ -78,7 +78,7 @@ def collect(
                     if is_binary(sae):
                         _write(codes[name], rows, feature_acts)
                     else:
-                        samplers[name].add(rows, activated_features(sae, feature_acts), fires(sae, feature_acts))
+                        samplers[name].add(rows, activated_features(sae, feature_acts), informative(sae, feature_acts))
                 progress.update(sum(len(context.tokens) for context in batch))
         if counts.tokens == 0:
             raise ValueError("the text holds no tokens of content to analyze")
@@ -183,7 +183,7 @@ def _add_codes(sampler: FeatureSampler, sae: Any, file: IO[bytes], n_tokens: int
         fired += code.sum(0).long()
     prior = (fired.double() / n_tokens).float()
     for rows, code in _read(file, sae.cfg.d_sae):
-        sampler.add(rows, activated_features(sae, code, prior), fires(sae, code, prior))
+        sampler.add(rows, activated_features(sae, code, prior), informative(sae, code, prior))
 
 
 def _sentence_hashes(context: TextContext) -> list[int]:

@@ -91,8 +91,11 @@ def text_contexts(
 ) -> Iterator[TextContext]:
     """Contexts of the documents (strings, or rows with a column `text`), one document in memory at a time.
 
-    Raises ValueError for a tokenizer that cannot say where its tokens are in the text, and a row without text.
+    Raises ValueError for a tokenizer that cannot say where its tokens are in the text, for several splits in the place
+    of one, and for a row without text.
     """
+    if isinstance(documents, Mapping):
+        raise ValueError(f"a text is one split of a dataset, got {', '.join(map(str, documents))}; choose one of them")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError("ComSem needs to know where tokens are in the text: use a fast tokenizer")
     rng = np.random.default_rng(seed)

@@ -30,7 +30,7 @@ class Completion:
     logprobs: list[dict[str, Any]]
     """Tokens with `token` and `top_logprobs`, as `yes_probabilities` takes them; empty after reasoning."""
     input_tokens: int | None
-    """That were billed; None where the server does not say so in a number over 0."""
+    """That were billed; None where the server does not say so, or says of either number what is none."""
     output_tokens: int | None
     """As `input_tokens`."""
     complaint: str
@@ -47,7 +47,8 @@ def read_completion(content: bytes) -> Completion:
     body = _mapping(read_json(content))
     choice = next((choice for choice in _list(body.get("choices")) if isinstance(choice, dict)), {})
     message = choice.get("message", choice.get("text"))
-    usage, error = _mapping(body.get("usage")), body.get("error")
+    input_tokens, output_tokens = _usage(body.get("usage"))
+    error = body.get("error")
     text = None
     if isinstance(message, dict):
         text = _text(message.get("content"))
@@ -61,8 +62,8 @@ def read_completion(content: bytes) -> Completion:
         finish_reason=finish_reason if isinstance(finish_reason, str) else "",
         refusal=bool(_mapping(message).get("refusal")),
         logprobs=_logprobs(choice) if answer == text else [],
-        input_tokens=_count(usage.get("prompt_tokens")),
-        output_tokens=_count(usage.get("completion_tokens")),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
         complaint=complaint if isinstance(complaint, str) else "",
     )
 
@@ -116,8 +117,12 @@ def _is_logprob(value: Any) -> bool:
     return _is_number(value) and value <= LARGEST_LOGPROB
 
 
-def _count(value: Any) -> int | None:
-    return int(value) if _is_number(value) and math.isfinite(value) and value > 0 else None
+def _usage(usage: Any) -> tuple[int | None, int | None]:
+    counts = [_mapping(usage).get(name) for name in ("prompt_tokens", "completion_tokens")]
+    if any(not (count is None or (_is_number(count) and math.isfinite(count) and count >= 0)) for count in counts):
+        return None, None
+    sent, came = (None if count is None else int(count) for count in counts)
+    return sent, came
 
 
 def _is_number(value: Any) -> bool:
