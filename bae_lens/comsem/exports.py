@@ -28,7 +28,7 @@ def save(report: ComSemReport, folder: Path) -> None:
     Raises ValueError for a name that is none of a file, before anything is written.
     """
     for dictionary in report.dictionaries:
-        if Path(dictionary.name).name != dictionary.name or "\\" in dictionary.name:
+        if set(dictionary.name) & {"/", "\\", "\0"} or dictionary.name in ("", ".", ".."):
             raise ValueError(
                 f"files are named after dictionaries, and {dictionary.name!r} is no name of one; rename it"
             )

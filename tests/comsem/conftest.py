@@ -199,6 +199,7 @@ class ChatServer:
         self.usage: dict[str, int] | None = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
         self.raw: Callable[[dict[str, Any]], bytes] | None = None  # in the place of a completion
         self.seconds_a_byte = 0.0
+        self.complaint = "told to fail"
         self.headers: dict[str, str] = {}
         self.latency = 0.0
         self.retry_after = "0.02"
@@ -249,7 +250,7 @@ class ChatServer:
             request.connection.close()
             return
         status = int(fault) if fault is not None and fault.isdigit() else 200
-        content = json.dumps({"error": {"message": f"told to fail, {request.headers['Authorization']}"}})
+        content = json.dumps({"error": {"message": f"{self.complaint}, {request.headers['Authorization']}"}})
         if status == 200:
             content = json.dumps(self._completion(body, fault))
         if fault == "malformed":

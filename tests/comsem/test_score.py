@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from contextlib import nullcontext
@@ -256,3 +258,36 @@ def test_lost_calls_are_counted_and_left_out(chat_server, word_model, known_sae,
     assert sum(feature.explanation is None for feature in features) == 2
     assert len(report.dictionaries[0].scores) == 2
     assert "2 calls failed (status 503: 2); the same command asks them again" in report.table()
+
+
+def test_a_judge_of_which_nothing_can_be_read_is_told_from_a_bad_one(chat_server, word_model, known_sae):
+    chat_server.answer = lambda _: "All of these cases fit."
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url))
+    with pytest.raises(ValueError, match=r"most answers could not be parsed \(no verdicts: 20\), which says nothing"):
+        ComSem(judge).score(word_model, known_sae, [])
+
+
+def test_a_judge_that_left_most_cases_unanswered_is_not_believed(chat_server, word_model, known_sae):
+    chat_server.fault = lambda number: None if number < 8 else "blank"
+    judge = llm(chat_server, concurrency=1)
+    with pytest.raises(OSError, match="48 of 80 cases were not answered: too few to tell; the same command asks"):
+        ComSem(judge).score(word_model, known_sae, [])
+
+
+def test_a_report_of_another_version_is_refused_with_a_sentence(report):
+    content = json.loads(json.dumps(report.to_dict()))
+    without = {name: value for name, value in content.items() if name != "unparsable"}
+    assert ComSemReport.from_dict(without) == report, "of before that was counted"
+    described = {**content, "describer": content["explainer"]}
+    del described["explainer"]
+    with pytest.raises(ValueError, match=r"this report is no ComSemReport of this version of bae_lens .*make it again"):
+        ComSemReport.from_dict(described)
+
+
+def test_importing_comsem_imports_nothing_that_only_a_judge_needs():
+    code = (
+        "import sys; from bae_lens.comsem import *; assert LanguageModelJudge and EmbeddingJudge and ComSem;"
+        "print([name for name in ('openai', 'sklearn.linear_model', 'sentence_transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -14,7 +14,6 @@ FENCES = ("```", "~~~")
 EXPLANATION_TOKENS = (15, 256)  # expected, and at most allowed: of longer answers a line is taken
 FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
 NUMBERED_LINE = re.compile(r"^[^\w\n]*(\d+)[^\w\n]+(yes|no)[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
-JSON_WORDS: dict[Any, str] = {True: "yes", False: "no"}
 HEADING = re.compile(r"#+\s")
 COURTESY = re.compile(r"(?:sure|certainly|of course|okay|ok|great)\b[^:\w]*$", re.IGNORECASE)
 LABEL = re.compile(
@@ -128,7 +127,11 @@ def read_structured(text: str, n: int) -> list[bool | None]:
     numbers = [str(number) for number in range(1, n + 1)]
     found = [answers for answers in _flat_objects(text) if not answers.keys().isdisjoint(numbers)]
     answers = found[-1] if found else dict(NUMBERED_LINE.findall(text))
-    return [read_single(JSON_WORDS.get(answers.get(number), str(answers.get(number, "")))) for number in numbers]
+    return [_verdict(answers.get(number)) for number in numbers]
+
+
+def _verdict(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else read_single(value) if isinstance(value, str) else None
 
 
 def explanation_fault(text: str) -> str | None:
