@@ -5,8 +5,6 @@ Importing this registers the architecture `"bae"` and trainable transcoders with
 
 from typing import TYPE_CHECKING, Any
 
-from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
-
 from bae_lens.activations.position_cache import Windows, random_windows
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import Comparison
@@ -22,19 +20,23 @@ from bae_lens.functional.binarize import step
 from bae_lens.functional.covariance import covariance_penalty
 from bae_lens.functional.losses import marginal_entropy
 from bae_lens.functional.packing import pack_code, unpack_code
-from bae_lens.saes.authors_checkpoint import load_authors_checkpoint
-from bae_lens.saes.bae import BAE, BAEConfig
-from bae_lens.saes.training_bae import TrainingBAE
-from bae_lens.saes.training_config import TrainingBAEConfig
-from bae_lens.saes.training_transcoder import (
+from bae_lens.saes import (
+    BAE,
+    BAEConfig,
+    BinaryTranscoder,
+    BinaryTranscoderConfig,
+    TopKTranscoder,
+    TopKTranscoderConfig,
+    TrainingBAE,
+    TrainingBAEConfig,
     TrainingBinaryTranscoder,
     TrainingBinaryTranscoderConfig,
     TrainingTopKTranscoder,
     TrainingTopKTranscoderConfig,
     TrainingTranscoder,
     TrainingTranscoderConfig,
+    load_authors_checkpoint,
 )
-from bae_lens.saes.transcoder import BinaryTranscoder, BinaryTranscoderConfig, TopKTranscoder, TopKTranscoderConfig
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.transcoder_runner import TranscoderTrainingRunner
 
@@ -92,15 +94,6 @@ __all__ = [
     "step",
     "unpack_code",
 ]
-
-# Assigned, not registered through register_sae_class, which raises when a notebook imports the package again.
-SAE_CLASS_REGISTRY["bae"] = (BAE, BAEConfig)
-SAE_CLASS_REGISTRY["binary_transcoder"] = (BinaryTranscoder, BinaryTranscoderConfig)
-SAE_CLASS_REGISTRY["topk_transcoder"] = (TopKTranscoder, TopKTranscoderConfig)
-SAE_TRAINING_CLASS_REGISTRY["bae"] = (TrainingBAE, TrainingBAEConfig)
-SAE_TRAINING_CLASS_REGISTRY["binary_transcoder"] = (TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig)
-SAE_TRAINING_CLASS_REGISTRY["topk_transcoder"] = (TrainingTopKTranscoder, TrainingTopKTranscoderConfig)
-SAE_TRAINING_CLASS_REGISTRY["transcoder"] = (TrainingTranscoder, TrainingTranscoderConfig)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,8 +16,9 @@ from typing import Any
 import tyro
 from machine import machine
 
+from bae_lens.activations.models import DEMO_MODEL, load_model
 from bae_lens.activations.position_cache import collect, random_windows
-from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT, load_model, load_text
+from bae_lens.activations.sources import DEMO_TEXT, load_text
 from bae_lens.entropy.dynamics import FEW_VECTORS, held_out
 from bae_lens.entropy.estimate import estimate_entropy
 from bae_lens.entropy.fit import FitSettings, fit_baes

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import Contexts, ContextSettings, choose_contexts
-from bae_lens.activations.sources import load_model, load_text
+from bae_lens.activations.models import load_model
+from bae_lens.activations.sources import load_text
 from bae_lens.comparison.dictionaries import DictionarySpec, default_spec
 from bae_lens.evaluation.metrics import evaluate_dictionary
 from bae_lens.functional.losses import marginal_entropy

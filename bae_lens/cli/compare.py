@@ -9,7 +9,8 @@ import tyro
 
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.forward import hook_widths
-from bae_lens.activations.sources import DEMO_MODEL, DEMO_TEXT
+from bae_lens.activations.models import DEMO_MODEL
+from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.cli.experiment import DEFAULT_DEVICE, run_experiment, summary
 from bae_lens.comparison.dictionaries import ARCHITECTURES, DictionarySpec, default_spec, read_specs, validated
 from bae_lens.comparison.experiment import Contender, Experiment

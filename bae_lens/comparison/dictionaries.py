@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from bae_lens.activations.forward import hook_widths
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.comparison.experiment import Contender
 from bae_lens.saes.training_config import Preset
 from bae_lens.training.recipe import Recipe

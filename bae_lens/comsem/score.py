@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 
 from tqdm.auto import tqdm
 
-from bae_lens.activations.sources import load_model, load_text
+from bae_lens.activations.models import load_model
+from bae_lens.activations.sources import load_text
 from bae_lens.comsem.collect.collector import collect
 from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.collect.dictionaries import Dictionary, load_dictionaries
@@ -126,8 +127,8 @@ class ComSem:
         if self_test.near_chance and 2 * self_test.unparsable > self_test.n_answered:
             kinds = ", ".join(f"{kind}: {n}" for kind, n in self._unparsable.items())
             raise ValueError(
-                f"{self_test.summary}: most answers could not be parsed ({kinds}), which says nothing of the judge; use "
-                "one that answers in the form that is asked for, or accept_failing_judge to go on"
+                f"{self_test.summary}: most answers could not be parsed ({kinds}), which says nothing of the judge; "
+                "use one that answers in the form that is asked for, or accept_failing_judge to go on"
             )
         if self_test.near_chance:
             raise ValueError(

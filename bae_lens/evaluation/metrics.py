@@ -13,7 +13,7 @@ from bae_lens.functional.losses import marginal_entropy
 from bae_lens.functional.rate_distortion import RatePoint
 from bae_lens.functional.strength import INSTANCES_TO_COUNT, activation_strength, count_instances, strongest_features
 from bae_lens.saes.bae import BAE
-from bae_lens.saes.training_bae import TrainingBAE
+from bae_lens.saes.binary_code import is_binary
 
 DENSE_RATE = 0.1  # a feature on, and off, for more than this share of the tokens is dense
 
@@ -151,11 +151,6 @@ def evaluate_dictionary(
     )
 
 
-def is_binary(sae: SAE[Any]) -> bool:
-    """Whether a dictionary's features are bits."""
-    return isinstance(sae, BAE | TrainingBAE)
-
-
 def activated_features(
     sae: SAE[Any], feature_acts: Float[Tensor, "*batch d_sae"], prior: Float[Tensor, " d_sae"] | None = None
 ) -> Int[Tensor, "*batch k"]:
@@ -163,6 +158,6 @@ def activated_features(
 
     `prior` takes the place of the BAE's own.
     """
-    if isinstance(sae, BAE | TrainingBAE):
+    if is_binary(sae):
         return strongest_features(activation_strength(feature_acts, sae.prior if prior is None else prior))
     return strongest_features(feature_acts, floor=0.0)

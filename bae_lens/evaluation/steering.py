@@ -13,7 +13,7 @@ from sae_lens import SAE
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.evaluation.features import RESIDUAL_HOOKS, TOP_TOKENS, direct_logits
 from bae_lens.evaluation.metrics import is_binary
 from bae_lens.saes.transcoder import hooks_of

@@ -34,6 +34,15 @@ def excess_bits(rate: Float[Tensor, " d_sae"], prior: Float[Tensor, " d_sae"], t
     return excess_l0(rate * bits_per_feature, target)
 
 
+def excess(
+    rate: Float[Tensor, " d_sae"], prior: Float[Tensor, " d_sae"], target_l0: float | None, target_bits: float | None
+) -> Float[Tensor, ""]:
+    """The excess over the one target that is set; 0 without a target."""
+    if target_bits is not None:
+        return excess_bits(rate, prior, target_bits)
+    return rate.new_zeros(()) if target_l0 is None else excess_l0(rate, target_l0)
+
+
 def controlled_coefficient(multiplier: Float[Tensor, ""], excess: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """The factor on the entropy coefficient that answers an excess."""
     return multiplier * torch.exp(PROPORTIONAL * excess)

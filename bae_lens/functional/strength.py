@@ -9,6 +9,11 @@ INSTANCES_TO_COUNT = 8  # a feature activated by at least this many instances is
 MORE_SURPRISING_THAN_NOT = -1.0  # bits: log2 |h - p| above this means that the bit differs from the prior's mode
 
 
+def firing_rate(feature_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " d_sae"]:
+    """Mean code of a batch, in at least float32."""
+    return feature_acts.mean(0, dtype=torch.promote_types(feature_acts.dtype, torch.float32))
+
+
 def running_mean_weight(n_steps: int, decay: float) -> float:
     """Weight of the newest batch in a running mean without initial bias: 1 at step 0, falling to `1 - decay`."""
     return (1 - decay) / (1 - decay ** (n_steps + 1))

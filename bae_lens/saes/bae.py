@@ -1,20 +1,20 @@
 """The Binary Autoencoder as a SAELens architecture (Eq. 1-2), for inference; `training_bae` trains it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from sae_lens import SAE, SAEConfig, StandardSAE, StandardSAEConfig
-from torch import Tensor, nn
+from sae_lens import SAEConfig, StandardSAE, StandardSAEConfig
+from torch import Tensor
 from typing_extensions import override
 
 from bae_lens.functional.binarize import step
 from bae_lens.functional.packing import pack_code
-from bae_lens.functional.sparse_matmul import sparse_matmul
 from bae_lens.functional.strength import FEATURES_PER_TOKEN, activation_strength, flip_polarity, strongest_features
+from bae_lens.saes.binary_code import BinaryCode
 
 
 @no_type_check  # SAELens passes `metadata` as a plain dict when it loads a config, which a runtime type check refuses
@@ -35,29 +35,17 @@ class BAEConfig(SAEConfig):
         check_sizes(self)
 
 
-class BAE(SAE[BAEConfig]):
+class BAE(BinaryCode[BAEConfig]):
     """Binary autoencoder: `feature_acts = step(x @ W_enc + b_enc)`, `sae_out = feature_acts @ W_dec + b_dec` (Eq. 1-2).
 
     `feature_acts` are 0 or 1 in the SAE's dtype. The buffer `prior` (d_sae,) is each feature's firing rate, the running
     mean over training or what `estimate_prior` measured, in float32 whatever the dtype of the weights.
     """
 
-    b_enc: nn.Parameter
-    prior: Tensor
-
-    @override
-    def initialize_weights(self) -> None:
-        super().initialize_weights()
-        add_bias_and_prior(self, encoder_bias=0.0)
-
-    @override
-    def process_sae_in(self, sae_in: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_in"]:
-        return process_sae_in(self, sae_in)
-
     @override
     def encode(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
         """The code, 0 or 1, of `x` (..., d_in), at hook_z (..., heads, d_head). Raises ValueError for other widths."""
-        return self.hook_sae_acts_post(step(pre_activation(self, self.b_enc, x)))
+        return self.hook_sae_acts_post(step(self.pre_activation(x)))
 
     @torch.no_grad()
     def encode_packed(self, x: Float[Tensor, "batch d_in"], rows_at_once: int = 1024) -> UInt8[Tensor, "batch n_bytes"]:
@@ -66,10 +54,6 @@ class BAE(SAE[BAEConfig]):
         No more than `rows_at_once` rows are a code of whole numbers at a time.
         """
         return torch.cat([pack_code(self.encode(rows)) for rows in x.split(rows_at_once)])
-
-    @override
-    def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:
-        return decode(self, feature_acts)
 
     def activation_strength(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Strength `log2 |h - prior|` of each bit, in bits, at most 0 (section 4.1).
@@ -131,14 +115,6 @@ class BAE(SAE[BAEConfig]):
         if not self.prior.any():
             raise ValueError("the prior of this BAE is unknown (0); call estimate_prior with some activations first")
 
-    @override
-    def fold_W_dec_norm(self) -> None:
-        refuse_fold_of_decoder_norm()
-
-    @override
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BAE":
-        return apply_keeping_statistics(self, super()._apply, fn, recurse)
-
 
 def check_sizes(cfg: SAEConfig) -> None:
     """Raises ValueError for a width below 1 and for a decoder bias that is subtracted from the input."""
@@ -147,54 +123,3 @@ def check_sizes(cfg: SAEConfig) -> None:
             raise ValueError(f"{name} must be at least 1, got {getattr(cfg, name)}")
     if cfg.apply_b_dec_to_input:
         raise ValueError("apply_b_dec_to_input must be False for a BAE, whose encoder takes its input as it is")
-
-
-def add_bias_and_prior(sae: SAE[Any], encoder_bias: float) -> None:
-    """Gives an SAE under construction the parameter `b_enc` (d_sae,) and the buffer `prior` (d_sae,), unknown (0)."""
-    sae.b_enc = nn.Parameter(torch.full((sae.cfg.d_sae,), encoder_bias, dtype=sae.dtype, device=sae.device))
-    sae.register_buffer("prior", torch.zeros(sae.cfg.d_sae, device=sae.device))
-
-
-def pre_activation(
-    sae: SAE[Any], b_enc: Float[Tensor, " d_sae"], x: Float[Tensor, "*input"]
-) -> Float[Tensor, "*batch d_sae"]:
-    """`x @ W_enc + b_enc` of the normalized input (Eq. 2). Raises ValueError for another width."""
-    width = x.shape[-1] * x.shape[-2] if sae.hook_z_reshaping_mode else x.shape[-1]
-    if width != sae.cfg.d_in:
-        raise ValueError(f"this BAE takes activations {sae.cfg.d_in} wide (d_in), got {width}; check the hook")
-    return sae.hook_sae_acts_pre(sae.process_sae_in(x) @ sae.W_enc + b_enc)
-
-
-def process_sae_in(sae: SAE[Any], sae_in: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_in"]:
-    """What the encoder takes. (SAELens subtracts `0 * b_dec`, for whose gradient a whole matrix product is spent.)"""
-    sae_in = sae.hook_sae_input(sae.reshape_fn_in(sae_in.to(sae.dtype)))
-    return sae.run_time_activation_norm_fn_in(sae_in)
-
-
-def decode(
-    sae: SAE[Any], feature_acts: Float[Tensor, "*batch d_sae"], raw: Callable[[Tensor], Tensor] | None = None
-) -> Float[Tensor, "*output"]:
-    """`feature_acts @ W_dec + b_dec` (Eq. 1), in the shape and scale of the SAE's input.
-
-    `raw` undoes a standardization that the weights are for.
-    """
-    sae_out = sparse_matmul(feature_acts, sae.W_dec) + sae.b_dec
-    sae_out = sae.hook_sae_recons(sae_out if raw is None else raw(sae_out))
-    return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(sae_out), sae.d_head)
-
-
-def refuse_fold_of_decoder_norm() -> None:
-    """Raises NotImplementedError."""
-    raise NotImplementedError("a binary code cannot absorb a scale: folding W_dec_norm would change the output")
-
-
-def apply_keeping_statistics(sae: Any, apply: Callable[..., Any], fn: Callable[[Tensor], Tensor], recurse: bool) -> Any:
-    """`nn.Module._apply` (which is behind `.to`), except that buffers stay in float32 when the weights change dtype.
-
-    They are running statistics, whose small updates bfloat16 would lose.
-    """
-    statistics = {name: buffer for name, buffer in sae.named_buffers(recurse=False) if not buffer.is_meta}
-    apply(fn, recurse)
-    for name, buffer in statistics.items():
-        setattr(sae, name, buffer.to(getattr(sae, name).device, torch.float32))
-    return sae

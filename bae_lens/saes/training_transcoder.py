@@ -4,7 +4,7 @@ A training batch holds the activations at both hooks side by side, (batch, d_in 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -48,6 +48,7 @@ class TrainingTranscoderConfig(StandardTrainingSAEConfig):
 class TrainingTranscoder(StandardTrainingSAE):
     """A ReLU transcoder with an L1 penalty, trained on pairs; saved as SAELens' `Transcoder`."""
 
+    is_binary: ClassVar[bool] = False
     cfg: TrainingTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @override
@@ -95,6 +96,7 @@ class TrainingTopKTranscoderConfig(TopKTrainingSAEConfig):
 class TrainingTopKTranscoder(TopKTrainingSAE):
     """A transcoder with the k largest activations of each token, trained on pairs; saved as a `TopKTranscoder`."""
 
+    is_binary: ClassVar[bool] = False
     cfg: TrainingTopKTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @override
@@ -143,11 +145,7 @@ class TrainingBinaryTranscoder(TrainingBAE):
     @override
     def initialize_weights(self) -> None:
         add_transcoder_weights(self, self.cfg.decoder_init_norm)
-        self.add_statistics()
-
-    @override
-    def process_sae_in(self, sae_in: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        return self.standardized_input(transcoder_input(self, sae_in))
+        self.add_bias_and_prior()
 
     @override
     def input_and_target(self, batch: Float[Tensor, "batch _"]) -> tuple[Tensor, Tensor]:

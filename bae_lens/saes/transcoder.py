@@ -6,7 +6,7 @@ A transcoder reads the activations at one hook and writes those at another. `tra
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from sae_lens.saes.topk_sae import TopK
 from torch import Tensor, nn
 from typing_extensions import override
 
-from bae_lens.saes.bae import BAE, BAEConfig, add_bias_and_prior
+from bae_lens.saes.bae import BAE, BAEConfig
 
 ARROW = "=>"  # "INPUT_HOOK=>OUTPUT_HOOK" names the activations at two hooks side by side
 
@@ -47,6 +47,8 @@ class TopKTranscoderConfig(TranscoderConfig):
 class TopKTranscoder(Transcoder):
     """SAELens' `Transcoder` with its k largest pre-activations, as far as they are positive, instead of all."""
 
+    is_binary: ClassVar[bool] = False
+
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
         assert isinstance(self.cfg, TopKTranscoderConfig)
@@ -75,11 +77,7 @@ class BinaryTranscoder(BAE):
     @override
     def initialize_weights(self) -> None:
         add_transcoder_weights(self, decoder_init_norm=None)
-        add_bias_and_prior(self, encoder_bias=0.0)
-
-    @override
-    def process_sae_in(self, sae_in: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        return transcoder_input(self, sae_in)
+        self.add_bias_and_prior()
 
     @override
     def to_graded_sae(self) -> Transcoder:

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from bae_lens.activations.forward import stop_layer
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.evaluation.evals import run_evals
 from bae_lens.saes.transcoder import ARROW
 

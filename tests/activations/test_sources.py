@@ -1,73 +1,37 @@
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
-from sae_lens import HookedSAETransformer
-from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+from datasets import Dataset, DatasetDict
 
 from bae_lens.activations import sources
-from bae_lens.activations.sources import load_model, load_text, resolve_hook
+from bae_lens.activations.sources import load_text, texts
 
 
-def texts(name: Any) -> list[str]:
-    dataset: Any = load_text(str(name))
-    return [row["text"] for row in dataset]
+def write(path: Path, values: Sequence[str | None]) -> None:
+    """A file of one column `text`, or of paragraphs."""
+    path.parent.mkdir(exist_ok=True)
+    rows = [{"text": value} for value in values]
+    if path.suffix == ".txt":
+        path.write_text("\n\n".join(map(str, values)))
+    elif path.suffix == ".csv":
+        path.write_text("\n".join(["text", *map(str, values)]))
+    elif path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows))
 
 
-def test_local_folder_becomes_a_hooked_model_with_transformers_logits(tiny_model_folder):
-    model = load_model(str(tiny_model_folder))
-    assert isinstance(model, HookedSAETransformer)
-    from bae_lens.activations.demo_model import _check_logits
-
-    _check_logits(tiny_model_folder)
-
-
-def test_conversion_with_other_logits_is_not_kept(tiny_model_folder, monkeypatch):
-    from bae_lens.activations import demo_model
-
-    def broken(folder):
-        model = load_model(str(folder))
-        model.unembed.W_U.data *= 1.5
-        return model
-
-    monkeypatch.setattr(demo_model, "load_hooked", broken)
-    with pytest.raises(RuntimeError, match="logits differ"):
-        demo_model._check_logits(tiny_model_folder)
-
-
-def test_architecture_that_transformer_lens_does_not_convert_becomes_a_bridge(tiny_model_folder, monkeypatch):
-    def refuse(folder):
-        raise NotImplementedError(folder)
-
-    monkeypatch.setattr("transformer_lens.loading_from_pretrained.convert_hf_model_config", refuse)
-    model = load_model(str(tiny_model_folder))
-    assert isinstance(model, SAETransformerBridge)
-    assert resolve_hook(model, "blocks.1.hook_resid_post") == "blocks.1.hook_out"
-
-
-@pytest.mark.parametrize(("name", "loader"), [("gpt2", "hooked"), ("someone/unlisted-model", "bridge")])
-def test_hub_names_go_to_the_loader_that_knows_them(name, loader, monkeypatch):
-    monkeypatch.setattr(HookedSAETransformer, "from_pretrained_no_processing", lambda name, **_: ("hooked", name))
-    monkeypatch.setattr(SAETransformerBridge, "boot_transformers", lambda name, **_: ("bridge", name))
-    assert load_model(name) == (loader, name)
-
-
-def test_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"needs a config.json"):
-        load_model(str(tmp_path))
-
-
-def test_unknown_hook_names_near_ones(tiny_model):
-    assert resolve_hook(tiny_model, "blocks.0.hook_resid_post") == "blocks.0.hook_resid_post"
-    with pytest.raises(ValueError, match=r"no hook 'blocks.0.hook_resid_pots'; near ones: blocks.0.hook_resid_post"):
-        resolve_hook(tiny_model, "blocks.0.hook_resid_pots")
-    with pytest.raises(ValueError, match="near ones: none"):
-        resolve_hook(tiny_model, "?")
+def read(name: Any) -> list[str]:
+    return list(texts(load_text(str(name))))
 
 
 def test_text_file_has_a_document_a_paragraph(tmp_path):
     (tmp_path / "one.txt").write_text("first line\nsecond line\n\nanother paragraph\n")
-    assert [text.strip() for text in texts(tmp_path / "one.txt")] == [
+    assert [text.strip() for text in read(tmp_path / "one.txt")] == [
         "first line\nsecond line",
         "another paragraph",
     ]
@@ -76,13 +40,13 @@ def test_text_file_has_a_document_a_paragraph(tmp_path):
 def test_folder_has_a_document_a_file(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"file {name}\n\nstill {name}")
-    assert texts(tmp_path) == ["file a\n\nstill a", "file b\n\nstill b"]
+    assert read(tmp_path) == ["file a\n\nstill a", "file b\n\nstill b"]
 
 
 def test_jsonl_file_has_a_document_a_line(tmp_path):
     path = tmp_path / "documents.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert texts(path) == ["one", "two"]
+    assert read(path) == ["one", "two"]
 
 
 def test_text_that_is_none_is_refused(tmp_path):
@@ -112,4 +76,53 @@ def test_hub_dataset_is_streamed(monkeypatch):
         return Dataset.from_dict({"text": [f"{name} {split} {streaming}"]})
 
     monkeypatch.setattr(sources, "load_dataset", stream)
-    assert texts("someone/texts") == ["someone/texts train True"]
+    assert read("someone/texts") == ["someone/texts train True"]
+
+
+NAMES = ("notes[1]", "talk by *", "what?", "a{b,c}", "x#y%20", "corpus [2024]/a", "-", "ä ö")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".parquet", ".csv"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_of_a_file_is_that_of_the_file(tmp_path, name, suffix):
+    for written, text in ((name, "right"), ("notes1", "wrong"), ("talk by a", "wrong"), ("whats", "wrong")):
+        write(tmp_path / f"{written}{suffix}", [text])
+    assert [text.strip() for text in read(tmp_path / f"{name}{suffix}")] == ["right"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".parquet", ".csv"])
+def test_empty_files_of_any_type_are_refused_by_their_name(tmp_path, suffix):
+    path = tmp_path / f"empty{suffix}"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"empty{re.escape(suffix)} holds no documents: it is empty"):
+        load_text(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_row_without_text_is_named_as_it_stands_in_the_file(tmp_path, suffix):
+    write(tmp_path / f"gaps{suffix}", ["one", "two", None, "four", None])
+    with pytest.raises(ValueError, match=rf"row 2 of .*gaps{re.escape(suffix)} has no text in its column 'text'"):
+        load_text(str(tmp_path / f"gaps{suffix}"))
+
+
+def test_words_that_pandas_takes_for_missing_are_text(tmp_path):
+    words = ["NA", "null", "nan", "None", "n/a"]
+    write(tmp_path / "words.csv", words)
+    assert read(tmp_path / "words.csv") == words
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        (
+            DatasetDict({"train": Dataset.from_dict({"text": ["a"]})}),
+            "choose one of the splits train: documents are rows",
+        ),
+        (Dataset.from_dict({"input_ids": [[1, 2]]}), "row 0 has no column 'text' but input_ids; .* not tokenized"),
+        (["one", None], "row 1 of the text holds None instead of a string"),
+        ([{"text": "one"}, {"text": 2}], "row 1 of the text holds 2 instead of a string"),
+    ],
+)
+def test_documents_that_are_none_are_refused(documents, message):
+    with pytest.raises(ValueError, match=message):
+        list(texts(documents))

@@ -61,7 +61,7 @@ def test_a_run_is_scored_on_its_held_out_documents(comsem, run_folder, capsys, m
     assert "| bae† |" in out
     assert "report and scores are in" in out
     run = json.loads((run_folder / "run.json").read_text())
-    documents = list(load_text(run["text"]).shuffle(seed=run["seed"])["text"])
+    documents = list(load_text(run["dataset"]).shuffle(seed=run["seed"])["text"])
     assert seen
     assert set(seen) <= set(documents[::10])
     assert not set(seen) & {text for number, text in enumerate(documents) if number % 10}

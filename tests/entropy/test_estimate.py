@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from bae_lens import BAE, BAEConfig, entropy
+from bae_lens import BAE, BAEConfig
+from bae_lens.entropy import estimate
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, jackknife_entropy
 from bae_lens.entropy.fit import FitSettings, fit_bae
 from bae_lens.entropy.synthetic import biased_coins, correlated_coins, random_directions
@@ -88,7 +89,7 @@ def test_what_clusters_have_in_common_is_not_shared_by_features():
 
 
 def test_batches_make_no_difference(monkeypatch):
-    monkeypatch.setattr(entropy, "ROWS", 64)
+    monkeypatch.setattr(estimate, "ROWS", 64)
     generator = torch.Generator().manual_seed(0)
     rates = torch.linspace(0.001, 0.5, 300)
     x = (torch.rand(900, 300, generator=generator) < rates).float()

@@ -60,5 +60,5 @@ def test_reference_squashes_the_incoming_gradient():
 
 
 def test_refuses_an_unknown_surrogate():
-    with pytest.raises(ValueError, match="surrogate must be one of sigmoid, straight_through, reference, got 'ste'"):
+    with pytest.raises(ValueError, match="surrogate must be one of sigmoid, straight_through, authors, got 'ste'"):
         inspect.unwrap(step)(torch.zeros(1), "ste")

@@ -9,6 +9,7 @@ from bae_lens.functional.rate_control import (
     PROPORTIONAL,
     RANGE,
     controlled_coefficient,
+    excess,
     excess_bits,
     excess_l0,
     updated_multiplier,
@@ -42,6 +43,14 @@ def test_bits_are_not_underestimated_by_rare_features_that_are_silent_in_a_batch
 
 def test_before_any_feature_fired_there_are_no_bits():
     assert excess_bits(torch.zeros(5), torch.zeros(5), 2.0) == -1
+
+
+def test_excess_is_over_the_target_that_is_set():
+    rate, prior = torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.0])
+
+    assert excess(rate, prior, None, None) == 0
+    assert excess(rate, prior, 2.0, None) == excess_l0(rate, 2.0) == -0.25
+    assert excess(rate, prior, None, 2.0) == excess_bits(rate, prior, 2.0) == 0.5  # 2 bits a feature, so 3 of 2 bits
 
 
 def test_one_step_worked_by_hand():

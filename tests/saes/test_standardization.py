@@ -3,8 +3,8 @@ import torch
 
 from bae_lens import BAE, TrainingBAE, TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig
 from bae_lens.functional.outliers import OUTLIER_NORM
+from bae_lens.saes.running_standardization import State
 from bae_lens.saes.standardization import PairStandardization, Standardization, folded, standardization_of
-from bae_lens.saes.training_bae import RAW
 from tests.saes.test_training_bae import forward
 
 
@@ -95,8 +95,8 @@ class TestInTraining:
 
         forward(sae, torch.randn(32, 16) * 50 + 3)
 
-        assert sae.input_scale == 0
-        assert not sae.input_mean.any()
+        assert sae.standardization.state == State.UNKNOWN
+        assert not sae.standardization.source.mean.any()
 
     @pytest.mark.parametrize("way", ["to_inference", "save", "fold", "fold_norm"])
     def test_what_is_saved_takes_raw_activations(self, train, tmp_path, way):
@@ -111,7 +111,7 @@ class TestInTraining:
         elif way == "fold":
             sae.fold_standardization()
             sae.fold_standardization()
-            assert sae.input_scale == sae.output_scale == RAW
+            assert sae.standardization.state == State.FOLDED
         else:
             sae.fold_activation_norm_scaling_factor(0.5)
             x, out = x * 2, out * 2
@@ -123,27 +123,27 @@ class TestInTraining:
 
     def test_is_found_once_and_kept_in_checkpoints(self, train, tmp_path):
         sae, x = train(20.0, 7.0, steps=1)
-        found = sae.input_scale.clone()
+        found = sae.standardization.source.scale.clone()
         sae.save_model(tmp_path)
 
         resumed = TrainingBAE(sae.cfg)
         resumed.load_weights_from_checkpoint(tmp_path)
         forward(resumed, x * 3, n_training_steps=0)
 
-        assert resumed.input_scale == found
+        assert resumed.standardization.source.scale == found
         assert found != 1
 
     def test_later_batches_move_the_mean_and_nothing_else(self, train):
         sae, x = train(20.0, 7.0, steps=1)
-        code, out, first = sae.encode(x), sae(x), sae.input_mean.clone()
+        code, out, first = sae.encode(x), sae(x), sae.standardization.source.mean.clone()
         far = torch.full((2, 16), 1e6)
 
         forward(sae, torch.cat([torch.randn(500, 16) * 20 + 50, far]), n_training_steps=9)
 
         assert sae.encode(x).equal(code)
         torch.testing.assert_close(sae(x), out, rtol=0, atol=1e-4)
-        torch.testing.assert_close(sae.input_mean - first, (50 - first) / 10, rtol=0, atol=1)
-        assert sae.output_mean.equal(sae.input_mean)
+        torch.testing.assert_close(sae.standardization.source.mean - first, (50 - first) / 10, rtol=0, atol=1)
+        assert sae.standardization.target.mean.equal(sae.standardization.source.mean)
 
     def test_the_mean_becomes_that_of_all_batches(self, bae_config):
         sae = TrainingBAE(bae_config(standardize_activations=True))
@@ -152,7 +152,7 @@ class TestInTraining:
         for n_training_steps, batch in enumerate(batches):
             forward(sae, batch, n_training_steps)
 
-        torch.testing.assert_close(sae.input_mean, batches.mean((0, 1)), rtol=0, atol=0.05)
+        torch.testing.assert_close(sae.standardization.source.mean, batches.mean((0, 1)), rtol=0, atol=0.05)
         assert (batches[0].mean(0) - batches.mean((0, 1))).abs().max() > 0.5
 
     @pytest.mark.parametrize(("scale", "shift"), [(0.1, 0.5), (20.0, 7.0)])
@@ -167,14 +167,14 @@ class TestInTraining:
 
         assert output.feature_acts.equal(sae.encode(x))
         torch.testing.assert_close(output.sae_out, sae(x))
-        assert not further.input_mean.any()
+        assert not further.standardization.source.mean.any()
 
     def test_losses_are_those_of_standardized_activations(self, bae_config):
         sae, x = TrainingBAE(bae_config(standardize_activations=True)), torch.randn(64, 16) * 9 + 5
 
         output = forward(sae, x)
 
-        error = (output.sae_out - x).square().sum(-1).mean() * sae.output_scale**2
+        error = (output.sae_out - x).square().sum(-1).mean() * sae.standardization.target.scale**2
         torch.testing.assert_close(output.losses["mse_loss"], error)
         assert 16 * 0.5 < error < 16 * 2
 
@@ -192,15 +192,15 @@ class TestInTraining:
         for n_training_steps in range(2):
             forward(sae, torch.randn(64, 16).to(sae.dtype) * 9 + 5, n_training_steps)
 
-        assert sae.input_scale == 0
-        assert not sae.input_mean.any()
+        assert sae.standardization.state == State.UNKNOWN
+        assert not sae.standardization.source.mean.any()
 
     def test_is_found_on_the_first_batch_whatever_its_number(self, bae_config):
         sae = TrainingBAE(bae_config(standardize_activations=True))
 
         forward(sae, torch.randn(64, 16) * 9 + 5, n_training_steps=1)
 
-        assert 0.1 < sae.input_scale < 0.13
+        assert 0.1 < sae.standardization.source.scale < 0.13
 
     def test_a_pair_is_folded_on_top_of_what_a_transcoder_found(self):
         sae = TrainingBinaryTranscoder(TrainingBinaryTranscoderConfig(d_in=5, d_sae=12, d_out=3, dtype="float64"))
@@ -223,8 +223,8 @@ class TestInTraining:
 
         forward(sae, pairs + 2, n_training_steps=1)
 
-        torch.testing.assert_close(sae.input_mean, pairs[:, :5].mean(0).float() + 1, rtol=0, atol=0.01)
-        torch.testing.assert_close(sae.output_mean, pairs[:, 5:].mean(0).float() + 1, rtol=0, atol=0.01)
+        torch.testing.assert_close(sae.standardization.source.mean, pairs[:, :5].mean(0).float() + 1, rtol=0, atol=0.01)
+        torch.testing.assert_close(sae.standardization.target.mean, pairs[:, 5:].mean(0).float() + 1, rtol=0, atol=0.01)
         assert sae.encode(pairs[:, :5]).equal(code)
         torch.testing.assert_close(sae.decode(code), out, rtol=1e-6, atol=1e-6)
 
@@ -235,9 +235,9 @@ class TestInTraining:
 
         output = forward(sae, torch.cat([x, y], dim=-1))
 
-        assert standardization_of(x).scale == pytest.approx(sae.input_scale.item())
-        assert standardization_of(y).scale == pytest.approx(sae.output_scale.item())
-        error = (output.sae_out - y).square().sum(-1).mean() * sae.output_scale**2
+        assert standardization_of(x).scale == pytest.approx(sae.standardization.source.scale.item())
+        assert standardization_of(y).scale == pytest.approx(sae.standardization.target.scale.item())
+        error = (output.sae_out - y).square().sum(-1).mean() * sae.standardization.target.scale**2
         torch.testing.assert_close(output.losses["mse_loss"], error)
         raw = sae.to_inference()
         assert raw.encode(x).equal(output.feature_acts)

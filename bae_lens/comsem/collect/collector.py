@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.activations.forward import run_at_hooks
-from bae_lens.activations.sources import resolve_hook
+from bae_lens.activations.models import resolve_hook
 from bae_lens.comsem.collect.background import Background
 from bae_lens.comsem.collect.corpus import ContextStore, CorpusSettings, TextContext, text_contexts
 from bae_lens.comsem.collect.dictionaries import informative

@@ -2,7 +2,7 @@
 
 import bisect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from bae_lens.activations.sources import TEXT_COLUMN
+from bae_lens.activations.sources import texts
 from bae_lens.comsem.collect.instances import Instance, Span
 from bae_lens.comsem.collect.sentences import sentence_spans
 
@@ -91,20 +91,14 @@ def text_contexts(
 ) -> Iterator[TextContext]:
     """Contexts of the documents (strings, or rows with a column `text`), one document in memory at a time.
 
-    Raises ValueError for a tokenizer that cannot say where its tokens are in the text, for several splits in the place
-    of one, and for a row without text.
+    Raises ValueError for a tokenizer that cannot say where its tokens are in the text, and as `texts` does.
     """
-    if isinstance(documents, Mapping):
-        raise ValueError(f"a text is one split of a dataset, got {', '.join(map(str, documents))}; choose one of them")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError("ComSem needs to know where tokens are in the text: use a fast tokenizer")
     rng = np.random.default_rng(seed)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     room, missing = settings.context_size - len(bos), settings.tokens
-    for index, row in enumerate(documents):
-        text = row.get(TEXT_COLUMN) if isinstance(row, Mapping) else row
-        if not isinstance(text, str):
-            raise ValueError(f"row {index} of the text holds {text!r} instead of a string; remove the row")
+    for index, text in enumerate(texts(documents)):
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         sentences = sentence_spans(text)

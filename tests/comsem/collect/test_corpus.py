@@ -93,7 +93,7 @@ def test_tokens_that_share_a_character_are_marked_as_one():
 
 
 def test_what_is_no_text_is_refused(word_tokenizer):
-    with pytest.raises(ValueError, match="row 0 of the text holds None instead of a string"):
+    with pytest.raises(ValueError, match="row 0 has no column 'text' but input_ids"):
         list(text_contexts(word_tokenizer, [{"input_ids": [1]}], CorpusSettings()))
-    with pytest.raises(ValueError, match="a text is one split of a dataset, got train, test; choose one"):
+    with pytest.raises(ValueError, match="choose one of the splits train, test"):
         list(text_contexts(word_tokenizer, {"train": [], "test": []}, CorpusSettings()))

@@ -1,0 +1,158 @@
+"""Language models with hooks, by name, and proof that they are the models that transformers knows by that name."""
+
+import difflib
+import gc
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bae_lens.activations.demo_model import cache_folder, load_demo_model, load_hooked
+from bae_lens.storage import read_json, write_json
+
+DEMO_MODEL = "smollm2"
+CHECKED_TOKENS = (2, 48)  # sequences and their length, long enough for positions to matter
+TOLERANCE = 1e-3  # of log-probabilities in float32; faithful conversions differ by 1e-4 at most
+CHECKED_FILE = "checked_models.json"
+
+
+def load_model(name: str, device: str = "cpu") -> Any:
+    """A model with hooks: `"smollm2"` (embedded), a local folder, or a name on the hub, weights unprocessed.
+
+    Models that TransformerLens converts become a `HookedSAETransformer`, all others a `SAETransformerBridge`. The first
+    time that a model is loaded, its log-probabilities of random tokens are compared with those of transformers. A
+    conversion that fails or differs is warned of, and the bridge takes its place. Which one agreed is remembered in the
+    cache folder, for these files and these versions of the libraries.
+    Raises ValueError if neither agrees with transformers, saying by how much each is off, ImportError if the embedded
+    model is not installed, and OSError for a name that the hub does not know.
+    """
+    if name == DEMO_MODEL:
+        return load_demo_model(device)
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise ValueError(f"a local model folder needs a config.json, and {folder} has none")
+    loaders = _loaders(name, device)
+    identity = _identity(name)
+    known = _checked().get(identity)
+    if known in loaders:
+        return loaders[known]()
+    expected = _expected(name)
+    faults = []
+    for kind, load in loaders.items():
+        model, fault = _faithful(load, *expected)
+        if model is not None:
+            for other in faults:
+                warnings.warn(f"{name} becomes a TransformerLens bridge: {other}", stacklevel=2)
+            _remember(identity, kind)
+            return model
+        faults.append(f"as a {kind} it {fault}")
+        gc.collect()
+    raise ValueError(f"{name} cannot be had with hooks as it is in transformers: {'; '.join(faults)}")
+
+
+def resolve_hook(model: Any, hook_name: str) -> str:
+    """The name under which the model caches a hook, resolving a TransformerBridge's aliases.
+
+    Raises ValueError for a hook that the model does not have, naming near ones.
+    """
+    if hasattr(model, "_resolve_hook_name"):
+        hook_name = model._resolve_hook_name(hook_name)
+    if hook_name not in model.hook_dict:
+        near = difflib.get_close_matches(hook_name, model.hook_dict, n=4, cutoff=0.5)
+        raise ValueError(f"the model has no hook {hook_name!r}; near ones: {', '.join(near) or 'none'}")
+    return hook_name
+
+
+def _loaders(name: str, device: str) -> dict[str, Callable[[], Any]]:
+    """Ways to load a model, by what it becomes, in the order in which they are tried."""
+    from sae_lens import HookedSAETransformer
+    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+    from transformer_lens.loading_from_pretrained import convert_hf_model_config, get_official_model_name
+
+    hooked: dict[str, Callable[[], Any]] = {}
+    try:
+        if Path(name).is_dir():
+            convert_hf_model_config(name)
+            hooked["hooked model"] = lambda: load_hooked(Path(name), device)
+        else:
+            get_official_model_name(name)
+            hooked["hooked model"] = lambda: HookedSAETransformer.from_pretrained_no_processing(name, device=device)
+    except (NotImplementedError, ValueError):
+        pass  # TransformerLens does not claim to convert it
+    except Exception as error:  # it claims to, and stumbles over the config
+        warnings.warn(f"{name} becomes a TransformerLens bridge: as a hooked model it {_raised(error)}", stacklevel=3)
+    return {**hooked, "bridge": lambda: SAETransformerBridge.boot_transformers(name, device=device)}
+
+
+def _faithful(
+    load: Callable[[], Any], tokens: Int[Tensor, "n position"], expected: Float[Tensor, "n position d_vocab"]
+) -> tuple[Any, str]:
+    """The model, or None and what is wrong with it."""
+    try:
+        model = load()
+        difference = (_log_probabilities(model, tokens, prepend_bos=False) - expected).abs().max().item()
+    except Exception as error:
+        return None, _raised(error)
+    if not difference <= TOLERANCE:
+        return None, f"gives log-probabilities that differ from transformers' by up to {difference:.2g}"
+    return model, ""
+
+
+def _raised(error: Exception) -> str:
+    reason = str(error).strip().splitlines() or [""]
+    return f"cannot be loaded ({type(error).__name__}: {reason[0][:200]})"
+
+
+def _expected(name: str) -> tuple[Int[Tensor, "n position"], Float[Tensor, "n position d_vocab"]]:
+    """Random tokens, and the log-probabilities that transformers gives after each of them."""
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+    from transformers import AutoModelForCausalLM
+
+    if not Path(name).is_dir():
+        with suppress(ValueError):  # of a name that only the hub knows
+            name = get_official_model_name(name)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = torch.randint(vocabulary, CHECKED_TOKENS, generator=torch.Generator().manual_seed(0))
+    return tokens, _log_probabilities(model, tokens)
+
+
+@torch.no_grad()
+def _log_probabilities(
+    model: Any, tokens: Int[Tensor, "n position"], **options: Any
+) -> Float[Tensor, "n position d_vocab"]:
+    device = next(model.parameters()).device
+    output = model(tokens.to(device), **options)
+    return getattr(output, "logits", output).float().log_softmax(-1).cpu()
+
+
+def _identity(name: str) -> str:
+    """What a model and the libraries that load it are known by: of a folder, its files' names, sizes and times."""
+    libraries = [f"{library} {version(library)}" for library in ("sae-lens", "transformer-lens", "transformers")]
+    folder = Path(name)
+    if folder.is_dir():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        name = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+    return ", ".join([name, *libraries])
+
+
+def _checked() -> dict[str, str]:
+    """What each known model became."""
+    path = cache_folder() / CHECKED_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def _remember(identity: str, kind: str) -> None:
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_folder() / f"{CHECKED_FILE}.lock"):
+        write_json(cache_folder() / CHECKED_FILE, {**_checked(), identity: kind})

@@ -1,0 +1,82 @@
+"""What dictionaries with a binary code have in common, in inference and in training."""
+
+from abc import ABC
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeGuard, TypeVar
+
+import torch
+from jaxtyping import Float
+from sae_lens import SAE, SAEConfig
+from torch import Tensor, nn
+from typing_extensions import override
+
+from bae_lens.functional.sparse_matmul import sparse_matmul
+
+Config = TypeVar("Config", bound=SAEConfig)
+
+
+def is_binary(sae: SAE[Any]) -> TypeGuard["BinaryCode[Any]"]:
+    """Whether a dictionary's features are bits; none of SAELens' own are."""
+    return getattr(sae, "is_binary", False)
+
+
+class StatisticsInFloat32(nn.Module):
+    """A module whose buffers stay in float32 when its weights change dtype.
+
+    They are running statistics, whose small updates bfloat16 would lose.
+    """
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StatisticsInFloat32":
+        statistics = {name: buffer for name, buffer in self.named_buffers(recurse=False) if not buffer.is_meta}
+        super()._apply(fn, recurse)
+        for name, buffer in statistics.items():
+            setattr(self, name, buffer.to(getattr(self, name).device, torch.float32))
+        return self
+
+
+class BinaryCode(StatisticsInFloat32, SAE[Config], ABC):
+    """A dictionary whose features are 0 or 1: `step(x @ W_enc + b_enc) @ W_dec + b_dec` (Eq. 1-2)."""
+
+    is_binary: ClassVar[bool] = True
+    b_enc: nn.Parameter
+    prior: Tensor
+    """Firing rate of each feature, (d_sae,) in float32; 0 while unknown."""
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.add_bias_and_prior()
+
+    def add_bias_and_prior(self) -> None:
+        """The parameter and the buffer that SAELens' weights lack."""
+        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
+        self.register_buffer("prior", torch.zeros(self.cfg.d_sae, device=self.device))
+
+    @override
+    def process_sae_in(self, sae_in: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_in"]:
+        # SAELens subtracts `0 * b_dec`, for whose gradient a whole matrix product is spent.
+        sae_in = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        return self.run_time_activation_norm_fn_in(sae_in)
+
+    def pre_activation(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
+        """`x @ W_enc + b_enc` of the normalized input (Eq. 2). Raises ValueError for another width."""
+        width = x.shape[-1] * x.shape[-2] if self.hook_z_reshaping_mode else x.shape[-1]
+        if width != self.cfg.d_in:
+            raise ValueError(f"this BAE takes activations {self.cfg.d_in} wide (d_in), got {width}; check the hook")
+        return self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+
+    @override
+    def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:
+        """`feature_acts @ W_dec + b_dec` (Eq. 1), in the shape and scale of the input."""
+        sae_out = self.hook_sae_recons(self.raw_output(sparse_matmul(feature_acts, self.W_dec) + self.b_dec))
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
+
+    def raw_output(self, sae_out: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
+        """What the weights make, without the standardization that they may be for; here there is none."""
+        return sae_out
+
+    @override
+    def fold_W_dec_norm(self) -> None:
+        """Raises NotImplementedError."""
+        raise NotImplementedError("a binary code cannot absorb a scale: folding W_dec_norm would change the output")
