@@ -1,7 +1,8 @@
 """`bae-lens comsem`: are the features of a run's dictionaries what they are explained as?"""
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,28 +14,50 @@ from filelock import FileLock, Timeout
 from bae_lens.activations.contexts import held_out_documents
 from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
+from bae_lens.comparison.experiment import FOLDER_NAME
 from bae_lens.comsem import ComSem
 from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.exports import save
 from bae_lens.comsem.judges.answer_cache import AnswerCache
-from bae_lens.comsem.judges.client import ChatClient
+from bae_lens.comsem.judges.client import MAX_ANSWER_BYTES, ChatClient
 from bae_lens.comsem.judges.embedding import EmbeddingJudge
-from bae_lens.comsem.judges.language_model import LanguageModelJudge
+from bae_lens.comsem.judges.language_model import AnswerFormat, LanguageModelJudge, LimitName
 from bae_lens.comsem.judges.local_server import LOCAL_MODEL, local_label, local_server
 from bae_lens.comsem.judges.spending import Budget, Price
 from bae_lens.report.comsem import write_comsem_report
-from bae_lens.storage import LOCK_FILE, RUN_FILE, read_json
+from bae_lens.storage import LOCK_FILE, RUN_FILE, read_json, validated
 
 CACHE_FILE = "answers.sqlite"
-LOCAL_TIMEOUT = 600.0  # seconds for an answer of the local model, which may run on a busy machine
+TIMEOUT = 60.0  # seconds
+LOCAL_TIMEOUT = 600.0  # for the local model, which may run on a busy machine
+
+
+@dataclass(frozen=True)
+class AnalyzedRun:
+    """What is read of a run's file."""
+
+    model: str
+    """Name of the language model."""
+    dataset: str
+    """Name of the text."""
+    text_column: str
+    """Where the text is in its rows."""
+    dataset_split: str
+    """Of the text."""
+    seed: int
+    """Of the order of documents."""
+    contexts: dict[str, Any]
+    """How the text was cut, with `context_size`."""
+    recipes: dict[str, Any]
+    """By name of the dictionary."""
 
 
 @dataclass(frozen=True)
 class Comsem:
     """Explain features of a run's dictionaries and ask a judge whether the explanations fit, on held-out documents.
 
-    The key of the judge's server is read from OPENAI_API_KEY. Answers are kept, but those that are empty or cut
-    off: after an interruption, a kill or a spent budget the same command goes on, and a second run asks nothing else.
+    The key of the judge's server is read from OPENAI_API_KEY. Answers are kept, but those that are of no use:
+    after an interruption, a kill or a spent budget the same command goes on, and a second run asks nothing else.
     """
 
     run_folder: Annotated[Path, tyro.conf.Positional]
@@ -68,6 +91,16 @@ class Comsem:
     """Of the models; None for those that do not take one."""
     logprobs: bool = True
     """Ask for log-probabilities; not all models give them."""
+    reasoning_tokens: int = 0
+    """Room in each answer for a model that reasons before it answers; some thousand for most that do."""
+    answer_format: AnswerFormat = "json_schema"
+    """What is asked for where several verdicts come in one answer; json_object or text for servers that know less."""
+    limit_name: LimitName = "max_completion_tokens"
+    """What the server calls the limit of an answer; max_tokens on older ones."""
+    timeout: float | None = None
+    """Seconds to wait for an answer, and as many for its rest; by default 60, and 600 for the local judge."""
+    max_answer_bytes: int = MAX_ANSWER_BYTES
+    """Bytes of an answer, of which no more are read."""
     price_input: float | None = None
     """Of a million input tokens, for estimates and a budget."""
     price_output: float | None = None
@@ -103,30 +136,30 @@ class Comsem:
                 f"another process is at work in {folder}; wait for it, or choose another folder"
             ) from error
 
-    def _run(self, run: dict[str, Any], judges: dict[str, Any], folder: Path) -> str:
+    def _run(self, run: AnalyzedRun, judges: dict[str, Any], folder: Path) -> str:
         comsem = ComSem(
             **judges,
             setting=self.setting,
-            corpus=CorpusSettings(tokens=self.tokens, context_size=run["contexts"]["context_size"]),
+            corpus=CorpusSettings(tokens=self.tokens, context_size=run.contexts["context_size"]),
             max_features=self.max_features,
             passage_scores=self.passage_scores,
             accept_failing_judge=self.accept_failing_judge or self.local_judge,
             seed=self.seed,
         )
         text = held_out_documents(
-            load_text(run["dataset"], run["text_column"], run["dataset_split"]), run["seed"], self.setting == "paper"
+            load_text(run.dataset, run.text_column, run.dataset_split), run.seed, self.setting == "paper"
         )
         saes = self._dictionary_folders(run)
         if self.dry_run:
-            estimate = comsem.estimate(load_model(run["model"], self.device), saes, text)
+            estimate = comsem.estimate(load_model(run.model, self.device), saes, text)
             return f"{estimate.estimate}; nothing was asked"
-        report = comsem.score(load_model(run["model"], self.device), saes, text)
-        report = replace(report, model=run["model"])
+        report = comsem.score(load_model(run.model, self.device), saes, text)
+        report = replace(report, model=run.model)
         save(report, folder)
         write_comsem_report(report, folder)
         return f"{report.table()}\n\nreport and scores are in {folder}"
 
-    def _read_run(self) -> dict[str, Any]:
+    def _read_run(self) -> AnalyzedRun:
         path = self.run_folder / RUN_FILE
         if not path.exists():
             raise ValueError(f"{self.run_folder} holds no {RUN_FILE}; choose what bae-lens demo or train wrote")
@@ -134,10 +167,14 @@ class Comsem:
             raise ValueError("choose one of local_judge and embedding_judge")
         if self.explainer and (self.local_judge or self.embedding_judge):
             raise ValueError("explainer is a model on a server; leave it out with local_judge and embedding_judge")
-        return read_json(path)
+        run = validated(AnalyzedRun, read_json(path), str(path))
+        for name in run.recipes:
+            if not re.fullmatch(FOLDER_NAME, name):
+                raise ValueError(f"{path} names a dictionary {name!r}, which is no name of a folder in it; rename it")
+        return run
 
-    def _dictionary_folders(self, run: dict[str, Any]) -> dict[str, Any]:
-        finished = [name for name in run["recipes"] if (self.run_folder / "dictionaries" / name).is_dir()]
+    def _dictionary_folders(self, run: AnalyzedRun) -> dict[str, Path]:
+        finished = [name for name in run.recipes if (self.run_folder / "dictionaries" / name).is_dir()]
         for name in self.dictionaries or finished[:1] or ("any",):
             if name not in finished:
                 known = ", ".join(finished) or "none"
@@ -152,7 +189,7 @@ class Comsem:
         if self.explainer not in (None, judge):
             found[self.explainer] = of_explainer
         elif of_explainer:
-            raise ValueError("explainer_price_input is the price of a explainer other than the judge; there is none")
+            raise ValueError("explainer_price_input is the price of an explainer other than the judge; there is none")
         prices = {model: price for model, price in found.items() if price is not None}
         if len(prices) == 1 < len(found):
             raise ValueError(
@@ -165,19 +202,33 @@ class Comsem:
     def _judges(self, folder: Path, prices: dict[str, Price]) -> Iterator[dict[str, Any]]:
         if self.embedding_judge:
             yield {"judge": EmbeddingJudge()}
-        elif self.local_judge:
-            with local_server() as url:
-                options = {"base_url": url, "label": local_label(), "concurrency": 1, "timeout": LOCAL_TIMEOUT}
-                yield self._chat_judges(folder, prices, LOCAL_MODEL, **options)
-        else:
-            yield self._chat_judges(
-                folder, prices, self.judge_model, base_url=self.base_url, concurrency=self.concurrency
-            )
+            return
+        with closing(AnswerCache(folder / CACHE_FILE)) as cache:
+            client: dict[str, Any] = {
+                "cache": cache,
+                "budget": Budget(self.budget_tokens, self.budget),
+                "prices": prices,
+                "max_answer_bytes": self.max_answer_bytes,
+            }
+            if self.local_judge:
+                with local_server() as url:
+                    client |= {"base_url": url, "label": local_label(), "concurrency": 1}
+                    client |= {"timeout": self.timeout or LOCAL_TIMEOUT}
+                    yield self._chat_judges(ChatClient(**client), LOCAL_MODEL)
+            else:
+                client |= {"base_url": self.base_url, "concurrency": self.concurrency}
+                client |= {"timeout": self.timeout or TIMEOUT}
+                yield self._chat_judges(ChatClient(**client), self.judge_model)
 
-    def _chat_judges(self, folder: Path, prices: dict[str, Price], model: str, **options: Any) -> dict[str, Any]:
-        budget = Budget(self.budget_tokens, self.budget)
-        client = ChatClient(cache=AnswerCache(folder / CACHE_FILE), budget=budget, prices=prices, **options)
-        settings: dict[str, Any] = {"client": client, "temperature": self.temperature, "logprobs": self.logprobs}
+    def _chat_judges(self, client: ChatClient, model: str) -> dict[str, LanguageModelJudge]:
+        settings: dict[str, Any] = {
+            "client": client,
+            "temperature": self.temperature,
+            "logprobs": self.logprobs,
+            "reasoning_tokens": self.reasoning_tokens,
+            "answer_format": self.answer_format,
+            "limit_name": self.limit_name,
+        }
         judges = {"judge": LanguageModelJudge(model, **settings)}
         if self.explainer:
             judges["explainer"] = LanguageModelJudge(self.explainer, **settings)

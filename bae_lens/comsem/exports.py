@@ -23,7 +23,15 @@ MEASURES = (
 
 
 def save(report: ComSemReport, folder: Path) -> None:
-    """Writes `comsem.json` and, for each dictionary, `saebench/NAME.json` and `neuronpedia/NAME.jsonl`."""
+    """Writes `comsem.json` and, for each dictionary, `saebench/NAME.json` and `neuronpedia/NAME.jsonl`.
+
+    Raises ValueError for a name that is none of a file, before anything is written.
+    """
+    for dictionary in report.dictionaries:
+        if set(dictionary.name) & {"/", "\\", "\0"} or dictionary.name in ("", ".", ".."):
+            raise ValueError(
+                f"files are named after dictionaries, and {dictionary.name!r} is no name of one; rename it"
+            )
     for shape in ("saebench", "neuronpedia"):
         (folder / shape).mkdir(parents=True, exist_ok=True)
     for dictionary in report.dictionaries:

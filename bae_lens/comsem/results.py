@@ -1,7 +1,7 @@
 """What ComSem found, as plain values."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bae_lens.comsem.collect.instances import Instance
@@ -9,6 +9,7 @@ from bae_lens.comsem.judges.judge import Verdict
 from bae_lens.comsem.judges.measures import frequency_bin, frequency_matched, mean, standard_error
 from bae_lens.comsem.judges.self_test import SelfTest
 from bae_lens.comsem.judges.spending import Usage
+from bae_lens.storage import validated
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,6 @@ class Judged:
 
     instance: Instance
     verdict: Verdict
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Judged":
-        return cls(Instance.from_dict(content["instance"]), Verdict(**content["verdict"]))
 
 
 @dataclass(frozen=True)
@@ -62,16 +59,6 @@ class FeatureScore:
     """Questions without an answer."""
     shuffled: float | None = None
     """Share of yes on `held_out` with another feature's explanation."""
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "FeatureScore":
-        parts: dict[str, Any] = {
-            "examples": [Instance.from_dict(example) for example in content["examples"]],
-            "held_out": [Judged.from_dict(judged) for judged in content["held_out"]],
-            "controls": [Judged.from_dict(judged) for judged in content["controls"]],
-            "interval": content["interval"] and (content["interval"][0], content["interval"][1]),
-        }
-        return cls(**{**content, **parts})
 
 
 @dataclass(frozen=True)
@@ -125,10 +112,6 @@ class DictionaryScores:
                 bins.setdefault(frequency_bin(feature.firing_rate), []).append(value)
         return {number: (len(values), sum(values) / len(values)) for number, values in sorted(bins.items())}
 
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "DictionaryScores":
-        return cls(**{**content, "features": [FeatureScore.from_dict(feature) for feature in content["features"]]})
-
 
 @dataclass(frozen=True)
 class ComSemReport:
@@ -160,6 +143,8 @@ class ComSemReport:
     """Why calls failed, and how often."""
     stopped: str | None
     """Why not all features were scored; None if all were."""
+    unparsable: dict[str, int] = field(default_factory=dict)
+    """What was missing in answers of this run that could not be parsed, and how often."""
 
     @property
     def mark(self) -> str:
@@ -206,24 +191,25 @@ class ComSemReport:
 
     @property
     def lost(self) -> str:
-        """What became of calls that failed; empty if none did."""
-        if not self.failures:
-            return ""
-        reasons = ", ".join(f"{kind}: {n}" for kind, n in self.failures.items())
-        return f"{self.usage.failed} calls failed ({reasons}); the same command asks them again"
+        """What became of calls that failed and of answers that could not be parsed; empty if all are well."""
+        found = []
+        if self.failures:
+            found.append(f"{self.usage.failed} calls failed ({_counts(self.failures)})")
+        if self.unparsable:
+            found.append(f"{sum(self.unparsable.values())} answers could not be parsed ({_counts(self.unparsable)})")
+        return " and ".join(found) + "; the same command asks them again" if found else ""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "self_test": self.self_test.to_dict()}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "ComSemReport":
-        parts: dict[str, Any] = {
-            "self_test": SelfTest.from_dict(content["self_test"]),
-            "dictionaries": [DictionaryScores.from_dict(dictionary) for dictionary in content["dictionaries"]],
-            "random_features": [FeatureScore.from_dict(feature) for feature in content["random_features"]],
-            "usage": Usage(**content["usage"]),
-        }
-        return cls(**{**content, **parts})
+        """Raises ValueError if it is none of this version."""
+        return validated(cls, content, "this report")
+
+
+def _counts(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{kind}: {n}" for kind, n in numbers.items())
 
 
 def _number(value: float | None) -> str:

@@ -43,9 +43,9 @@ class ComSem:
     """
 
     judge: Judge
-    """Says whether a explanation fits a token."""
+    """Says whether an explanation fits a token."""
     explainer: Judge | None = None
-    """Describes; the judge itself by default."""
+    """Explains; the judge itself by default."""
     setting: Literal["paper", "robust"] = "robust"
     """"paper": instances in corpus order, one call for each, the sentence unmarked. "robust": a seeded sample with no
     sentence twice, the token marked in its sentence, one structured call for all, controls among them."""
@@ -83,19 +83,20 @@ class ComSem:
     ) -> ComSemReport:
         """Tests the judge, collects instances in one pass over the text, and scores every dictionary.
 
-        A judge that compares with the corpus is tested after the collection, as it will judge. Before a language model
-        is asked about features, what that takes is written to stderr.
+        A judge that compares with the corpus is tested after the collection, as it will judge. Where there is a budget,
+        what asking about the features takes is written to stderr before.
 
         `model` and `dataset` are objects, or names as `load_model` and `load_text` take them; `dataset` holds strings,
         or rows with a column `text`. `sae` is one dictionary or several by name: SAELens objects, folders, or
         RELEASE/SAE_ID. All stay as they are. Raises ValueError if the judge is near chance on its self-test or a
-        dictionary does not fit the model, and what the judge raises.
+        dictionary does not fit the model, OSError if the judge left too many of its cases unanswered to tell, and what
+        the judge raises.
         """
         self_test = None if self.judge.needs_background else self._passed_test()
         model, saes, collection = self.collect(model, sae, dataset)
         self._prepare(collection.background)
         self_test = self_test or self._passed_test()
-        if self._clients:
+        if any(client.budget.limited for client in self._clients):
             tqdm.write(f"to ask about features: {self._estimate(saes, collection).estimate}", file=sys.stderr)
         return _finish(self._score(str(model.cfg.model_name), saes, collection, self_test))
 
@@ -119,7 +120,17 @@ class ComSem:
     def _passed_test(self) -> SelfTest:
         self_test = self.test_judge()
         tqdm.write(self_test.summary, file=sys.stderr)
-        if self_test.near_chance and not self.accept_failing_judge:
+        if self.accept_failing_judge:
+            return self_test
+        if not self_test.enough:
+            raise OSError(f"{self_test.summary}: too few to tell; the same command asks the others again")
+        if self_test.near_chance and 2 * self_test.unparsable > self_test.n_answered:
+            kinds = ", ".join(f"{kind}: {n}" for kind, n in self._unparsable.items())
+            raise ValueError(
+                f"{self_test.summary}: most answers could not be parsed ({kinds}), which says nothing of the judge; "
+                "use one that answers in the form that is asked for, or accept_failing_judge to go on"
+            )
+        if self_test.near_chance:
             raise ValueError(
                 f"{self_test.summary}, which is near chance: use a better judge, or accept_failing_judge to go on"
             )
@@ -163,6 +174,10 @@ class ComSem:
         models = [judge for judge in self._judges if isinstance(judge, LanguageModelJudge)]
         return list({id(judge.client): judge.client for judge in models}.values())
 
+    @property
+    def _unparsable(self) -> dict[str, int]:
+        return dict(sum((client.unparsable for client in self._clients), Counter()))
+
     def _prepare(self, background: list[Instance]) -> None:
         for judge in self._judges:
             judge.prepare(background)
@@ -180,9 +195,9 @@ class ComSem:
             await self._closing(self._ask_everything(saes, collection, None))
 
         with ExitStack() as stack:
-            tallies = [stack.enter_context(client.dry_run()) for client in self._clients]
+            usages = [stack.enter_context(client.dry_run()) for client in self._clients]
             _finish(everything())
-        return Usage.total(tallies)
+        return Usage.total(usages)
 
     async def _score(
         self, model_name: str, saes: dict[str, Any], collection: Collection, self_test: SelfTest
@@ -205,6 +220,7 @@ class ComSem:
             usage=Usage.total(client.usage for client in self._clients),
             failures=dict(sum((client.failures for client in self._clients), Counter())),
             stopped=stopped,
+            unparsable=self._unparsable,
         )
 
     async def _ask_everything(

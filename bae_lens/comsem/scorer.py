@@ -23,7 +23,7 @@ class FeatureScorer:
     """How features are asked about; the fields are those of `ComSem`."""
 
     judge: Judge
-    """Says whether a explanation fits."""
+    """Says whether an explanation fits."""
     explainer: Judge
     """Writes the explanations."""
     question: Question

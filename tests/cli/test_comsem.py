@@ -127,7 +127,7 @@ def test_judge_and_explainer_have_their_own_prices(tmp_path):
     for alone in (PRICES, EXPLAINER_PRICES):
         with pytest.raises(ValueError, match="judge and other have a price each"):
             prices(explainer="other", **alone)
-    with pytest.raises(ValueError, match="a explainer other than the judge"):
+    with pytest.raises(ValueError, match="an explainer other than the judge"):
         prices(**PRICES, **EXPLAINER_PRICES)
     with pytest.raises(ValueError, match="explainer_price_input and explainer_price_output go together"):
         prices(explainer="other", explainer_price_input=1.0)
@@ -169,3 +169,23 @@ def test_a_folder_that_is_no_run_is_refused(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main()
     assert "holds no run.json; choose what bae-lens demo or train wrote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/tmp/x", ".hidden/x"])
+def test_a_run_that_names_a_place_elsewhere_is_refused(comsem, run_folder, capsys, name):
+    run = json.loads((run_folder / "run.json").read_text())
+    (run_folder / "run.json").write_text(json.dumps({**run, "recipes": {name: run["recipes"]["bae"]}}))
+    with pytest.raises(SystemExit) as stop:
+        comsem("--embedding-judge")
+    assert stop.value.code == 2
+    assert "which is no name of a folder in it" in capsys.readouterr().err
+
+
+def test_a_run_of_another_version_is_refused_with_a_sentence(comsem, run_folder, capsys):
+    run = json.loads((run_folder / "run.json").read_text())
+    run["text"] = run.pop("dataset")
+    (run_folder / "run.json").write_text(json.dumps(run))
+    with pytest.raises(SystemExit) as stop:
+        comsem("--embedding-judge")
+    assert stop.value.code == 2
+    assert "of this version of bae_lens (dataset: Field required" in capsys.readouterr().err

@@ -197,6 +197,10 @@ class ChatServer:
         self.fault: Callable[[int], str | None] = lambda _: None
         self.answer: Callable[[dict[str, Any]], Any] = lambda _: "Yes"
         self.usage: dict[str, int] | None = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+        self.raw: Callable[[dict[str, Any]], bytes] | None = None  # in the place of a completion
+        self.seconds_a_byte = 0.0
+        self.complaint = "told to fail"
+        self.headers: dict[str, str] = {}
         self.latency = 0.0
         self.retry_after = "0.02"
         self._lock, self._released = threading.Lock(), threading.Event()
@@ -246,7 +250,7 @@ class ChatServer:
             request.connection.close()
             return
         status = int(fault) if fault is not None and fault.isdigit() else 200
-        content = json.dumps({"error": {"message": f"told to fail, {request.headers['Authorization']}"}})
+        content = json.dumps({"error": {"message": f"{self.complaint}, {request.headers['Authorization']}"}})
         if status == 200:
             content = json.dumps(self._completion(body, fault))
         if fault == "malformed":
@@ -254,14 +258,25 @@ class ChatServer:
         if status == 200 and fault in (None, "slow", "truncated"):
             with self._lock:
                 self.answered[json.dumps(body, sort_keys=True)] += 1
-        data = content.encode()
+        data = self.raw(body) if self.raw and status == 200 else content.encode()
         request.send_response(status)
         request.send_header("Content-Type", "application/json")
         request.send_header("Content-Length", str(len(data)))
         if status == 429:
             request.send_header("Retry-After", self.retry_after)
+        for name, value in self.headers.items():
+            request.send_header(name, value)
         request.end_headers()
-        request.wfile.write(data)
+        if not self.seconds_a_byte:
+            request.wfile.write(data)
+            return
+        try:
+            for number in range(len(data)):
+                request.wfile.write(data[number : number + 1])
+                request.wfile.flush()
+                time.sleep(self.seconds_a_byte)
+        except OSError:  # the client has gone
+            request.close_connection = True
 
     def _completion(self, body: dict[str, Any], fault: str | None) -> dict[str, Any]:
         text = {"blank": " ", "no content": None}.get(fault or "", self.answer(body))

@@ -22,6 +22,16 @@ def test_failures_and_costs_are_told(report, tmp_path):
     assert "calls failed (" not in write_comsem_report(report, tmp_path).read_text()
 
 
+def test_no_script_from_elsewhere_runs_in_the_page(report, tmp_path):
+    html = write_comsem_report(report, tmp_path).read_text()
+    assert html.index("Content-Security-Policy\" content=\"default-src 'none';") < html.index("<script")
+
+
+def test_answers_that_could_not_be_parsed_are_told(report, tmp_path):
+    html = write_comsem_report(replace(report, unparsable={"no verdicts": 3}), tmp_path).read_text()
+    assert "3 answers could not be parsed (no verdicts: 3); the same command asks them again" in html
+
+
 def test_text_of_the_corpus_is_escaped(report, tmp_path):
     dictionary = report.dictionaries[0]
     feature = dictionary.features[0]

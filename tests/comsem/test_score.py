@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from contextlib import nullcontext
@@ -197,7 +199,16 @@ def test_calls_per_feature_and_the_estimate_of_them(
     report = comsem.score(word_model, known_sae, word_texts)
     self_test = 80 if setting == "paper" else 20
     assert chat_server.received == report.usage.asked == estimate.asked == self_test + 2 * calls
-    assert f"to ask about features: {2 * calls} calls to be made and {self_test} cached" in capsys.readouterr().err
+    assert "to ask about features" not in capsys.readouterr().err, "where nothing limits it, nobody has to know before"
+
+
+def test_with_a_budget_what_it_takes_is_told_before(capsys, chat_server, word_model, known_sae, word_texts):
+    known_sae.W_enc.data[:, 1:3] = 0.0
+    judge = llm(chat_server, budget=Budget(tokens=10**6))
+    ComSem(judge, corpus=CORPUS, baseline_features=0, accept_failing_judge=True).score(
+        word_model, known_sae, word_texts
+    )
+    assert "to ask about features: 8 calls to be made and 20 cached" in capsys.readouterr().err
 
 
 def test_a_refused_key_ends_everything_at_once(chat_server, word_model, known_sae, word_texts):
@@ -247,3 +258,36 @@ def test_lost_calls_are_counted_and_left_out(chat_server, word_model, known_sae,
     assert sum(feature.explanation is None for feature in features) == 2
     assert len(report.dictionaries[0].scores) == 2
     assert "2 calls failed (status 503: 2); the same command asks them again" in report.table()
+
+
+def test_a_judge_of_which_nothing_can_be_read_is_told_from_a_bad_one(chat_server, word_model, known_sae):
+    chat_server.answer = lambda _: "All of these cases fit."
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url))
+    with pytest.raises(ValueError, match=r"most answers could not be parsed \(no verdicts: 20\), which says nothing"):
+        ComSem(judge).score(word_model, known_sae, [])
+
+
+def test_a_judge_that_left_most_cases_unanswered_is_not_believed(chat_server, word_model, known_sae):
+    chat_server.fault = lambda number: None if number < 8 else "blank"
+    judge = llm(chat_server, concurrency=1)
+    with pytest.raises(OSError, match="48 of 80 cases were not answered: too few to tell; the same command asks"):
+        ComSem(judge).score(word_model, known_sae, [])
+
+
+def test_a_report_of_another_version_is_refused_with_a_sentence(report):
+    content = json.loads(json.dumps(report.to_dict()))
+    without = {name: value for name, value in content.items() if name != "unparsable"}
+    assert ComSemReport.from_dict(without) == report, "of before that was counted"
+    described = {**content, "describer": content["explainer"]}
+    del described["explainer"]
+    with pytest.raises(ValueError, match=r"this report is no ComSemReport of this version of bae_lens .*make it again"):
+        ComSemReport.from_dict(described)
+
+
+def test_importing_comsem_imports_nothing_that_only_a_judge_needs():
+    code = (
+        "import sys; from bae_lens.comsem import *; assert LanguageModelJudge and EmbeddingJudge and ComSem;"
+        "print([name for name in ('openai', 'sklearn.linear_model', 'sentence_transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

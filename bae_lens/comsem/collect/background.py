@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from bae_lens.comsem.collect.reservoirs import Reservoirs
+from bae_lens.comsem.collect.reservoirs import Reservoirs, SampledToken
 
 BACKGROUND_SIZE = 256
 ONE_SENTENCE_IN = 16  # is kept apart
@@ -16,18 +16,19 @@ def kept_apart(text: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
 
 
 class Background:
-    """A uniform sample of the tokens of the sentences that are kept apart, as (place, position, token id, hash)."""
+    """A uniform sample of the tokens of the sentences that are kept apart."""
 
     def __init__(self, seed: int) -> None:
-        self._tokens = Reservoirs(1, BACKGROUND_SIZE, width=4)
+        self._tokens = Reservoirs(1, BACKGROUND_SIZE)
         self._keys = torch.Generator().manual_seed(seed)
 
-    def add(self, item: Int[Tensor, "n 4"]) -> None:
-        """Offers the tokens of a batch, each with the hash of its sentence's text."""
-        item = item[kept_apart(item[:, 3])]
+    def add(self, item: Int[Tensor, "n 5"]) -> None:
+        """Offers the tokens of a batch, rows as `SampledToken`."""
+        _, _, _, text, _ = item.unbind(1)
+        item = item[kept_apart(text)]
         key = torch.rand(len(item), generator=self._keys, dtype=torch.float64)
         self._tokens.add(torch.zeros(len(item), dtype=torch.int64), key, item)
 
-    def outside(self, sentences: set[int]) -> list[list[int]]:
-        """Place, position and token id of those that stand in none of the sentences."""
-        return [item[:3] for item in self._tokens.of(0) if item[3] not in sentences]
+    def outside(self, sentences: set[int]) -> list[SampledToken]:
+        """Those that stand in none of the sentences, which are hashes of texts."""
+        return [token for token in self._tokens.of(0) if token.text not in sentences]

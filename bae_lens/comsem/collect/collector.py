@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,18 +16,19 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.activations.forward import stop_layer
+from bae_lens.activations.forward import run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.comsem.collect.background import Background
 from bae_lens.comsem.collect.corpus import ContextStore, CorpusSettings, TextContext, text_contexts
-from bae_lens.comsem.collect.dictionaries import fires
+from bae_lens.comsem.collect.dictionaries import informative
 from bae_lens.comsem.collect.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows, read_instance
 from bae_lens.evaluation.metrics import activated_features, is_binary
-from bae_lens.functional.outliers import OUTLIER_NORM
+from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.saelens_compat import get_special_token_ids, heads_concatenated
 
 BATCH_BITS = 2**27  # tokens times features of a batch, at most
 CONTEXTS_PER_BATCH = 16
+CONTEXTS_OF_MEDIAN = 16  # whatever the batches are, so that what content is does not depend on them
 
 
 @torch.no_grad()
@@ -40,7 +41,8 @@ def collect(
 ) -> Collection:
     """Runs the model once over the documents, up to the deepest hook, and samples instances of each dictionary.
 
-    Special tokens are skipped, and so are tokens whose norm is over `OUTLIER_NORM` times the median of their batch.
+    Special tokens are skipped, and so are outliers by `is_outlier`: at any hook, against the median norm there of the
+    tokens of the first 16 contexts.
     The strengths of a binary dictionary's bits are relative to its exact firing rates over these tokens, whatever its
     own `prior`; its codes wait for them in a temporary file. Dictionaries stay as they are; at hook_z they take heads
     concatenated for the time being. Memory depends on the dictionaries, not on the length of the corpus.
@@ -48,7 +50,7 @@ def collect(
     """
     hooks = {name: resolve_hook(model, str(sae.cfg.metadata.hook_name)) for name, sae in dictionaries.items()}
     special = torch.tensor(sorted(get_special_token_ids(model.tokenizer)))
-    vocabulary = max(len(model.tokenizer), int(special.max()) + 1 if len(special) else 0)
+    vocabulary = 1 + max(len(model.tokenizer), *model.tokenizer.get_vocab().values(), *special.tolist())
     largest = max(sae.cfg.d_sae for sae in dictionaries.values())
     batch_size = max(1, min(CONTEXTS_PER_BATCH, BATCH_BITS // (corpus.context_size * largest)))
     samplers = {name: FeatureSampler(sae.cfg.d_sae, sampling) for name, sae in dictionaries.items()}
@@ -60,17 +62,22 @@ def collect(
         for sae in dictionaries.values():
             stack.enter_context(heads_concatenated(sae))
         contexts = text_contexts(model.tokenizer, documents, corpus, sampling.seed)
+        batches = iter(lambda: list(islice(contexts, batch_size)), [])
+        runs = ((batch, *_run(model, batch, sorted(set(hooks.values())), special)) for batch in batches)
+        first = list(islice(runs, -(-CONTEXTS_OF_MEDIAN // batch_size)))
+        medians = _median_norms([(activations, content) for _, activations, content in first])
         with tqdm(total=corpus.tokens, desc="collecting instances", unit="token") as progress:
-            while batch := list(islice(contexts, batch_size)):
-                states, content = _run(model, batch, sorted(set(hooks.values())), special)
+            for batch, activations, content in chain(first, runs):
+                for hook, median in medians.items():
+                    content &= ~is_outlier(activations[hook].norm(dim=-1), median)
                 rows = counts.rows(batch, content, [store.write(context) for context in batch])
-                background.add(torch.stack([rows.place, rows.position, rows.token, rows.text], 1))
+                background.add(rows.sampled(torch.arange(len(rows.index))))
                 for name, sae in dictionaries.items():
-                    feature_acts = _encode(sae, name, states[hooks[name]][content])
+                    feature_acts = _encode(sae, name, activations[hooks[name]][content])
                     if is_binary(sae):
                         _write(codes[name], rows, feature_acts)
                     else:
-                        samplers[name].add(rows, activated_features(sae, feature_acts), fires(sae, feature_acts))
+                        samplers[name].add(rows, activated_features(sae, feature_acts), informative(sae, feature_acts))
                 progress.update(sum(len(context.tokens) for context in batch))
         if counts.tokens == 0:
             raise ValueError("the text holds no tokens of content to analyze")
@@ -98,7 +105,7 @@ class _Counts:
     contexts: int = 0
     sentences: int = 0
     documents: int = 0
-    last_document: int = -1
+    last_document: int | None = None
 
     def rows(self, batch: list[TextContext], content: Bool[Tensor, "n position"], places: list[int]) -> TokenRows:
         """The tokens of content of a batch, with sentences numbered throughout the corpus."""
@@ -124,29 +131,26 @@ class _Counts:
         return rows
 
 
+def _median_norms(
+    runs: list[tuple[dict[str, Float[Tensor, "n position d_in"]], Bool[Tensor, "n position"]]],
+) -> dict[str, Float[Tensor, ""]]:
+    """Of the content of the first `CONTEXTS_OF_MEDIAN` contexts, at each hook; not a number if there is none."""
+    norms: dict[str, list[Float[Tensor, " n"]]] = {}
+    for activations, content in runs:
+        for hook, at_hook in activations.items():
+            norms.setdefault(hook, []).extend(at_hook[row][content[row]].norm(dim=-1) for row in range(len(content)))
+    return {hook: torch.cat(of_contexts[:CONTEXTS_OF_MEDIAN]).median() for hook, of_contexts in norms.items()}
+
+
 def _run(
     model: Any, batch: list[TextContext], hooks: list[str], special: Int[Tensor, " n_special"]
 ) -> tuple[dict[str, Float[Tensor, "n position d_in"]], Bool[Tensor, "n position"]]:
-    """Activations at the hooks, heads concatenated, and which of them are content at all of the hooks."""
+    """Activations at the hooks, and which tokens are neither special nor padding."""
     size = max(len(context.tokens) for context in batch)
     tokens = _pad([context.tokens for context in batch], size)
-    _, cache = model.run_with_cache(
-        tokens.to(model.cfg.device),
-        names_filter=hooks,
-        stop_at_layer=stop_layer(hooks),
-        prepend_bos=False,
-    )
-    states = {hook: cache[hook].float().flatten(2).cpu() for hook in hooks}
     length = torch.tensor([len(context.tokens) for context in batch])
     content = (torch.arange(size) < length[:, None]) & ~torch.isin(tokens, special)
-    ordinary = content.clone()
-    for hook, at_hook in states.items():
-        if not torch.isfinite(at_hook[content]).all():
-            raise ValueError(f"the model's activations at {hook} are not finite")
-        norms = at_hook.norm(dim=-1)
-        if content.any():
-            ordinary &= norms <= OUTLIER_NORM * norms[content].median()
-    return states, ordinary
+    return run_at_hooks(model, tokens, hooks), content
 
 
 def _encode(sae: SAE[Any], name: str, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
@@ -178,7 +182,7 @@ def _add_codes(sampler: FeatureSampler, sae: Any, file: IO[bytes], n_tokens: int
         fired += code.sum(0).long()
     prior = (fired.double() / n_tokens).float()
     for rows, code in _read(file, sae.cfg.d_sae):
-        sampler.add(rows, activated_features(sae, code, prior), fires(sae, code, prior))
+        sampler.add(rows, activated_features(sae, code, prior), informative(sae, code, prior))
 
 
 def _sentence_hashes(context: TextContext) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from bae_lens.activations.sources import texts
 from bae_lens.comsem.collect.instances import Instance, Span
@@ -65,9 +66,24 @@ class TextContext:
         first, last = self.spans[position]
         start = min(first, max(start, first - MARGIN))
         end = max(last, min(end, last + MARGIN))
-        spans = sorted({self.spans[other] for other in highlights})
+        spans = merged(self.spans[other] for other in highlights)
         inside = [(a - start, b - start) for a, b in spans if start <= a and b <= end]
         return Instance(self.text[start:end], (first - start, last - start), inside)
+
+
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """Spans in order, those that overlap as one: a character may be in several tokens of its bytes.
+
+    >>> merged([(4, 6), (0, 1), (5, 7), (7, 8)])
+    [(0, 1), (4, 7), (7, 8)]
+    """
+    found: list[Span] = []
+    for start, end in sorted(set(spans)):
+        if found and start < found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        elif start < end:
+            found.append((start, end))
+    return found
 
 
 def text_contexts(
@@ -75,7 +91,7 @@ def text_contexts(
 ) -> Iterator[TextContext]:
     """Contexts of the documents (strings, or rows with a column `text`), one document in memory at a time.
 
-    Raises ValueError for a tokenizer that cannot say where its tokens are in the text, and a row without text.
+    Raises ValueError for a tokenizer that cannot say where its tokens are in the text, and as `texts` does.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError("ComSem needs to know where tokens are in the text: use a fast tokenizer")
@@ -122,6 +138,9 @@ def _strip(text: str, start: int, end: int) -> Span:
     return start + len(token) - len(token.lstrip()), start + len(token.rstrip())
 
 
+READER = TypeAdapter(TextContext)
+
+
 class ContextStore:
     """Contexts on disk, so that memory does not grow with the corpus; each is found by its place in the file."""
 
@@ -139,9 +158,7 @@ class ContextStore:
     def read(self, place: int) -> TextContext:
         """The context at a place."""
         self._file.seek(place)
-        content = json.loads(self._file.readline())
-        spans = {name: [(start, end) for start, end in content[name]] for name in ("spans", "sentences")}
-        return TextContext(**{**content, **spans})
+        return READER.validate_json(self._file.readline())
 
     def close(self) -> None:
         """Closes the file."""

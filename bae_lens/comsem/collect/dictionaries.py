@@ -1,4 +1,4 @@
-"""Dictionaries by object, folder or name on the hub, and what it means that one of their features fires."""
+"""Dictionaries by object, folder or name on the hub, and which of their features say something about a token."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,10 +47,10 @@ def _load(source: str, device: str) -> SAE[Any]:
     return SAE.from_pretrained(release, sae_id, device)
 
 
-def fires(
+def informative(
     sae: SAE[Any], feature_acts: Float[Tensor, "n d_sae"], prior: Float[Tensor, " d_sae"] | None = None
 ) -> Bool[Tensor, "n d_sae"]:
-    """Which features say something about a token: activations over 0, or bits that differ from the prior's mode.
+    """Which features say something about each token: activations over 0, or bits that differ from the prior's mode.
 
     `prior` takes the place of the BAE's own.
     """

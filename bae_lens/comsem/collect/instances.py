@@ -1,7 +1,6 @@
 """What is judged: tokens in their sentences, and the verdicts on them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 Span = tuple[int, int]
 
@@ -14,7 +13,8 @@ class Instance:
     token: Span
     """Start and end of the token in the sentence."""
     highlights: list[Span]
-    """Tokens on which the feature fires, in order; for an instance on which it does not, as many others."""
+    """Tokens on which the feature fires, in order, as one where they share a character; for an instance on which it
+    does not, as many others."""
 
     @property
     def text(self) -> str:
@@ -37,11 +37,6 @@ class Instance:
             parts += [self.sentence[end:start], "<<", self.sentence[start:stop], ">>"]
             end = stop
         return "".join([*parts, self.sentence[end:]])
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Instance":
-        start, end = content["token"]
-        return cls(content["sentence"], (start, end), [(start, end) for start, end in content["highlights"]])
 
     @classmethod
     def from_marked(cls, marked: str) -> "Instance":

@@ -1,23 +1,43 @@
 """Samples of bounded size from streams of any length, in tensors: what has the smallest keys is kept."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-class Reservoirs:
-    """One sample of up to `capacity` items for each of `n` features.
+class SampledToken(NamedTuple):
+    """A token of the corpus as samples keep it, in a row of integers."""
 
-    An item is a row of `width` integers. With random keys the samples are uniform, with rising ones first come.
+    place: int
+    """Of its context, in the store."""
+    position: int
+    """In the context."""
+    token: int
+    """Token id."""
+    text: int
+    """Hash of its sentence's text, which may occur several times."""
+    nearby: int
+    """Tokens of its sentence on which its feature fires, as bits; see `sampling.nearby_positions`."""
+
+
+WIDTH = len(SampledToken._fields)
+
+
+class Reservoirs:
+    """One sample of up to `capacity` tokens for each of `n` features.
+
+    With random keys the samples are uniform, with rising ones first come.
     """
 
-    def __init__(self, n: int, capacity: int, width: int) -> None:
+    def __init__(self, n: int, capacity: int) -> None:
         self.keys = torch.full((n, capacity), torch.inf, dtype=torch.float64)
-        self.items = torch.zeros(n, capacity, width, dtype=torch.int64)
+        self.items = torch.zeros(n, capacity, WIDTH, dtype=torch.int64)
 
-    def add(self, feature: Int[Tensor, " m"], key: Float[Tensor, " m"], item: Int[Tensor, "m width"]) -> None:
-        """Offers m items, any number of them for one feature."""
+    def add(self, feature: Int[Tensor, " m"], key: Float[Tensor, " m"], item: Int[Tensor, "m 5"]) -> None:
+        """Offers m tokens, rows as `SampledToken`, any number of them for one feature."""
         order = _lexsort(feature, key)
         feature, key, item = feature[order], key[order], item[order]
         rank = torch.arange(len(feature)) - torch.searchsorted(feature, feature)
@@ -36,9 +56,9 @@ class Reservoirs:
         """How many items each feature has."""
         return self.keys.isfinite().sum(1)
 
-    def of(self, feature: int) -> list[list[int]]:
-        """A feature's items, smallest keys first."""
-        return self.items[feature][self.keys[feature].isfinite()].tolist()
+    def of(self, feature: int) -> list[SampledToken]:
+        """A feature's tokens, smallest keys first."""
+        return [SampledToken(*item) for item in self.items[feature][self.keys[feature].isfinite()].tolist()]
 
 
 def first_of_each(group: Int[Tensor, " m"], key: Float[Tensor, " m"]) -> Int[Tensor, " n_groups"]:
@@ -56,11 +76,11 @@ class TokenPool:
     def __init__(self, capacity: int, d_sae: int) -> None:
         self.capacity = capacity
         self.keys = torch.empty(0, dtype=torch.float64)
-        self.items = torch.empty(0, 3, dtype=torch.int64)
+        self.items = torch.empty(0, WIDTH, dtype=torch.int64)
         self.bits = torch.empty(0, -(-d_sae // 8), dtype=torch.uint8)
 
-    def add(self, key: Float[Tensor, " m"], item: Int[Tensor, "m 3"], sentence_fires: Bool[Tensor, "m d_sae"]) -> None:
-        """Offers m tokens with random keys; an item is (place of the context, position, token id)."""
+    def add(self, key: Float[Tensor, " m"], item: Int[Tensor, "m 5"], sentence_fires: Bool[Tensor, "m d_sae"]) -> None:
+        """Offers m tokens, rows as `SampledToken`, with random keys."""
         keys = torch.cat([self.keys, key])
         kept = keys.argsort()[: self.capacity]
         new = kept[kept >= len(self.keys)] - len(self.keys)
@@ -68,6 +88,10 @@ class TokenPool:
         bits[: len(self.bits)] = self.bits
         bits[len(self.bits) + new] = torch.from_numpy(np.packbits(sentence_fires[new].numpy(), axis=1))
         self.items, self.bits, self.keys = torch.cat([self.items, item])[kept], bits[kept], keys[kept]
+
+    def tokens(self, indices: Int[Tensor, " n"]) -> list[SampledToken]:
+        """Those at the indices."""
+        return [SampledToken(*item) for item in self.items[indices].tolist()]
 
     def silent(self, feature: int) -> Int[Tensor, " n"]:
         """Indices of the tokens in whose sentences the feature fires nowhere."""
@@ -84,8 +108,9 @@ class TokenPool:
 
         It is the nearest in log2 of how often its token occurs in the corpus and log2 of its position in the context.
         """
+        _, own_position, own_token, *_ = self.items[candidates].unbind(1)
         wanted = _features(token, position, token_counts)
-        distance = torch.cdist(wanted, _features(self.items[candidates, 2], self.items[candidates, 1], token_counts))
+        distance = torch.cdist(wanted, _features(own_token, own_position, token_counts))
         chosen = []
         for row in distance[: len(candidates)]:
             nearest = int(row.argmin())

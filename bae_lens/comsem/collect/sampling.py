@@ -10,12 +10,13 @@ from torch import Tensor
 from bae_lens.comsem.collect.background import kept_apart
 from bae_lens.comsem.collect.corpus import ContextStore, TextContext
 from bae_lens.comsem.collect.instances import FeatureInstances, Instance
-from bae_lens.comsem.collect.reservoirs import Reservoirs, TokenPool, first_of_each
+from bae_lens.comsem.collect.reservoirs import Reservoirs, SampledToken, TokenPool, first_of_each
 from bae_lens.functional.strength import INSTANCES_TO_COUNT, count_instances
 
 SPARE = 8  # instances kept beyond those needed, in case a sentence occurs several times in the corpus
 POOL_SIZE = 1024  # tokens from which controls are matched
 REACH = 31  # tokens on either side within which an instance's other firing tokens are remembered, as bits of an int64
+ALONE = 1 << REACH  # these bits for a token by itself
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class TokenRows:
     """Number of the token in the corpus, rising."""
     text: Int[Tensor, " n"]
     """Hash of the sentence's text, which may occur several times."""
+
+    def sampled(self, row: Int[Tensor, " m"], nearby: Int[Tensor, " m"] | None = None) -> Int[Tensor, "m 5"]:
+        """Some of them in the columns of `SampledToken`; without `nearby`, each by itself."""
+        nearby = torch.full_like(row, ALONE) if nearby is None else nearby
+        columns = (self.place, self.position, self.token, self.text)
+        return torch.stack([*(column[row] for column in columns), nearby], 1)
 
     def stack(self) -> Int[Tensor, "6 n"]:
         """All in one tensor."""
@@ -106,7 +113,7 @@ class FeatureSampler:
         self.d_sae, self.settings = d_sae, settings
         self.n_instances = torch.zeros(d_sae, dtype=torch.int64)
         self.n_fired = torch.zeros(d_sae, dtype=torch.int64)
-        self.reservoirs = Reservoirs(d_sae, settings.examples + settings.held_out + SPARE, width=5)
+        self.reservoirs = Reservoirs(d_sae, settings.examples + settings.held_out + SPARE)
         self.pool = TokenPool(POOL_SIZE, d_sae)
         self.shown: set[int] = set()
         self._instance_keys = torch.Generator().manual_seed(settings.seed)
@@ -135,9 +142,7 @@ class FeatureSampler:
             local = rows.sentence[row] - rows.sentence.min()
             one_a_sentence = first_of_each(feature * (local.max() + 1) + local, key) if len(row) else row
             row, feature, key = row[one_a_sentence], feature[one_a_sentence], key[one_a_sentence]
-        nearby = _firing_nearby(rows, fires, row, feature)
-        item = torch.stack([rows.place[row], rows.position[row], rows.token[row], nearby, rows.text[row]], 1)
-        self.reservoirs.add(feature, key, item)
+        self.reservoirs.add(feature, key, rows.sampled(row, _firing_nearby(rows, fires, row, feature)))
 
     def _add_to_pool(self, rows: TokenRows, fires: Bool[Tensor, "n d_sae"]) -> None:
         key = torch.rand(len(rows.index), generator=self._pool_keys, dtype=torch.float64)
@@ -145,8 +150,7 @@ class FeatureSampler:
         chosen = chosen[~kept_apart(rows.text[chosen])]
         sentences, number = rows.sentence.unique(return_inverse=True)
         anywhere = torch.zeros(len(sentences), self.d_sae).index_add_(0, number, fires.float()) > 0
-        item = torch.stack([rows.place[chosen], rows.position[chosen], rows.token[chosen]], 1)
-        self.pool.add(key[chosen], item, anywhere[number[chosen]])
+        self.pool.add(key[chosen], rows.sampled(chosen), anywhere[number[chosen]])
 
     def finish(
         self, store: ContextStore, token_counts: Int[Tensor, " vocabulary"], n_tokens: int
@@ -173,11 +177,11 @@ class FeatureSampler:
             random_features=self._random_features(store, token_counts),
         )
 
-    def _usable(self, feature: int) -> list[list[int]]:
-        """A feature's items, at most as many as are shown; with no sentence twice unless in corpus order."""
+    def _usable(self, feature: int) -> list[SampledToken]:
+        """A feature's tokens, at most as many as are shown; with no sentence twice unless in corpus order."""
         items = self.reservoirs.of(feature)
         if not self.settings.in_corpus_order:
-            items = list({item[-1]: item for item in reversed(items)}.values())[::-1]
+            items = list({item.text: item for item in reversed(items)}.values())[::-1]
         return items[: self.settings.examples + self.settings.held_out]
 
     def _feature(
@@ -186,21 +190,20 @@ class FeatureSampler:
         feature: int,
         rate: float,
         n_instances: int,
-        items: list[list[int]],
+        items: list[SampledToken],
         candidates: Int[Tensor, " n"],
         token_counts: Int[Tensor, " vocabulary"],
     ) -> FeatureInstances:
         examples = [read_instance(store, item) for item in items]
-        self.shown.update(item[-1] for item in items)
+        self.shown.update(item.text for item in items)
         m = self.settings.examples
-        held_out = torch.tensor(items[m:])
+        _, position, token, *_ = torch.tensor(items[m:]).unbind(1)
         shown = {instance.sentence for instance in examples}
-        matched = self.pool.matched(candidates, held_out[:, 2], held_out[:, 1], token_counts)
+        matched = self.pool.matched(candidates, token, position, token_counts)
         n_highlights = [len(instance.highlights) for instance in examples[m:]]
         rng = random.Random(f"{self.settings.seed} {feature}")
         controls = [
-            read_instance(store, item, n_highlights=n, rng=rng)
-            for item, n in zip(self.pool.items[matched].tolist(), n_highlights, strict=False)
+            read_control(store, item, n, rng) for item, n in zip(self.pool.tokens(matched), n_highlights, strict=False)
         ]
         controls = [instance for instance in controls if instance.sentence not in shown]
         return FeatureInstances(feature, rate, n_instances, examples[:m], examples[m:], controls)
@@ -215,7 +218,7 @@ class FeatureSampler:
         features = []
         for number, members in enumerate(drawn.split(size)[:n]):
             if len(members) == size:
-                items = [[*item, 1 << REACH, 0] for item in self.pool.items[members].tolist()]
+                items = self.pool.tokens(members)
                 features.append(self._feature(store, number, 0.0, size, items, rest, token_counts))
         return features
 
@@ -234,19 +237,22 @@ def _firing_nearby(
     return bits
 
 
-def read_instance(
-    store: ContextStore, item: list[int], n_highlights: int = 1, rng: random.Random | None = None
-) -> Instance:
-    """From (place, position, token id) and, of a firing one, the bits of `_firing_nearby`."""
-    place, position = item[:2]
-    context = store.read(place)
-    if len(item) > 3:
-        highlights = [position + bit - REACH for bit in range(2 * REACH + 1) if item[3] >> bit & 1]
-    else:
-        others = [other for other in _sentence(context, position) if other != position]
-        n_others = min(n_highlights - 1, len(others))
-        highlights = [position, *(rng.sample(others, n_others) if rng and n_others > 0 else [])]
-    return context.instance(position, highlights)
+def nearby_positions(item: SampledToken) -> list[int]:
+    """Positions of the tokens that the bits of `SampledToken.nearby` stand for."""
+    return [item.position + bit - REACH for bit in range(2 * REACH + 1) if item.nearby >> bit & 1]
+
+
+def read_instance(store: ContextStore, item: SampledToken) -> Instance:
+    """A token on which a feature fires, with the others of its sentence on which it does highlighted."""
+    return store.read(item.place).instance(item.position, nearby_positions(item))
+
+
+def read_control(store: ContextStore, item: SampledToken, n_highlights: int, rng: random.Random) -> Instance:
+    """A token on which a feature does not fire, with as many others of its sentence highlighted, drawn at random."""
+    context = store.read(item.place)
+    others = [other for other in _sentence(context, item.position) if other != item.position]
+    drawn = rng.sample(others, max(0, min(n_highlights - 1, len(others))))
+    return context.instance(item.position, [item.position, *drawn])
 
 
 def _sentence(context: TextContext, position: int) -> list[int]:

@@ -4,23 +4,43 @@ import asyncio
 import ipaddress
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-import openai
-
 from bae_lens.comsem.judges.answer_cache import AnswerCache, fingerprint
+from bae_lens.comsem.judges.completion import Completion
 from bae_lens.comsem.judges.prompts import yes_probabilities
-from bae_lens.comsem.judges.spending import Budget, Price, Usage, estimate_input_tokens
+from bae_lens.comsem.judges.spending import (
+    Budget,
+    BudgetSpentError,
+    Price,
+    Usage,
+    estimate_input_tokens,
+    estimate_output_tokens,
+    most_output_tokens,
+)
+
+if TYPE_CHECKING:
+    from bae_lens.comsem.judges.server import CallFailedError, Server
 
 OPENAI_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
+MAX_ANSWER_BYTES = 4 * 2**20  # log-probabilities of a long answer take some hundred bytes a token
 FAILURES_IN_A_ROW = 16  # calls that failed after all their retries, after which the server is given up
 OF_ONE_REQUEST = (400, 413, 422)  # refusals that may be about a single request: too long, an unusual character
 RETRIED = (408, 409, 429)
+REMEDIES = {
+    "temperature": "temperature None leaves it out",
+    "logprobs": "logprobs False leaves them out",
+    "max_tokens": "limit_name is what the limit of an answer is called",
+    "max_completion_tokens": "limit_name is what the limit of an answer is called",
+    "response_format": "answer_format is what is asked for",
+    "json_schema": "answer_format is what is asked for",
+}
+"""Options of `LanguageModelJudge`, by what a server names when it refuses a request."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +57,9 @@ class ChatClient:
     """Asks a server, each question once: answers are cached, and questions on their way are shared.
 
     The key is read from the environment variable OPENAI_API_KEY when it is first needed, and kept nowhere else; a
-    server on this machine needs none. Retries are the SDK's own, which follow the server's Retry-After. An answer that
-    is no JSON or holds no choice counts as a bad gateway, so that it is retried like one. An answer that is empty or
-    was cut off at its limit, unless its beginning will do, is a failure: not kept, and asked again by the next run.
+    server on this machine needs none. An answer that is empty, or cut off before it says what was asked, is a failure;
+    one that cannot be parsed is given, and counted in `unparsable`. Neither is kept: the next run asks again. Whatever
+    may have been billed is in `usage`.
     """
 
     def __init__(
@@ -51,14 +71,23 @@ class ChatClient:
         prices: Mapping[str, Price] | None = None,
         max_retries: int = 8,
         timeout: float = 60.0,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
         label: str | None = None,
     ) -> None:
         """`prices` are by model, `label` stands for the server in the cache if its address changes.
 
-        Raises ValueError for a concurrency below 1, a base_url that is no address, and a budget without prices.
+        An answer is waited for `timeout` seconds, and for its rest as long again. Raises ValueError for limits below
+        1 (of the timeout: 0), a base_url that is no address, and a budget without prices.
         """
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+        for name, value, least in (
+            ("concurrency", concurrency, 1),
+            ("max_retries", max_retries, 0),
+            ("max_answer_bytes", max_answer_bytes, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be over 0 seconds, got {timeout}")
         if budget and budget.cost is not None and not prices:
             raise ValueError("a budget of money needs the price of the model's tokens")
         self._url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
@@ -68,14 +97,15 @@ class ChatClient:
         self.concurrency, self.budget, self.prices = concurrency, budget or Budget(), prices or {}
         self.usage = Usage()
         self.failures: Counter[str] = Counter()
-        self._max_retries, self._timeout = max_retries, timeout
-        self._client: openai.AsyncOpenAI | None = None
+        self.unparsable: Counter[str] = Counter()
+        self._max_retries, self._timeout, self._max_answer_bytes = max_retries, timeout, max_answer_bytes
+        self._server: Server | None = None
         self._slots = asyncio.Semaphore(concurrency)
         self._pending: dict[str, asyncio.Task[Answer]] = {}
         self._counted: set[str] | None = None  # in a dry run, what has been counted
         self._tokens_in_flight, self._cost_in_flight = 0, 0.0
-        self._answered = False
-        self._failures_in_a_row = 0
+        self._models_that_answered: set[str] = set()
+        self._failures_in_a_row: Counter[str] = Counter()  # by model
         self._given_up: ValueError | OSError | None = None
 
     @property
@@ -92,20 +122,29 @@ class ChatClient:
         finally:
             self.usage, self._counted = real, None
 
-    async def ask(self, request: dict[str, Any], expected_tokens: int, may_be_cut: bool = False) -> Answer:
+    async def ask(
+        self,
+        request: dict[str, Any],
+        expected_tokens: int,
+        fault: Callable[[str], str | None] | None = None,
+        structured: bool = False,
+    ) -> Answer:
         """The answer to a chat request, from the cache or the server. `expected_tokens`: of the answer, for estimates.
 
-        `may_be_cut` says that the beginning of an answer is of use without its end.
+        `fault` says in a few words why a text cannot be parsed, None if it can. Without it every answer can that ends
+        by itself; with it those that were cut off too, if they say all that was asked. A `structured` answer
+        has a verdict after each colon.
 
-        Raises ValueError if the server refuses the key, the address or the model, or the first request of all, OSError
-        if it cannot be reached any more, and BudgetSpentError before a call that might exceed the budget.
+        Raises ValueError if the server refuses the key, the address or the model, or the model's first request of all,
+        OSError if it cannot be reached any more or an answer cannot be kept, and BudgetSpentError before a call that
+        might exceed the budget.
         """
         keyed = {"server": self.label, **request}
-        cached = self.cache.get(keyed)
-        if cached is not None:
+        kept = self._kept(keyed, fault)
+        if kept is not None:
             self.usage.cached += 1
-            self._answered = True
-            return Answer(cached["text"], cached["probabilities"])
+            self._models_that_answered.add(request["model"])
+            return kept
         key = fingerprint(keyed)
         if self._counted is not None:
             if key not in self._counted:
@@ -114,89 +153,131 @@ class ChatClient:
                 self.usage.add(estimate_input_tokens(request), expected_tokens, self._price(request))
             return Answer(None, [])
         if key not in self._pending:
-            self._pending[key] = asyncio.ensure_future(self._ask(keyed, request, expected_tokens, may_be_cut))
+            self._pending[key] = asyncio.ensure_future(self._ask(keyed, request, fault, structured))
             self._pending[key].add_done_callback(lambda _: self._pending.pop(key, None))
         return await self._pending[key]
 
+    def _kept(self, keyed: dict[str, Any], fault: Callable[[str], str | None] | None) -> Answer | None:
+        """The cached answer, if it is one: those of earlier versions may be of no use."""
+        match self.cache.get(keyed):
+            case {"text": str(text), "probabilities": list(probabilities)} if not (fault and fault(text)):
+                return Answer(text, probabilities)
+        return None
+
     async def _ask(
-        self, keyed: dict[str, Any], request: dict[str, Any], expected_tokens: int, may_be_cut: bool
+        self,
+        keyed: dict[str, Any],
+        request: dict[str, Any],
+        fault: Callable[[str], str | None] | None,
+        structured: bool,
     ) -> Answer:
         async with self._slots:
             with self._within_budget(request):
                 completion = await self._send(request)
             if completion is None:
                 return Answer(None, [])
-            used = [getattr(completion.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-            tokens = used[0] or estimate_input_tokens(request), used[1] or expected_tokens
-            self.usage.add(*tokens, self._price(request))
-            choice = completion.choices[0]
-            text = _text(choice.message.content)
-            finish_reason = getattr(choice, "finish_reason", None)
-            if finish_reason == "length" and not may_be_cut:
-                limit = request["max_completion_tokens"]
-                return self._failed("cut off", f"an answer was cut off at its limit of {limit} tokens")
+            model, text = request["model"], self._redacted(completion.text or "")
+            trouble = fault(text) if fault else None
+            if completion.cut_off and (fault is None or trouble):
+                limit = most_output_tokens(request)
+                reason = f"an answer was cut off at its limit of {limit} tokens; reasoning_tokens raises it"
+                return self._failed("cut off", reason, model, came=True)
             if not text.strip():
-                return self._failed("empty", "an answer was empty")
-            self._failures_in_a_row, self._answered = 0, True
-            listed = choice.logprobs.content if getattr(choice, "logprobs", None) else None
-            probabilities = yes_probabilities(
-                [token.model_dump() for token in listed or []], structured="response_format" in request
-            )
-            self.cache.put(keyed, {"text": text, "probabilities": probabilities, "finish_reason": finish_reason})
+                filtered = completion.finish_reason == "content_filter"
+                kind = "refused" if completion.refusal else "filtered" if filtered else "empty"
+                return self._failed(kind, f"an answer was {kind}", model, came=True)
+            self._failures_in_a_row[model] = 0
+            self._models_that_answered.add(model)
+            probabilities = yes_probabilities(completion.logprobs, structured)
+            if trouble:
+                self.unparsable[trouble] += 1
+            else:
+                self._keep(keyed, text, probabilities)
             return Answer(text, probabilities)
+
+    def _keep(self, keyed: dict[str, Any], text: str, probabilities: list[float]) -> None:
+        try:
+            self.cache.put(keyed, {"text": text, "probabilities": probabilities})
+        except OSError as error:
+            self._given_up = error  # what else is asked would be lost
+            raise
 
     @contextmanager
     def _within_budget(self, request: dict[str, Any]) -> Iterator[None]:
         """Counts a request, at the longest answer it may get, as on its way."""
-        tokens, price = (estimate_input_tokens(request), request["max_completion_tokens"]), self._price(request)
+        tokens, price = (estimate_input_tokens(request), most_output_tokens(request)), self._price(request)
         cost = price(*tokens) if price else 0.0
         self._tokens_in_flight += sum(tokens)
         self._cost_in_flight += cost
         try:
-            self.usage.check(self.budget, self._tokens_in_flight, self._cost_in_flight)
+            self._check_budget()
             yield
         finally:
             self._tokens_in_flight -= sum(tokens)
             self._cost_in_flight -= cost
+
+    def _check_budget(self) -> None:
+        self.usage.check(self.budget, self._tokens_in_flight, self._cost_in_flight)
+
+    def _may_send(self) -> bool:
+        try:
+            self._check_budget()
+        except BudgetSpentError:
+            return False
+        return True
+
+    def _billed(self, request: dict[str, Any], completion: Completion | None) -> None:
+        """Counts an answer by what the server says, or else by estimate; at its limit if it broke off on its way."""
+        sent, came = estimate_input_tokens(request), most_output_tokens(request)
+        if completion is not None:
+            sent = completion.input_tokens or sent
+            came = completion.output_tokens or estimate_output_tokens(completion.text or "")
+        self.usage.add(sent, came, self._price(request))
 
     def _price(self, request: dict[str, Any]) -> Price | None:
         if self.prices and request["model"] not in self.prices:
             raise ValueError(f"there is no price for {request['model']}, but for other models; give one for each")
         return self.prices.get(request["model"])
 
-    async def _send(self, request: dict[str, Any]) -> Any:
+    async def _send(self, request: dict[str, Any]) -> Completion | None:
         if self._given_up is not None:
             raise self._given_up
-        if self._client is None:
-            self._client = self._connect()
+        if self._server is None:
+            self._server = self._connect()
+        from bae_lens.comsem.judges.server import CallFailedError
+
         self.usage.asked += 1
         try:
-            return await self._client.chat.completions.create(**request)
-        except openai.APIStatusError as error:
+            return await self._server.ask(request)
+        except CallFailedError as error:
+            self._check_budget()  # a retry may not have been sent
             refusal = self._refusal(error, request["model"])
             if refusal is not None:
                 self._given_up = ValueError(refusal)
                 raise self._given_up from None
-            self._failed(f"status {error.status_code}", error.message)
-        except openai.APIConnectionError as error:
-            self._failed("no connection", error.message)
+            self._failed(error.kind, error.reason, request["model"])
 
-    def _refusal(self, error: openai.APIStatusError, model: str) -> str | None:
+    def _refusal(self, error: "CallFailedError", model: str) -> str | None:
         """What to tell if there is no use in asking anything else; None for a call that failed alone."""
-        status, reason = error.status_code, self._redacted(error.message)
+        status, reason = error.status, self._redacted(error.reason)
+        if status is None:
+            return None
         if status in (401, 403):
             return f"{self.base_url} refused the key ({status}); set {KEY_VARIABLE} to a valid one"
         if status == 404:
             return f"{self.base_url} knows no model {model!r} or no such address (404): {reason}; check both"
-        if status >= 500 or status in RETRIED or (status in OF_ONE_REQUEST and self._answered):
+        if status >= 500 or status in RETRIED or (status in OF_ONE_REQUEST and model in self._models_that_answered):
             return None
-        return f"{self.base_url} refused the request: {reason}"
+        remedies = dict.fromkeys(remedy for named, remedy in REMEDIES.items() if named in reason)
+        return f"{self.base_url} refused the request: {reason}" + "".join(f"; {remedy}" for remedy in remedies)
 
-    def _failed(self, kind: str, reason: str) -> Answer:
+    def _failed(self, kind: str, reason: str, model: str, came: bool = False) -> Answer:
+        """Counts a call. `came`: the server answered, so that a model that can answer is not given up for it."""
         self.usage.failed += 1
         self.failures[kind] += 1
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= FAILURES_IN_A_ROW:
+        if not (came and model in self._models_that_answered):
+            self._failures_in_a_row[model] += 1
+        if self._failures_in_a_row[model] >= FAILURES_IN_A_ROW:
             self._given_up = OSError(
                 f"{self.base_url} failed {FAILURES_IN_A_ROW} times in a row ({dict(self.failures)} in all), at last: "
                 f"{self._redacted(reason)}; answers so far are kept, the same command goes on"
@@ -204,51 +285,48 @@ class ChatClient:
             raise self._given_up from None
         return Answer(None, [])
 
-    def _connect(self) -> openai.AsyncOpenAI:
-        key = os.environ.get(KEY_VARIABLE)
+    def _connect(self) -> "Server":
+        key = _key()
         if not key and not _is_loopback(self._url):
             raise ValueError(f"{self.base_url} needs a key: set the environment variable {KEY_VARIABLE}")
-        http_client = openai.DefaultAsyncHttpxClient(event_hooks={"response": [_refuse_unusable]})
-        return openai.AsyncOpenAI(
-            api_key=key or "none",
-            base_url=self._url,
-            max_retries=self._max_retries,
-            timeout=self._timeout,
-            http_client=http_client,
+        try:
+            from bae_lens.comsem.judges.server import Server
+        except ImportError as error:
+            raise ImportError('asking a server needs openai; install it with pip install "bae-lens[comsem]"') from error
+        return Server(
+            self._url,
+            key or "none",
+            self._max_retries,
+            self._timeout,
+            self._max_answer_bytes,
+            self._may_send,
+            self._billed,
         )
 
     def _redacted(self, text: str) -> str:
-        key = os.environ.get(KEY_VARIABLE)
+        key = _key()
         return (text.replace(key, "***") if key else text).replace(self._url, self.base_url)
 
     async def close(self) -> None:
         """Ends all connections. The next question opens new ones, in whatever event loop it is asked."""
-        client, self._client = self._client, None
+        server, self._server = self._server, None
         self._slots = asyncio.Semaphore(self.concurrency)
         self._pending.clear()
-        self._given_up, self._failures_in_a_row = None, 0
-        if client is not None:
-            await client.close()
+        self._given_up = None
+        self._failures_in_a_row.clear()
+        if server is not None:
+            await server.close()
 
 
-def _text(content: Any) -> str:
-    """Of a message, whose content some servers send in parts; empty if there is none."""
-    if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict)]
-        return "".join(text for text in texts if isinstance(text, str))
-    return content if isinstance(content, str) else ""
+def _key() -> str:
+    """From the environment, without white space around it; empty if there is none.
 
-
-async def _refuse_unusable(response: Any) -> None:
-    """Makes an answer without a choice a bad gateway, which the SDK retries."""
-    if response.status_code == 200:
-        await response.aread()
-        try:
-            usable = isinstance(response.json()["choices"][0]["message"], dict)
-        except (ValueError, LookupError, TypeError):
-            usable = False
-        if not usable:
-            response.status_code = 502
+    Raises ValueError for characters that no key has, without repeating them.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"{KEY_VARIABLE} holds a character that no key has, such as a line end; set it again")
+    return key
 
 
 def _is_loopback(url: str) -> bool:
@@ -261,8 +339,12 @@ def _is_loopback(url: str) -> bool:
 
 def _without_secrets(url: str) -> str:
     """The address without user, password, query and fragment."""
-    parts = urlsplit(url)
-    if not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        parts, port = urlsplit(""), ""
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("base_url must be an address such as http://127.0.0.1:8080/v1")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return urlunsplit((parts.scheme, host + (f":{parts.port}" if parts.port else ""), parts.path.rstrip("/"), "", ""))
+    return urlunsplit((parts.scheme, host + port, parts.path.rstrip("/"), "", ""))

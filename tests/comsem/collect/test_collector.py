@@ -253,3 +253,21 @@ def test_samples_do_not_grow_with_the_corpus(word_model, known_sae, word_texts, 
 
     monkeypatch.setattr("bae_lens.comsem.collect.sampling.POOL_SIZE", 64)
     assert size(800) == size(3200)
+
+
+@pytest.mark.parametrize("contexts_per_batch", [1, 3, 7])
+def test_what_content_is_does_not_depend_on_batches(word_model, known_sae, word_texts, monkeypatch, contexts_per_batch):
+    model = deepcopy(word_model)
+    model.W_E.data[:] *= 2 ** torch.linspace(0, 6, len(model.W_E))[:, None]  # some words are outliers among others
+    whole = collect(model, {"sae": known_sae}, word_texts, CORPUS, SAMPLING)
+    assert 0 < whole.n_tokens < 1500
+    monkeypatch.setattr("bae_lens.comsem.collect.collector.CONTEXTS_PER_BATCH", contexts_per_batch)
+    parts = collect(model, {"sae": known_sae}, word_texts, CORPUS, SAMPLING)
+    rates = [feature.firing_rate for feature in parts.dictionaries["sae"].features]
+    assert parts.n_tokens == whole.n_tokens
+    assert rates == [feature.firing_rate for feature in whole.dictionaries["sae"].features]
+
+
+def test_a_tokenizer_may_have_gaps_among_its_ids(word_model, known_sae, word_texts, monkeypatch):
+    monkeypatch.setattr(type(word_model.tokenizer), "__len__", lambda _: 20)
+    assert collect(word_model, {"sae": known_sae}, word_texts, CORPUS, SAMPLING).n_tokens == 1500

@@ -1,4 +1,6 @@
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from bae_lens.comsem.collect.corpus import ContextStore, CorpusSettings, text_contexts
 
@@ -63,3 +65,35 @@ def test_wrong_input_is_refused(word_tokenizer):
         contexts(object(), ["word1"])
     with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
         CorpusSettings(tokens=0)
+
+
+def test_tokens_that_share_a_character_are_marked_as_one():
+    texts = {
+        "ru": "Это предложение на русском языке. Мы читаем книгу дома. " * 8,
+        "ja": "日本語の文章です。猫が好きです。" * 8,
+        "emoji": "Good morning 😀😃👍🏽 to you 👩‍👩‍👧. See you 🎉🎉. " * 8,
+    }
+    byte_level = Tokenizer(models.BPE())
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    byte_level.train_from_iterator(
+        texts.values(), trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level)
+    overlapping = 0
+    for text in texts.values():
+        for context in text_contexts(tokenizer, [text], CorpusSettings(tokens=200, context_size=64)):
+            for sentence in set(context.sentence_of):
+                members = [i for i, number in enumerate(context.sentence_of) if number == sentence]
+                instance = context.instance(members[0], members)
+                assert instance.highlighted.replace("<<", "").replace(">>", "") == instance.sentence
+                assert "<<>>" not in instance.highlighted
+                overlapping += len(instance.highlights) < len(members)
+    assert overlapping > 10
+
+
+def test_what_is_no_text_is_refused(word_tokenizer):
+    with pytest.raises(ValueError, match="row 0 has no column 'text' but input_ids"):
+        list(text_contexts(word_tokenizer, [{"input_ids": [1]}], CorpusSettings()))
+    with pytest.raises(ValueError, match="choose one of the splits train, test"):
+        list(text_contexts(word_tokenizer, {"train": [], "test": []}, CorpusSettings()))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from bae_lens.comsem.collect.dictionaries import fires, load_dictionaries, load_dictionary
+from bae_lens.comsem.collect.dictionaries import informative, load_dictionaries, load_dictionary
 
 
 def test_a_dictionary_is_an_object_a_folder_or_a_name_on_the_hub(known_bae, known_sae, tmp_path, monkeypatch):
@@ -39,8 +39,8 @@ def test_what_is_no_dictionary_is_refused(known_sae, tmp_path):
         load_dictionary(known_sae)
 
 
-def test_binary_features_fire_where_they_differ_from_the_prior(known_bae, known_sae):
+def test_bits_say_something_where_they_differ_from_the_prior(known_bae, known_sae):
     code = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     known_bae.prior.copy_(torch.tensor([0.1, 0.9, 0.1, 0.9]))
-    assert fires(known_bae, code).tolist() == [[True, False, False, True]]
-    assert fires(known_sae, torch.tensor([[2.0, 0.0, -1.0, 1e-6]])).tolist() == [[True, False, False, True]]
+    assert informative(known_bae, code).tolist() == [[True, False, False, True]]
+    assert informative(known_sae, torch.tensor([[2.0, 0.0, -1.0, 1e-6]])).tolist() == [[True, False, False, True]]

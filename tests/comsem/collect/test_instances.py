@@ -4,6 +4,7 @@ from dataclasses import asdict
 import pytest
 
 from bae_lens.comsem.collect.instances import Instance
+from bae_lens.storage import validated
 
 
 def test_marks_stand_around_tokens():
@@ -15,7 +16,7 @@ def test_marks_stand_around_tokens():
 
 def test_an_instance_comes_back_from_json():
     instance = Instance("the cat", (4, 7), [(0, 3), (4, 7)])
-    assert Instance.from_dict(json.loads(json.dumps(asdict(instance)))) == instance
+    assert validated(Instance, json.loads(json.dumps(asdict(instance))), "it") == instance
 
 
 @pytest.mark.parametrize("text", ["no token", "<<open", "<<>> empty"])

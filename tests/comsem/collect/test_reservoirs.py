@@ -5,18 +5,27 @@ import torch
 from bae_lens.comsem.collect.reservoirs import Reservoirs, TokenPool, first_of_each
 
 
+def tokens(place, position=None, token=None) -> torch.Tensor:
+    """Rows as `SampledToken`."""
+    zeros = torch.zeros_like(place)
+    return torch.stack(
+        [place, zeros if position is None else position, zeros if token is None else token, zeros, zeros], 1
+    )
+
+
 def test_reservoirs_keep_what_has_the_smallest_keys_whatever_the_batches():
     generator = torch.Generator().manual_seed(0)
     feature = torch.randint(0, 5, (300,), generator=generator)
     key = torch.rand(300, generator=generator, dtype=torch.float64)
-    item = torch.stack([torch.arange(300), feature], 1)
-    reservoirs = Reservoirs(7, capacity=4, width=2)
+    item = tokens(torch.arange(300), feature)
+    reservoirs = Reservoirs(7, capacity=4)
     for batch in torch.arange(300).split(23):
         reservoirs.add(feature[batch], key[batch], item[batch])
     for number in range(5):
         members = (feature == number).nonzero().flatten()
         expected = members[key[members].argsort()[:4]].tolist()
-        assert [index for index, _ in reservoirs.of(number)] == expected
+        assert [kept.place for kept in reservoirs.of(number)] == expected
+        assert {kept.position for kept in reservoirs.of(number)} == {number}
     assert reservoirs.of(6) == []
     assert reservoirs.sizes().tolist() == [4, 4, 4, 4, 4, 0, 0]
 
@@ -25,18 +34,18 @@ def test_every_item_is_as_likely_to_be_kept():
     kept = torch.zeros(40)
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
-        reservoirs = Reservoirs(1, capacity=10, width=1)
+        reservoirs = Reservoirs(1, capacity=10)
         for batch in torch.arange(40).split(7):
             key = torch.rand(len(batch), generator=generator, dtype=torch.float64)
-            reservoirs.add(torch.zeros_like(batch), key, batch[:, None])
-        kept[[index for (index,) in reservoirs.of(0)]] += 1
+            reservoirs.add(torch.zeros_like(batch), key, tokens(batch))
+        kept[[token.place for token in reservoirs.of(0)]] += 1
     assert (kept / 300 - 0.25).abs().max() < 5 * (0.25 * 0.75 / 300) ** 0.5
 
 
 def test_adding_nothing_changes_nothing():
-    reservoirs = Reservoirs(2, capacity=3, width=1)
+    reservoirs = Reservoirs(2, capacity=3)
     empty = torch.empty(0, dtype=torch.int64)
-    reservoirs.add(empty, empty.double(), empty[:, None])
+    reservoirs.add(empty, empty.double(), tokens(empty))
     assert reservoirs.sizes().tolist() == [0, 0]
 
 
@@ -50,7 +59,7 @@ def pool() -> TokenPool:
     pool = TokenPool(capacity=6, d_sae=10)
     fires = torch.zeros(12, 10, dtype=torch.bool)
     fires[::2, 9] = True
-    item = torch.stack([torch.arange(12), torch.arange(12) * 2, torch.arange(12) % 4], 1)
+    item = tokens(torch.arange(12), torch.arange(12) * 2, torch.arange(12) % 4)
     for batch in torch.arange(12).split(5):
         pool.add(batch.flip(0).double(), item[batch], fires[batch])
     return pool
@@ -67,7 +76,7 @@ def test_pool_keeps_tokens_with_what_fires_in_their_sentences(pool):
 
 
 def test_controls_are_matched_by_frequency_of_the_token_and_position_without_replacement(pool):
-    pool.items = torch.tensor([[0, 1, 2], [1, 30, 2], [2, 1, 3], [3, 30, 3]])
+    pool.items = tokens(torch.arange(4), torch.tensor([1, 30, 1, 30]), torch.tensor([2, 2, 3, 3]))
     counts = torch.tensor([0, 900, 1000, 4])
     matched = pool.matched(torch.arange(4), torch.tensor([1, 1, 3]), torch.tensor([28, 1, 2]), counts)
     assert matched.tolist() == [1, 0, 2]
