@@ -121,6 +121,7 @@ def test_features_that_belong_together_take_fewer_bits(tmp_path, monkeypatch, id
     assert alone.entropy_bits == joint.entropy_bits
     assert alone.joint_bits == pytest.approx(alone.entropy_bits, rel=1e-3)  # of chunks with rates of their own
     assert joint.joint_bits == pytest.approx(joint.entropy_bits / 2, rel=1e-3)  # of each two the second is known
+    assert joint.joint_bits is not None
     assert joint.joint_bits < joint.bits < 1.05 * joint.joint_bits
 
 

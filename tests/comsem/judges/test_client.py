@@ -11,6 +11,7 @@ import pytest
 from bae_lens.comsem.collect.instances import Instance
 from bae_lens.comsem.judges.answer_cache import AnswerCache
 from bae_lens.comsem.judges.client import FAILURES_IN_A_ROW, ChatClient
+from bae_lens.comsem.judges.judge import Question, Verdict
 from bae_lens.comsem.judges.language_model import LanguageModelJudge
 from bae_lens.comsem.judges.prompts import single_fault
 from bae_lens.comsem.judges.spending import Budget, BudgetSpentError, Price, estimate_input_tokens
@@ -39,7 +40,7 @@ def ask(client: ChatClient, numbers, model: str = "m", fault=None) -> list:
     return asyncio.run(work())
 
 
-def judged(judge: LanguageModelJudge, question="marked token", n=1) -> list:
+def judged(judge: LanguageModelJudge, question: Question = "marked token", n: int = 1) -> list[Verdict]:
     async def work():
         try:
             return await judge.judge("animals", [CAT] * n, question)
