@@ -39,10 +39,10 @@ def ask(client: ChatClient, numbers, model: str = "m", fault=None) -> list:
     return asyncio.run(work())
 
 
-def judged(judge: LanguageModelJudge, question="marked token", n=1) -> list:
+def judged(judge: LanguageModelJudge, n=1) -> list:
     async def work():
         try:
-            return await judge.judge("animals", [CAT] * n, question)
+            return await judge.judge("animals", [CAT] * n, "marked token")
         finally:
             await judge.close()
 
