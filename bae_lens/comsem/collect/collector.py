@@ -132,7 +132,7 @@ class _Counts:
 
 
 def _median_norms(
-    runs: list[tuple[dict[str, Float[Tensor, "n position d_in"]], Bool[Tensor, "n position"]]],
+    runs: list[tuple[dict[str, Float[Tensor, "_ _ _"]], Bool[Tensor, "_ _"]]],
 ) -> dict[str, Float[Tensor, ""]]:
     """Of the content of the first `CONTEXTS_OF_MEDIAN` contexts, at each hook; not a number if there is none."""
     norms: dict[str, list[Float[Tensor, " n"]]] = {}
