@@ -8,11 +8,11 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -90,12 +90,38 @@ def validated(kind: type[T], content: Any, name: str) -> T:
         ) from error
 
 
-def open_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> np.memmap:
-    """The array for writing, which the process that comes first makes, of zeros."""
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            with written_whole(path) as partial:
-                np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=shape)
+def make_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> None:
+    """Makes an array of zeros, unless it is there, with room on the disk for all of its values.
+
+    Raises OSError if there is no room: a mapped file whose disk is full would end the process without a word.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial:
+        n_bytes = np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=shape).nbytes
+        with partial.open("r+b") as file:
+            try:
+                _reserve(file)
+            except OSError as error:
+                reason = f"{os.strerror(error.errno or 0)}: {path} needs {n_bytes / 2**30:.2g} GiB"
+                raise OSError(error.errno, f"{reason}; make room, or choose a folder on another disk") from error
+
+
+def _reserve(file: IO[bytes]) -> None:
+    """Gives a file that has a size but no contents the blocks of the disk that it will need."""
+    size = os.fstat(file.fileno()).st_size
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    file.seek(0)
+    while block := file.read(2**20):
+        file.seek(-len(block), os.SEEK_CUR)
+        file.write(block)
+
+
+def open_array(path: Path) -> np.memmap:
+    """An array that `make_array` made, for writing."""
     return np.lib.format.open_memmap(path, mode="r+")
 
 
@@ -123,6 +149,7 @@ def checksum(arrays: Iterable[np.ndarray]) -> int:
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
+NAMED_DIFFERENCES = 4  # in the message that a folder is for something else
 
 
 @dataclass(frozen=True)
@@ -168,9 +195,24 @@ def check_folder(folder: Path) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise ValueError(f"the output folder {folder} is not writable: check {existing}, or choose another folder")
-    ours = {LOCK_FILE, RUN_FILE, f"{RUN_FILE}.partial"}
-    if folder.exists() and not (folder / RUN_FILE).exists() and {path.name for path in folder.iterdir()} - ours:
+    if folder.exists() and not (folder / RUN_FILE).exists() and not all(map(_of_a_claim, folder.iterdir())):
         raise ValueError(f"the output folder {folder} holds files of something else; choose an empty one")
+
+
+def _of_a_claim(path: Path) -> bool:
+    """Whether a run that was killed before it had claimed its folder may have left this file."""
+    return path.name == LOCK_FILE or path.match(f".{RUN_FILE}.*.partial")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder, made if need be, alone among processes. Raises ValueError if another one holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK_FILE, timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"another process is at work in {folder}; wait for it, or choose another folder") from error
 
 
 @contextmanager
@@ -178,33 +220,34 @@ def claimed(folder: Path, purpose: dict[str, Any]) -> Iterator[None]:
     """Holds `folder` for a run of this purpose, made of JSON values, alone among processes.
 
     Of several processes that share a run, the first holds it for all of them.
-    Raises ValueError as `check_folder`, if another process holds it, and if it is the home of another run, saying what
-    differs.
+    Raises ValueError as `check_folder` and `locked`, and as `claim` if it is the home of another run.
     """
-    if not is_main_process():
-        barrier()
+    if is_main_process():
+        check_folder(folder)
+    with locked(folder) if is_main_process() else nullcontext():
+        claim(folder / RUN_FILE, {**purpose, "version": version("bae-lens")})
         yield
-        return
-    check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / LOCK_FILE, timeout=0):
-            _claim(folder, {**purpose, "version": version("bae-lens")})
-            barrier()
-            yield
-    except Timeout as error:
-        raise ValueError(f"another process is at work in {folder}; wait for it, or choose another folder") from error
 
 
-def _claim(folder: Path, purpose: dict[str, Any]) -> None:
-    now = json.loads(json.dumps(purpose))
-    if (folder / RUN_FILE).exists():
-        earlier, new = _flat(read_json(folder / RUN_FILE)), _flat(now)
-        changed = [key for key in {**earlier, **new} if earlier.get(key) != new.get(key)]
-        if changed:
-            differences = "; ".join(f"{key}: {earlier.get(key)!r} there, {new.get(key)!r} now" for key in changed)
-            raise ValueError(f"the output folder {folder} holds another run ({differences}); choose another folder")
-    write_text(folder / RUN_FILE, json.dumps(now, indent=2))
+def claim(path: Path, purpose: dict[str, Any]) -> None:
+    """Writes down in the file `path` what its folder is for, or compares with what stands there.
+
+    Of several processes that share a folder, the first writes, and all compare. Raises ValueError as `check_same`.
+    """
+    if is_main_process() and not path.exists():
+        write_json(path, purpose, indent=2)
+    barrier()
+    check_same(read_json(path), purpose, path.parent)
+
+
+def check_same(earlier: Any, now: Any, folder: Path) -> None:
+    """Raises ValueError, naming what differs, unless a folder that was made for `earlier` serves for `now`."""
+    there, here = _flat(earlier), _flat(json.loads(json.dumps(now)))
+    changed = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if changed:
+        named = [f"{key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in changed[:NAMED_DIFFERENCES]]
+        more = [f"{len(changed) - len(named)} more"] if len(changed) > len(named) else []
+        raise ValueError(f"{folder} holds something else ({'; '.join([*named, *more])}); choose another folder")
 
 
 def _flat(content: Any, name: str = "") -> dict[str, Any]:

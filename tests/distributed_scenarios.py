@@ -25,6 +25,7 @@ from bae_lens import TrainingBAEConfig, TrainingBinaryTranscoderConfig
 from bae_lens import distributed as parallel
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import ContextSettings, choose_contexts
+from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
 from bae_lens.functional import covariance
@@ -148,6 +149,7 @@ def _train_steps(cfg: TrainingBAEConfig) -> dict[str, Any]:
 
 def hidden_states(name: str, interrupt_at: int | None = None) -> None:
     """The pass of the language model, in batches of 4 contexts, possibly stopped in the batch of that number."""
+    hook_widths(model, [HOOK])
     run, calls = model.run_with_cache, []
 
     def counted(tokens: Any, **options: Any) -> Any:
@@ -161,7 +163,10 @@ def hidden_states(name: str, interrupt_at: int | None = None) -> None:
             states = cache_activations(model, contexts, [HOOK], folder / "states" / name, batch_size=4)[HOOK]
         except (KeyboardInterrupt, ConnectionError):
             return
-    write(f"harvest-{name}", {"states": torch.from_numpy(states.states.copy()), "norms": states.norms, "calls": calls})
+    write(
+        f"harvest-{name}",
+        {"states": torch.from_numpy(states.activations.copy()), "norms": states.norms, "calls": calls},
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from bae_lens.storage import Stopwatch, check_folder, claimed
+from bae_lens.storage import Stopwatch, check_folder, claimed, locked
 
 PURPOSE = {"seed": 0, "training": {"batch_size": 32, "lr_decay": 0.2}, "seeds": (0, 1)}
 
@@ -30,7 +30,7 @@ def test_folder_belongs_to_one_run(tmp_path):
     claim(folder)
     claim(folder)
     assert json.loads((folder / "run.json").read_text()) == {**PURPOSE, "seeds": [0, 1], "version": version("bae-lens")}
-    with pytest.raises(ValueError, match=r"holds another run \(seed: 0 there, 1 now\); choose another folder"):
+    with pytest.raises(ValueError, match=r"holds something else \(seed: 0 there, 1 now\); choose another folder"):
         claim(folder, {**PURPOSE, "seed": 1})
     with pytest.raises(ValueError, match=r"training.batch_size: 32 there, 64 now; seeds.1: 1 there, None now"):
         claim(folder, {**PURPOSE, "training": {"batch_size": 64, "lr_decay": 0.2}, "seeds": (0,)})
@@ -53,8 +53,21 @@ def test_folder_is_held_by_one_run_at_a_time_and_let_go_at_the_end(tmp_path):
     claim(tmp_path)
 
 
+def test_many_differences_are_counted(tmp_path):
+    claim(tmp_path, {"seeds": list(range(9))})
+    with pytest.raises(ValueError, match=r"\(seeds.0: 0 there, 1 now; .*; seeds.3: 3 there, 4 now; 5 more\); choose"):
+        claim(tmp_path, {"seeds": list(range(1, 10))})
+
+
+def test_folder_in_use_is_not_taken_by_another_lock(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="another process is at work in"), locked(tmp_path):
+        pass
+    with locked(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+
+
 def test_claim_that_was_killed_can_be_made_again(tmp_path):
-    for name in (".lock", "run.json.partial"):
+    for name in (".lock", ".run.json.17.partial"):
         (tmp_path / name).write_text("")
     claim(tmp_path)
 

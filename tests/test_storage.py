@@ -1,18 +1,44 @@
+import errno
+import os
 import zlib
 
 import numpy as np
 import pytest
 import torch
 
-from bae_lens.storage import checksum, load_array, open_array, save_array
+from bae_lens.storage import checksum, load_array, make_array, open_array, save_array
 
 
 def test_array_is_made_once_of_zeros_and_keeps_what_is_written(tmp_path):
-    path = tmp_path / "a.npy"
+    path = tmp_path / "deep" / "a.npy"
 
-    open_array(path, (3, 2), np.int64)[1] = 7
+    make_array(path, (3, 2), np.int64)
+    open_array(path)[1] = 7
+    make_array(path, (3, 2), np.int64)
 
-    assert open_array(path, (3, 2), np.int64).tolist() == [[0, 0], [7, 7], [0, 0]]
+    assert open_array(path).tolist() == [[0, 0], [7, 7], [0, 0]]
+
+
+@pytest.mark.parametrize("allocates", [True, False])
+def test_array_has_its_room_on_the_disk_before_anything_is_written(tmp_path, monkeypatch, allocates):
+    if not allocates:
+        monkeypatch.delattr(os, "posix_fallocate")
+
+    make_array(tmp_path / "a.npy", (2**18, 3))
+
+    size = 2**18 * 3 * 4
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= size
+    assert not open_array(tmp_path / "a.npy").any()
+
+
+def test_array_without_room_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*a.npy needs 0.5 GiB; make room, or choose a folder"):
+        make_array(tmp_path / "a.npy", (2**17, 2**10))
+    assert not list(tmp_path.iterdir())
 
 
 def test_saved_array_is_loaded(tmp_path):

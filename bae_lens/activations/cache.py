@@ -1,11 +1,11 @@
 """Activations of a language model on disk: one pass over chosen contexts, then as many trainings as wanted."""
 
-import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,15 +14,30 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.activations.contexts import PADDING, Contexts
-from bae_lens.activations.forward import _hidden_states
+from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
+from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, process_index, shard
-from bae_lens.functional.outliers import OUTLIER_NORM
+from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.saelens_compat import get_special_token_ids
 from bae_lens.saes.standardization import Standardization
-from bae_lens.storage import checksum, load_array, open_array, read_json, save_array, write_text
+from bae_lens.storage import (
+    checksum,
+    claim,
+    load_array,
+    locked,
+    make_array,
+    open_array,
+    read_json,
+    save_array,
+    write_json,
+)
 
-CHECKSUMS = "checksums.npy"  # of each context, 0 where it is missing
+SOURCE_FILE = "source.json"  # the model, contexts and hooks, by content
+COMPLETE_FILE = "complete.json"  # the checksum of all norms, once everything is there
+NORMS_FILE = "norms.npy"
+ARRAY_FILE = "activations.npy"
+CHECKSUMS_FILE = "checksums.npy"  # of each context's norms and activations, 0 where it is missing
 
 
 class CachedActivations:
@@ -34,22 +49,31 @@ class CachedActivations:
     """
 
     def __init__(self, folder: Path, hook_name: str) -> None:
-        """Opens what `cache_activations` wrote. Raises FileNotFoundError if it is missing or not complete."""
-        if not (folder / "complete.json").exists():
-            raise FileNotFoundError(f"no complete cache at {folder}")
+        """Opens what `cache_activations` wrote.
+
+        Raises FileNotFoundError if there is no complete cache of this hook, and ValueError for damaged tokens or norms.
+        """
+        if not ((folder / COMPLETE_FILE).exists() and (folder / hook_name / ARRAY_FILE).exists()):
+            raise FileNotFoundError(f"no complete cache of {hook_name} at {folder}; cache_activations makes one")
         self.folder, self.hook_name = folder, hook_name
-        info = read_json(folder / "complete.json")
-        self.special_tokens: list[int] = info["special_tokens"]
-        self.states = load_array(folder / hook_name / "states.npy", mmap_mode="r")
-        self.norms = torch.from_numpy(load_array(folder / "norms.npy")).flatten()
+        self.identity: dict[str, Any] = read_json(folder / SOURCE_FILE)
+        self.special_tokens: list[int] = self.identity["special_tokens"]
+        self.activations = load_array(folder / hook_name / ARRAY_FILE, mmap_mode="r")
+        self.norms = torch.from_numpy(load_array(folder / NORMS_FILE)).flatten()
         self.contexts = Contexts(
             *(torch.from_numpy(load_array(folder / f"{part}.npy")) for part in ("tokens", "document"))
         )
+        if tensor_fingerprint(self.contexts.tokens, self.contexts.document) != self.identity["contexts"]:
+            raise ValueError(f"tokens.npy or document.npy in {folder} are damaged; remove the folder to start over")
+        if checksum([self.norms.numpy()]) != read_json(folder / COMPLETE_FILE)["norms"]:
+            self._give_up("its norms")
+        self._checksums = load_array(folder / hook_name / CHECKSUMS_FILE)
+        self._unchecked = np.ones(len(self._checksums), dtype=bool)
 
     @property
     def d_in(self) -> int:
         """Width of the activations; at hook_z that of all heads together."""
-        return self.states.shape[-1]
+        return self.activations.shape[-1]
 
     @property
     def widths(self) -> dict[str, int]:
@@ -70,7 +94,7 @@ class CachedActivations:
     @cached_property
     def outliers(self) -> Bool[Tensor, " n_tokens"]:
         """Which rows are outlier tokens."""
-        return ~self.special & (self.relative_norms > OUTLIER_NORM)
+        return ~self.special & is_outlier(self.relative_norms, 1.0)
 
     @cached_property
     def content(self) -> Int[Tensor, " n_content"]:
@@ -78,8 +102,24 @@ class CachedActivations:
         return (~self.special & ~self.outliers).nonzero().flatten()
 
     def rows(self, indices: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
-        """Raw activations of the given rows, in float32."""
-        return torch.from_numpy(self.states.reshape(-1, self.d_in)[indices.numpy()])
+        """Raw activations of the given rows, in float32.
+
+        Raises ValueError if they are no longer what was written; each context is checked when it is first read.
+        """
+        self._check(np.unique(indices.numpy() // self.contexts.tokens.shape[1]))
+        return torch.from_numpy(self.activations.reshape(-1, self.d_in)[indices.numpy()])
+
+    def _check(self, contexts: Int[np.ndarray, " n_contexts"]) -> None:
+        contexts = contexts[self._unchecked[contexts]]
+        norms = self.norms.view(self.contexts.tokens.shape).numpy()
+        if damaged := _damaged(contexts, self._checksums, norms, self.activations):
+            self._give_up(f"{len(damaged)} contexts")
+        self._unchecked[contexts] = False
+
+    def _give_up(self, damaged: str) -> NoReturn:
+        """Takes back that the cache is complete, so that `cache_activations` computes again what is damaged."""
+        (self.folder / COMPLETE_FILE).unlink(missing_ok=True)
+        raise ValueError(f"{damaged} in {self.folder} are damaged; run the same again, which computes them again")
 
     def batches(self, batch_size: int) -> Iterator[Float[Tensor, "n d_in"]]:
         """The raw activations of all content, in order."""
@@ -128,96 +168,111 @@ def cache_activations(
     """Runs the model over the contexts once, up to the deepest hook's layer, and keeps the activations at all hooks.
 
     They lie in `folder` in float32, and are returned under the names that were asked for. By the norms at the first
-    hook it is decided which tokens are outliers. An interrupted cache goes on with the batches that are missing; one
-    that is complete is opened as it is, but for contexts that are no longer what was written, of which a warning gives
-    the number, and which are computed again. Several processes share the batches, and write into the same folder.
+    hook it is decided which tokens are outliers. A complete cache is opened as it is. One that was interrupted, or in
+    which damage was found, goes on with the batches that are missing; contexts that are no longer what was written are
+    computed again, and a warning gives their number. Several processes share the batches, and the folder.
     Raises ValueError for an unknown hook, one that is not one vector a token, activations that are not finite
-    (naming the batch), and a folder that holds activations of other hooks, another model or other contexts.
+    (naming the batch), a folder that holds activations of other hooks, another model or other contexts, or at which
+    another process is at work, and OSError for a disk without room for all of them.
     """
     resolved = {hook_name: resolve_hook(model, hook_name) for hook_name in hook_names}
-    folder.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(resolved.values()))
     source = {
-        "model": model.cfg.model_name,
-        "hook_names": list(dict.fromkeys(resolved.values())),
+        "model": model_fingerprint(model),
+        "contexts": tensor_fingerprint(contexts.tokens, contexts.document),
+        "hook_names": names,
         "special_tokens": sorted(get_special_token_ids(model.tokenizer)),
     }
-    _claim(folder, source, contexts)
-    (complete,) = any_process((folder / "complete.json").exists())
-    if complete:
-        _forget_damaged(folder, source["hook_names"])
-    if not (folder / "complete.json").exists():
-        _cache_missing(model, contexts, source["hook_names"], folder, batch_size)
-        barrier()
-        if is_main_process():
-            if not load_array(folder / CHECKSUMS).all():
-                raise ValueError(f"not all contexts arrived in {folder}; the processes must share it")
-            write_text(folder / "complete.json", json.dumps(source))
-        barrier()
+    working = is_main_process() and not (folder / COMPLETE_FILE).exists()
+    with locked(folder) if working else nullcontext():
+        claim(folder / SOURCE_FILE, source)
+        (complete,) = any_process((folder / COMPLETE_FILE).exists())
+        if not complete:
+            widths = hook_widths(model, names)
+            _make_arrays(folder, contexts, {name: widths[name] for name in names})
+            _forget_damaged(folder, names)
+            _cache_missing(model, contexts, names, folder, batch_size)
+            _complete(folder, names)
     return {hook_name: CachedActivations(folder, name) for hook_name, name in resolved.items()}
 
 
-def _claim(folder: Path, source: dict[str, Any], contexts: Contexts) -> None:
-    """Writes down what the folder is for, or compares it with what it is for already."""
-    path = folder / "source.json"
-    if is_main_process() and not path.exists():
+def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int]) -> None:
+    """Everything that will be written, before anything is computed."""
+    if is_main_process():
         save_array(folder / "tokens.npy", contexts.tokens)
         save_array(folder / "document.npy", contexts.document)
-        write_text(path, json.dumps(source))
+        n, context_size = contexts.tokens.shape
+        make_array(folder / NORMS_FILE, (n, context_size))
+        for hook_name, width in widths.items():
+            make_array(folder / hook_name / ARRAY_FILE, (n, context_size, width))
+            make_array(folder / hook_name / CHECKSUMS_FILE, (n,), np.int64)
     barrier()
-    same_contexts = np.array_equal(load_array(folder / "tokens.npy"), contexts.tokens.numpy())
-    if read_json(path) != source or not same_contexts:
-        raise ValueError(f"{folder} holds activations of another model, other hooks or text; choose another folder")
-
-
-def _cache_missing(model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int) -> None:
-    n, context_size = contexts.tokens.shape
-    norms = open_array(folder / "norms.npy", (n, context_size))
-    sums = open_array(folder / CHECKSUMS, (n,), np.int64)
-    missing = [start for start in range(0, n, batch_size) if not sums[start : start + batch_size].all()]
-    barrier()  # before one of them is done
-    states: dict[str, np.memmap] = {}
-    description = f"activations at {', '.join(hook_names)}"
-    with tqdm(
-        total=n, initial=int((sums != 0).sum()), desc=description, unit="context", disable=not is_main_process()
-    ) as progress:
-        for start in missing[process_index() :: n_processes()]:
-            tokens = contexts.tokens[start : start + batch_size].clamp(min=0)
-            rows = slice(start, start + len(tokens))
-            batches = _hidden_states(model, tokens, hook_names)
-            for hook_name, batch in batches.items():
-                if not torch.isfinite(batch).all():
-                    raise ValueError(
-                        f"the model's activations in batch {start // batch_size} at {hook_name} are not finite"
-                    )
-                if hook_name not in states:
-                    (folder / hook_name).mkdir(exist_ok=True)
-                    shape = (n, context_size, batch.shape[-1])
-                    states[hook_name] = open_array(folder / hook_name / "states.npy", shape)
-                states[hook_name][rows] = batch.numpy()
-                states[hook_name].flush()
-            norms[rows] = batches[hook_names[0]].norm(dim=-1).numpy()
-            norms.flush()
-            parts = [norms[rows], *(batches[name].numpy() for name in sorted(batches))]
-            sums[rows] = [checksum(context) for context in zip(*parts, strict=True)]
-            sums.flush()
-            progress.update(int((sums != 0).sum()) - progress.n)
 
 
 def _forget_damaged(folder: Path, hook_names: list[str]) -> None:
-    """Contexts whose activations do not have the checksum that they were written with count as missing.
-
-    Everything is read for it, at the speed of the disk.
-    """
-    files = ["norms.npy", *(f"{hook_name}/states.npy" for hook_name in sorted(hook_names))]
-    parts = [load_array(folder / file, mmap_mode="r") for file in files]
-    sums = open_array(folder / CHECKSUMS, (len(parts[0]),), np.int64)
-    contexts = tqdm(range(process_index(), len(sums), n_processes()), desc="checking what is on disk", unit="context")
-    damaged = [context for context in contexts if sums[context] != checksum(part[context] for part in parts)]
+    """Contexts whose activations do not have the checksum that they were written with count as missing."""
+    norms, damaged = load_array(folder / NORMS_FILE, mmap_mode="r"), set()
+    for hook_name in hook_names:
+        activations, sums = (
+            load_array(folder / hook_name / ARRAY_FILE, "r"),
+            open_array(folder / hook_name / CHECKSUMS_FILE),
+        )
+        written = sums.nonzero()[0][process_index() :: n_processes()]
+        at_hook = _damaged(tqdm(written, desc="checking what is on disk", unit="context"), sums, norms, activations)
+        sums[at_hook] = 0
+        sums.flush()
+        damaged |= set(at_hook)
     if damaged:
         warnings.warn(
-            f"{len(damaged)} of {len(sums)} contexts in {folder} are damaged and computed again", stacklevel=3
+            f"{len(damaged)} of {len(norms)} contexts in {folder} are damaged and computed again", stacklevel=3
         )
-        sums[damaged] = 0
-        sums.flush()
-        (folder / "complete.json").unlink(missing_ok=True)
+    barrier()
+
+
+def _damaged(
+    contexts: Iterable[Any], sums: Int[np.ndarray, " n"], norms: Float[np.ndarray, "n size"], activations: np.ndarray
+) -> list[int]:
+    return [int(i) for i in contexts if sums[i] != checksum([norms[i], activations[i]])]
+
+
+def _cache_missing(model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int) -> None:
+    """By process, every so many batches."""
+    n = len(contexts.tokens)
+    norms = open_array(folder / NORMS_FILE)
+    arrays = {hook_name: open_array(folder / hook_name / ARRAY_FILE) for hook_name in hook_names}
+    sums = {hook_name: open_array(folder / hook_name / CHECKSUMS_FILE) for hook_name in hook_names}
+
+    def written(rows: slice = slice(None)) -> Bool[np.ndarray, " n"]:
+        return np.all([at_hook[rows] != 0 for at_hook in sums.values()], axis=0)
+
+    missing = [rows for start in range(0, n, batch_size) if not written(rows := slice(start, start + batch_size)).all()]
+    barrier()  # before one of them is done
+    description = f"activations at {', '.join(hook_names)}"
+    with tqdm(
+        total=n, initial=int(written().sum()), desc=description, unit="context", disable=not is_main_process()
+    ) as progress:
+        for rows in missing[process_index() :: n_processes()]:
+            try:
+                batch = run_at_hooks(model, contexts.tokens[rows].clamp(min=0), hook_names)
+            except ValueError as error:
+                raise ValueError(f"batch {rows.start // batch_size}: {error}") from error
+            first = batch[hook_names[0]]
+            norms[rows] = torch.linalg.vector_norm(first, dim=-1, dtype=torch.float64).float().numpy()
+            norms.flush()
+            for hook_name, activations in batch.items():
+                arrays[hook_name][rows] = activations.numpy()
+                arrays[hook_name].flush()
+                sums[hook_name][rows] = [
+                    checksum(parts) for parts in zip(norms[rows], activations.numpy(), strict=True)
+                ]
+                sums[hook_name].flush()
+            progress.update(int(written().sum()) - progress.n)
+    barrier()
+
+
+def _complete(folder: Path, hook_names: list[str]) -> None:
+    if is_main_process():
+        if not all(load_array(folder / hook_name / CHECKSUMS_FILE).all() for hook_name in hook_names):
+            raise ValueError(f"not all contexts arrived in {folder}; the processes must share it")
+        write_json(folder / COMPLETE_FILE, {"norms": checksum([load_array(folder / NORMS_FILE)])})
     barrier()

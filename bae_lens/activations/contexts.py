@@ -3,17 +3,19 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from datasets import Dataset
 from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.activations.sources import TEXT_COLUMN
+from bae_lens.activations.sources import texts
 from bae_lens.distributed import is_main_process
 
+Split = Literal["train", "tune", "test"]
 HELD_OUT_EVERY = 10  # every tenth document is held out for evaluation
 TUNING_AFTER = 5  # and the fifth after it for tuning
 PADDING = -1  # in token arrays, after the end of a document shorter than the context
@@ -52,6 +54,24 @@ class ContextSettings:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def split_of(document: int) -> Split:
+    """What a document serves for, by its number in the shuffled text: of ten in a row one for test, one for tuning."""
+    place = document % HELD_OUT_EVERY
+    return "test" if place == 0 else "tune" if place == TUNING_AFTER else "train"
+
+
+def held_out_documents(text: Any, seed: int, in_corpus_order: bool = False) -> Any:
+    """The test documents of a text that `choose_contexts` gets shuffled with this seed, in that order or the corpus'.
+
+    A text that is streamed from a hub keeps the shuffled order.
+    """
+    if not isinstance(text, Dataset):
+        return (row for number, row in enumerate(text.shuffle(seed=seed)) if split_of(number) == "test")
+    shuffled = Dataset.from_dict({"row": range(len(text))}).shuffle(seed=seed)["row"]
+    rows = [row for number, row in enumerate(shuffled) if split_of(number) == "test"]
+    return text.select(sorted(rows) if in_corpus_order else rows)
+
+
 def choose_contexts(
     tokenizer: Any, documents: Iterable[Any], settings: ContextSettings, seed: int = 0, *, tune: bool = False
 ) -> dict[str, Contexts]:
@@ -74,15 +94,12 @@ def choose_contexts(
     with tqdm(
         total=sum(missing.values()), desc="choosing contexts", unit="token", disable=not is_main_process()
     ) as progress:
-        for index, document in enumerate(documents):
-            split = {0: "test", TUNING_AFTER: "tune"}.get(index % HELD_OUT_EVERY, "train")
+        for index, text in enumerate(texts(documents)):
+            split = split_of(index)
             if missing.get(split, 0) <= 0:
                 if max(missing.values()) <= 0:
                     break
                 continue
-            text = document[TEXT_COLUMN]
-            if not isinstance(text, str):
-                raise ValueError(f"row {index} of the text holds {text!r} instead of a string; remove the row")
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             windows = [ids[start : start + room] for start in range(0, len(ids), room)]
             for window in rng.permutation(len(windows))[: settings.contexts_per_document]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import einops
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,40 +11,50 @@ from torch import Tensor
 from bae_lens.activations.models import resolve_hook
 from bae_lens.saes.saelens_compat import extract_stop_at_layer_from_tlens_hook_name
 
+_known_widths: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()  # by model, in the order of its pass
+
 
 @torch.no_grad()
-def hook_widths(model: Any, hook_names: Sequence[str]) -> dict[str, int]:
-    """Widths of the activations at some hooks, in the order in which a pass reaches them; heads are concatenated."""
-    resolved = {hook_name: resolve_hook(model, hook_name) for hook_name in hook_names}
-    states = _hidden_states(model, torch.zeros(1, 1, dtype=torch.long), list(dict.fromkeys(resolved.values())))
-    reached = sorted(resolved, key=lambda hook_name: list(states).index(resolved[hook_name]))
-    return {hook_name: states[resolved[hook_name]].shape[-1] for hook_name in reached}
+def run_at_hooks(
+    model: Any, tokens: Int[Tensor, "n position"], hook_names: Sequence[str], stop_at_layer: int | None = None
+) -> dict[str, Float[Tensor, "n position d_in"]]:
+    """Activations at the hooks in float32 on the CPU, heads concatenated, in the order in which the pass reached them.
 
-
-def _hidden_states(
-    model: Any, tokens: Int[Tensor, "n context_size"], hook_names: Sequence[str]
-) -> dict[str, Float[Tensor, "n context_size _"]]:
-    """In the order in which the pass reached them."""
+    `hook_names` are those that `resolve_hook` gives. The pass ends before `stop_at_layer`, by default as early as it
+    can. Raises ValueError for a hook that the pass does not reach, for one that is not one vector a token, and for
+    activations that are not finite.
+    """
     _, cache = model.run_with_cache(
         tokens.to(model.cfg.device),
         names_filter=list(hook_names),
-        stop_at_layer=stop_layer(hook_names),
+        stop_at_layer=stop_layer(hook_names) if stop_at_layer is None else stop_at_layer,
         prepend_bos=False,
     )
     for hook_name in hook_names:
         if hook_name not in cache:
             raise ValueError(f"the model has a hook {hook_name!r}, but did not reach it; choose another one")
-    states = {}
-    for hook_name in sorted(hook_names, key=list(cache.keys()).index):
-        states[hook_name] = cache[hook_name].float().cpu()
-        if states[hook_name].ndim == 4:
-            states[hook_name] = einops.rearrange(
-                states[hook_name], "n position head d_head -> n position (head d_head)"
-            )
-        shape = tuple(states[hook_name].shape)
-        if len(shape) != 3 or shape[:2] != tokens.shape:
+    activations = {hook_name: cache[hook_name].float().cpu() for hook_name in cache.keys() if hook_name in hook_names}  # noqa: SIM118
+    for hook_name, at_hook in activations.items():
+        if at_hook.ndim not in (3, 4) or at_hook.shape[:2] != tokens.shape:
+            shape = tuple(at_hook.shape)
             raise ValueError(f"{hook_name} must give one vector a token, got shape {shape}; choose another hook")
-    return states
+        if not torch.isfinite(at_hook).all():
+            raise ValueError(f"the model's activations at {hook_name} are not finite; check its dtype")
+    return {hook_name: at_hook.flatten(2) for hook_name, at_hook in activations.items()}
+
+
+def hook_widths(model: Any, hook_names: Sequence[str]) -> dict[str, int]:
+    """Widths of the activations at some hooks, in the order in which a pass reaches them; heads are concatenated.
+
+    A model is asked once for each hook. Raises ValueError as `resolve_hook` and `run_at_hooks` do.
+    """
+    resolved = {hook_name: resolve_hook(model, hook_name) for hook_name in hook_names}
+    widths = _known_widths.get(model, {})
+    if not widths.keys() >= set(resolved.values()):
+        activations = run_at_hooks(model, torch.zeros(1, 1, dtype=torch.long), [*widths, *resolved.values()])
+        widths = _known_widths[model] = {hook_name: at_hook.shape[-1] for hook_name, at_hook in activations.items()}
+    reached = sorted(resolved, key=lambda hook_name: list(widths).index(resolved[hook_name]))
+    return {hook_name: widths[resolved[hook_name]] for hook_name in reached}
 
 
 def stop_layer(hook_names: Sequence[str]) -> int | None:

@@ -22,6 +22,7 @@ class PairedActivations:
             )
         self.source, self.target = source, target
         self.hook_name, self.hook_name_out = source.hook_name, target.hook_name
+        self.identity = source.identity
         self.widths = {**source.widths, **target.widths}
 
     @property
@@ -31,6 +32,6 @@ class PairedActivations:
 
     def shuffled(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Float[Tensor, "batch _"]]:
         """The batches of `CachedActivations.shuffled`, the same tokens in the same order, (batch, d_in + d_out)."""
-        sides = (states.shuffled(batch_size, seed, start_step) for states in (self.source, self.target))
+        sides = (side.shuffled(batch_size, seed, start_step) for side in (self.source, self.target))
         for source, target in zip(*sides, strict=True):
             yield torch.cat([source, target], dim=-1)

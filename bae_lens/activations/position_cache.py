@@ -1,7 +1,5 @@
 """Activations at chosen hooks and positions of many windows of text, on disk, from one pass of the model."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +12,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.activations.forward import stop_layer
+from bae_lens.activations.cache import ARRAY_FILE, COMPLETE_FILE, SOURCE_FILE
+from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
+from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
-from bae_lens.activations.sources import TEXT_COLUMN
-from bae_lens.storage import read_json, write_text
+from bae_lens.activations.sources import texts
+from bae_lens.functional.outliers import is_outlier
+from bae_lens.storage import (
+    claim,
+    load_array,
+    locked,
+    make_array,
+    open_array,
+    read_json,
+    save_array,
+    write_json,
+)
 
-OUTLIER_NORM = 10.0  # times the median norm of a hook and position: such states would be all that a BAE sees
 TOKENS_AT_A_TIME = 1024  # through the model; more are slower where its activations leave the cache
 WINDOWS_PER_DOCUMENT = 8  # at most, so that a few long documents do not make the sample
 
@@ -76,8 +85,8 @@ def random_windows(
     origin: list[int] = []
     too_short = 0
     with tqdm(total=n_windows, desc="choosing windows", unit="window") as progress:
-        for number, document in enumerate(documents):
-            ids = tokenizer(document[TEXT_COLUMN], add_special_tokens=False, verbose=False)["input_ids"]
+        for number, text in enumerate(texts(documents)):
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             room = len(ids) // length
             too_short += room == 0
             count = min(room, per_document, n_windows - len(windows))
@@ -94,41 +103,46 @@ def random_windows(
     )
 
 
-class PositionStates:
-    """What `collect` wrote: `states` (hooks, positions, windows, d_in) in float32, memory-mapped.
+class PositionActivations:
+    """What `collect` wrote: `activations` (hooks, positions, windows, d_in) in float32, memory-mapped.
 
-    Windows with a state of outlier norm, over 10 times the median, at any hook and position are left out everywhere, so
-    that all entropies are of the same windows.
+    A window with an outlier (`is_outlier`, by the median of a hook and position) at any hook and position is left out
+    everywhere, so that all entropies are of the same windows and no BAE sees little else than a few huge vectors.
     """
 
     def __init__(self, folder: Path) -> None:
         """Opens the folder. Raises FileNotFoundError if it is missing or not complete."""
-        if not (folder / "complete.json").exists():
-            raise FileNotFoundError(f"no complete activations at {folder}")
-        source = read_json(folder / "complete.json")
-        self.hook_names: list[str] = source["hook_names"]
-        self.positions: list[int] = source["positions"]
-        self.all_documents = torch.tensor(source["documents"])
-        self.states = np.load(folder / "states.npy", mmap_mode="r")
+        if not ((folder / COMPLETE_FILE).exists() and (folder / ARRAY_FILE).exists()):
+            raise FileNotFoundError(f"no complete activations at {folder}; collect makes them")
+        self.identity: dict[str, Any] = read_json(folder / SOURCE_FILE)
+        self.hook_names: list[str] = self.identity["hook_names"]
+        self.positions: list[int] = self.identity["positions"]
+        self.all_documents = torch.from_numpy(load_array(folder / "documents.npy"))
+        self.activations = load_array(folder / ARRAY_FILE, mmap_mode="r")
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return self.activations.shape[-1]
 
     @cached_property
     def kept(self) -> Int[Tensor, " n_kept"]:
-        """Indices of the windows without a outliers state."""
-        outliers = np.zeros(self.states.shape[2], dtype=bool)
-        for hook, position in np.ndindex(*self.states.shape[:2]):
-            norms = np.linalg.norm(self.states[hook, position], axis=-1)
-            outliers |= norms > OUTLIER_NORM * np.median(norms)
-        return torch.from_numpy((~outliers).nonzero()[0])
+        """Indices of the windows without an outlier."""
+        outliers = torch.zeros(len(self.all_documents), dtype=torch.bool)
+        for hook, position in np.ndindex(*self.activations.shape[:2]):
+            norms = torch.from_numpy(np.linalg.norm(self.activations[hook, position].astype(np.float64), axis=-1))
+            outliers |= is_outlier(norms, norms.median())
+        return (~outliers).nonzero().flatten()
 
     @property
     def documents(self) -> Int[Tensor, " n_kept"]:
-        """A number for the document of each window without a outliers state."""
+        """A number for the document of each window without an outlier."""
         return self.all_documents[self.kept]
 
     def vectors(self, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "pairs n_kept d_in"]:
         """Activations of (hook, position) pairs, by their indices."""
         kept = self.kept.numpy()
-        return torch.from_numpy(np.stack([self.states[hook, position][kept] for hook, position in pairs]))
+        return torch.from_numpy(np.stack([self.activations[hook, position][kept] for hook, position in pairs]))
 
 
 @torch.no_grad()
@@ -139,39 +153,41 @@ def collect(
     positions: Sequence[int],
     folder: Path,
     batch_size: int | None = None,
-) -> PositionStates:
+) -> PositionActivations:
     """Runs the model over the windows, up to the deepest hook's layer, and keeps the activations at the positions.
 
     `batch_size` is in windows; by default they hold about a thousand tokens.
     An interrupted pass goes on after its last complete batch; a complete one is opened as it is.
     Raises ValueError for a hook the model does not have or that is not one vector a token, hooks of different widths, a
     position beyond the windows or windows beyond the model's context, activations that are not finite, and a folder
-    that holds activations of something else.
+    that holds activations of something else or at which another process is at work; OSError for a full disk.
     """
     hooks = [resolve_hook(model, name) for name in hook_names]
     columns = [windows.column(position) for position in positions]
     if not hooks or not columns:
         raise ValueError("choose at least one hook and one position")
+    widths = hook_widths(model, hooks)
+    if len(set(widths.values())) > 1:
+        listed = ", ".join(f"{hook} is {width} wide" for hook, width in widths.items())
+        raise ValueError(f"hooks must be equally wide, but {listed}; look at them one after the other")
     length = max(columns) + 1
     if length > model.cfg.n_ctx:
         raise ValueError(f"position {max(positions)} lies beyond the model's context of {model.cfg.n_ctx} tokens")
     tokens = windows.tokens[:, :length]
     source = {
-        "model": model.cfg.model_name,
+        "model": model_fingerprint(model),
+        "windows": tensor_fingerprint(windows.tokens, windows.document),
         "hook_names": hooks,
         "positions": list(positions),
-        "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
-        "documents": windows.document.tolist(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "source.json").exists():
-        write_text(folder / "source.json", json.dumps(source))
-    if read_json(folder / "source.json") != source:
-        raise ValueError(f"{folder} holds activations of another model, hook, position or text; choose another folder")
-    if not (folder / "complete.json").exists():
-        _collect_missing(model, tokens, hooks, columns, folder, batch_size or max(1, TOKENS_AT_A_TIME // length))
-        write_text(folder / "complete.json", json.dumps(source))
-    return PositionStates(folder)
+    with locked(folder):
+        claim(folder / SOURCE_FILE, source)
+        if not (folder / COMPLETE_FILE).exists():
+            save_array(folder / "documents.npy", windows.document)
+            make_array(folder / ARRAY_FILE, (len(hooks), len(columns), len(tokens), widths[hooks[0]]))
+            _collect_missing(model, tokens, hooks, columns, folder, batch_size or max(1, TOKENS_AT_A_TIME // length))
+            write_json(folder / COMPLETE_FILE, {"windows": len(tokens)})
+    return PositionActivations(folder)
 
 
 def _collect_missing(
@@ -184,34 +200,13 @@ def _collect_missing(
 ) -> None:
     progress_file = folder / "progress.json"
     done = read_json(progress_file)["windows"] if progress_file.exists() else 0
-    states = np.load(folder / "states.npy", mmap_mode="r+") if done else None
+    array = open_array(folder / ARRAY_FILE)
     with tqdm(total=len(tokens), initial=done, desc="activations by position", unit="window") as progress:
         for start in range(done, len(tokens), batch_size):
-            batch = _states(model, tokens[start : start + batch_size], hooks, columns, stop_layer(hooks))
-            if states is None:
-                shape = (len(hooks), len(columns), len(tokens), batch.shape[-1])
-                states = np.lib.format.open_memmap(folder / "states.npy", mode="w+", dtype=np.float32, shape=shape)
-            states[:, :, start : start + batch.shape[2]] = batch.numpy()
-            states.flush()
-            write_text(progress_file, json.dumps({"windows": start + batch.shape[2]}))
-            progress.update(batch.shape[2])
-
-
-def _states(
-    model: Any, tokens: Int[Tensor, "n length"], hooks: list[str], columns: list[int], stop_at_layer: int | None
-) -> Float[Tensor, "hooks positions n d_in"]:
-    _, cache = model.run_with_cache(
-        tokens.to(model.cfg.device), names_filter=hooks, stop_at_layer=stop_at_layer, prepend_bos=False
-    )
-    states = [cache[hook].float().cpu().flatten(2) for hook in hooks]
-    for hook, state in zip(hooks, states, strict=True):
-        if state.ndim != 3 or state.shape[:2] != tokens.shape:
-            raise ValueError(
-                f"{hook} must give one vector a token, got shape {tuple(state.shape)}; choose another hook"
-            )
-        if state.shape != states[0].shape:
-            widths = f"{hooks[0]} is {states[0].shape[-1]} wide and {hook} {state.shape[-1]}"
-            raise ValueError(f"hooks must be equally wide, but {widths}; look at them one after the other")
-        if not torch.isfinite(state).all():
-            raise ValueError(f"the model's activations at {hook} are not finite; check its dtype")
-    return torch.stack(states)[:, :, columns].transpose(1, 2).contiguous()
+            batch = run_at_hooks(model, tokens[start : start + batch_size], hooks)
+            for index, hook in enumerate(hooks):
+                array[index, :, start : start + batch_size] = batch[hook][:, columns].transpose(0, 1).numpy()
+            array.flush()
+            done = min(start + batch_size, len(tokens))
+            write_json(progress_file, {"windows": done})
+            progress.update(done - progress.n)

@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from bae_lens.activations.demo_model import demo_dataset
+from bae_lens.activations.models import DEMO_MODEL
 
 DEMO_TEXT = "sotu"
 TEXT_COLUMN = "text"
@@ -20,6 +21,11 @@ LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
     ".csv": ("csv", {"keep_default_na": False}),
 }
+
+
+def located(name: str) -> str:
+    """The name of a model or text as it is understood from any working directory: local paths become absolute."""
+    return str(Path(name).absolute()) if name not in (DEMO_MODEL, DEMO_TEXT) and Path(name).exists() else name
 
 
 def load_text(name: str, column: str = TEXT_COLUMN, split: str = "train") -> Dataset | IterableDataset:

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from datasets import Dataset
 from filelock import FileLock, Timeout
 
-from bae_lens.activations.contexts import HELD_OUT_EVERY
+from bae_lens.activations.contexts import held_out_documents
 from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
 from bae_lens.comsem import ComSem
@@ -183,17 +182,6 @@ class Comsem:
         if self.explainer:
             judges["explainer"] = LanguageModelJudge(self.explainer, **settings)
         return judges
-
-
-def held_out_documents(text: Any, seed: int, in_corpus_order: bool) -> Any:
-    """The documents that training left out: every tenth of the shuffled ones, in that order or in the corpus'.
-
-    A text that is streamed from a hub keeps the shuffled order.
-    """
-    if not isinstance(text, Dataset):
-        return (row for index, row in enumerate(text.shuffle(seed=seed)) if index % HELD_OUT_EVERY == 0)
-    rows = Dataset.from_dict({"row": range(len(text))}).shuffle(seed=seed)["row"][::HELD_OUT_EVERY]
-    return text.select(sorted(rows) if in_corpus_order else rows)
 
 
 def _price(of_input: float | None, of_output: float | None, name: str) -> Price | None:

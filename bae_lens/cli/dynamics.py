@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from bae_lens.activations.models import DEMO_MODEL, load_model
 from bae_lens.activations.position_cache import WINDOWS_PER_DOCUMENT, random_windows
@@ -15,7 +14,7 @@ from bae_lens.entropy.dynamics import FEW_VECTORS, DynamicsSettings, EntropyDyna
 from bae_lens.entropy.fit import FitSettings
 from bae_lens.entropy.saturation import Saturation
 from bae_lens.report.entropy import entropy_by_position
-from bae_lens.storage import Stopwatch, write_text
+from bae_lens.storage import Stopwatch, locked, write_text
 
 LAYERS = 6  # looked at by default, evenly spaced
 
@@ -64,12 +63,8 @@ class Dynamics:
         """
         self._check()
         fit = replace(FEW_VECTORS, steps=self.steps, batch_size=self.batch_size)
-        self.output.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.output / ".lock", timeout=0):
-                dynamics = self._dynamics(fit)
-        except Timeout as error:
-            raise ValueError(f"another process is at work in {self.output}; wait, or choose another folder") from error
+        with locked(self.output):
+            dynamics = self._dynamics(fit)
         result = {
             **dynamics.to_dict(),
             "explained_variance": self.explained_variance,

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bae_lens.activations.models import load_model, resolve_hook
-from bae_lens.activations.sources import load_text
+from bae_lens.activations.sources import load_text, located
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import Comparison
 from bae_lens.comparison.run import compare
@@ -29,6 +30,7 @@ def run_experiment(
     """
     _check_device(device)
     check_folder(folder)
+    experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
     start = time.monotonic()
     text = load_text(experiment.dataset, experiment.text_column, experiment.dataset_split)
     model = load_model(experiment.model, device)

@@ -13,6 +13,7 @@ from sae_lens import SAE
 
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import choose_contexts
+from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.paired import PairedActivations
@@ -77,7 +78,8 @@ def compare(
     recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
     reads = {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()}
     _check_hooks(contenders, experiment, hook_widths(model, list(hooks)))
-    with claimed(folder, {**asdict(experiment), "recipes": recipes, "hooks": reads}):
+    weights = model_fingerprint(model)
+    with claimed(folder, {**asdict(experiment), "model_weights": weights, "recipes": recipes, "hooks": reads}):
         stopwatch = Stopwatch(folder)
         stopwatch.add("load model and text", loading_seconds)
         with stopwatch.stage("choose contexts"):

@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.activations.position_cache import PositionStates, Windows, collect
+from bae_lens.activations.position_cache import PositionActivations, Windows, collect
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
 from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_baes
 from bae_lens.entropy.saturation import Saturation, fit_saturation
 from bae_lens.functional.rate_distortion import RatePoint, weights_at
-from bae_lens.storage import Stopwatch, read_json, write_text
+from bae_lens.storage import Stopwatch, check_same, read_json, write_text
 
 BYTES_AT_A_TIME = 2**30  # of weights, gradients and the optimizer's two moments
 HELD_OUT = 5  # one window in so many at least is not trained on
@@ -94,7 +94,7 @@ class EntropyDynamics:
     n_documents: int
     """Documents that they are from."""
     outliers: int
-    """Windows left out because of a hidden state with over 10 times the median norm."""
+    """Windows left out because one of their activations is an outlier, by `is_outlier`."""
     too_short: int
     """Documents dropped because they were shorter than a window."""
     distinct_tokens: list[int]
@@ -214,12 +214,12 @@ def held_out(documents: Int[Tensor, " n"], batch_size: int, outliers: int = 0) -
     return chosen
 
 
-def _entropies(states: PositionStates, settings: DynamicsSettings, folder: Path) -> list[Cell]:
+def _entropies(states: PositionActivations, settings: DynamicsSettings, folder: Path) -> list[Cell]:
     test = held_out(states.documents, settings.fit.batch_size, len(states.all_documents) - len(states.documents))
-    source = json.loads(json.dumps({**read_json(folder / "activations" / "complete.json"), **asdict(settings)}))
+    source = {**states.identity, **asdict(settings)}
     cells = _known_cells(folder, source)
     grid = list(product(range(len(states.hook_names)), range(len(states.positions)), settings.entropy_coefficients))
-    d_in = states.states.shape[-1]
+    d_in = states.d_in
     at_a_time = max(1, BYTES_AT_A_TIME // (4 * 4 * 2 * d_in * settings.d_sae))
     with tqdm(total=len(grid), initial=len(cells), desc="entropies", unit="BAE") as progress:
         while len(cells) < len(grid):
@@ -256,8 +256,7 @@ def _known_cells(folder: Path, source: dict[str, Any]) -> list[Cell]:
     if not path.exists():
         return []
     earlier = read_json(path)
-    if earlier["source"] != source:
-        raise ValueError(f"{folder} holds entropies of other settings; choose another folder")
+    check_same(earlier["source"], source, folder)
     return [_cell(cell) for cell in earlier["cells"]]
 
 

@@ -1,6 +1,5 @@
 """The states of a training that is under way, on disk: whole at any moment, and good for any number of processes."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from sae_lens import SAETrainer
 
 from bae_lens.distributed import gather_rows
-from bae_lens.storage import write_text
+from bae_lens.storage import write_text, written_whole
 
 TRAINING_FILE = "training.json"
 
@@ -19,14 +18,12 @@ def save_checkpoint(trainer: SAETrainer[Any, Any], folder: Path, report: str) ->
 
     `report` is kept with it in `TRAINING_FILE`.
     """
-    name = f"{trainer.n_training_steps:08d}"
-    partial = f"{name}.partial"
-    trainer.save_checkpoint(partial, base_path=folder)
-    write_text(folder / partial / TRAINING_FILE, report)
-    shutil.rmtree(folder / name, ignore_errors=True)
-    os.replace(folder / partial, folder / name)
-    for other in folder.glob("[0-9]*"):
-        if other.name != name:
+    checkpoint = folder / f"{trainer.n_training_steps:08d}"
+    with written_whole(checkpoint) as partial:
+        trainer.save_checkpoint(partial.name, base_path=folder)
+        write_text(partial / TRAINING_FILE, report)
+    for other in folder.iterdir():
+        if other != checkpoint:
             shutil.rmtree(other)
 
 

@@ -24,7 +24,7 @@ from bae_lens.activations.paired import PairedActivations
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
 from bae_lens.saes.saelens_compat import SAETrainerConfig, TrainStepOutput, get_sae_training_class
 from bae_lens.saes.training_config import TrainingBAEConfig
-from bae_lens.storage import read_json
+from bae_lens.storage import check_same, read_json, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
 from bae_lens.training.recipe import Recipe, TrainingSettings
 
@@ -71,18 +71,26 @@ def train_dictionary(
     `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
     dictionary is saved to take heads apart, and returned to take them concatenated.
     Raises ValueError for a width other than the activations', an architecture whose input cannot be standardized or
-    that several processes cannot share, a folder that holds this name with another recipe, and a checkpoint that cannot
-    be read.
+    that several processes cannot share, a folder that holds this name for another recipe or other activations, and a
+    checkpoint that cannot be read.
     """
     check_widths(name, recipe.cfg, states.widths)
     check_processes(name, recipe.cfg)
     finished = folder / "dictionaries" / name
-    source = {"recipe": recipe.to_dict(), "training": asdict(settings), "seed": seed}
+    source = {
+        "recipe": recipe.to_dict(),
+        "training": asdict(settings),
+        "seed": seed,
+        "hooks": list(states.widths),
+        "activations": states.identity,
+    }
     if not finished.exists():
         cfg = _at_hooks(recipe.cfg, states, metadata or {})
         _Run(name, cfg, recipe.lr, states, settings, folder / "checkpoints" / name, source, device).finish(finished)
     report = read_json(finished / TRAINING_FILE)
-    _check_source(report["source"], source, finished)
+    check_same(report["source"], source, finished)
+    if is_main_process():
+        shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
     sae = SAE.load_from_disk(finished, device)
     sae.turn_off_forward_pass_hook_z_reshaping()
     return TrainedDictionary(sae, report["seconds"], report["memory_gib"], report["curve"])
@@ -113,11 +121,6 @@ def check_processes(name: str, cfg: TrainingSAEConfig, n_trials: int = 1) -> Non
             f"{n_processes()} processes cannot share {name}, {kind}, but only one setting of a bae or a "
             "binary_transcoder; train it in a single process, without torchrun"
         )
-
-
-def _check_source(earlier: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    if earlier != now:
-        raise ValueError(f"{folder} holds a dictionary of another recipe, seed or length; choose another folder")
 
 
 def _at_hooks(
@@ -191,12 +194,9 @@ class _Run:
         sae = self.trainer.sae
         self.states.standardization.fold_into(sae)
         self.trainer.set_final_sae_metadata()
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        sae.save_inference_model(partial)
-        (partial / TRAINING_FILE).write_text(json.dumps(self._report()))
-        partial.rename(folder)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        with written_whole(folder) as partial:
+            sae.save_inference_model(partial)
+            write_json(partial / TRAINING_FILE, self._report())
 
     def _train(self) -> None:
         trainer, settings = self.trainer, self.settings
@@ -252,7 +252,7 @@ class _Run:
         if last is None:
             return
         report = read_json(last / TRAINING_FILE)
-        _check_source(report["source"], self.source, last)
+        check_same(report["source"], self.source, last)
         load_checkpoint(self.trainer, last)
         self.seconds, self.memory_gib, self.curve = report["seconds"], report["memory_gib"], report["curve"]
         self.saved_step = self.trainer.n_training_steps

@@ -1,3 +1,6 @@
+import errno
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import PADDING, Contexts, ContextSettings, choose_contexts
 from bae_lens.activations.forward import hook_widths
 from bae_lens.saes.standardization import Standardization
+from bae_lens.storage import locked
 
 HOOK = "blocks.0.hook_resid_post"
 SETTINGS = ContextSettings(context_size=9, cached_tokens=640, held_out_tokens=80, contexts_per_document=2)
@@ -38,8 +42,8 @@ def test_special_tokens_padding_and_massive_norms_are_not_content(tiny_model, tm
     tokens = torch.tensor([[0, 4, 5, 6], [0, 7, PADDING, PADDING]])
     states = cache_activations(tiny_model, Contexts(tokens, torch.tensor([1, 2])), [HOOK], tmp_path)[HOOK]
     assert states.content.tolist() == [1, 2, 3, 5]
-    np.save(tmp_path / "norms.npy", np.array([[99, 1, 5.1, 0.9], [99, 1, 99, 99]], dtype=np.float32))
     states = CachedActivations(tmp_path, HOOK)
+    states.norms = torch.tensor([99, 1, 5.1, 0.9, 99, 1, 99, 99])
     assert states.outliers.nonzero().flatten().tolist() == [2]
     assert states.content.tolist() == [1, 3, 5]
 
@@ -53,6 +57,8 @@ def test_several_hooks_come_from_one_pass_and_stop_at_the_deepest(tiny_model, co
 
     monkeypatch.setattr(tiny_model, "run_with_cache", counted)
     hooks = ["blocks.1.mlp.hook_post", HOOK, "blocks.0.mlp.hook_post"]
+    hook_widths(tiny_model, hooks)
+    calls.clear()
     both = cache_activations(tiny_model, contexts, hooks, tmp_path / "both", batch_size=80)
     assert calls == [(80, 2)]
     assert list(both) == hooks
@@ -69,6 +75,7 @@ def test_several_hooks_come_from_one_pass_and_stop_at_the_deepest(tiny_model, co
 
 def test_first_hook_tells_which_tokens_are_massive_at_all(tiny_model, contexts, tmp_path, monkeypatch):
     hooks = [HOOK, "blocks.1.hook_resid_post"]
+    hook_widths(tiny_model, hooks)
     run = tiny_model.run_with_cache
 
     def with_outliers(tokens, **kwargs):
@@ -103,7 +110,7 @@ def test_interrupted_harvest_of_two_hooks_goes_on_at_both(tiny_model, contexts, 
         resumed = cache_activations(tiny_model, contexts, hooks, tmp_path / "cut", batch_size=32)
     assert calls == [32, 32, 32, 16]
     for hook in hooks:
-        assert np.array_equal(resumed[hook].states, whole[hook].states)
+        assert np.array_equal(resumed[hook].activations, whole[hook].activations)
         assert torch.equal(resumed[hook].norms, whole[hook].norms)
 
 
@@ -123,40 +130,124 @@ def test_interrupted_harvest_computes_only_what_is_missing(tiny_model, contexts,
         CachedActivations(tmp_path / "again", HOOK)
     resumed = cache_activations(tiny_model, contexts, [HOOK], tmp_path / "again", batch_size=16)[HOOK]
     assert len(calls) == 3 + 3
-    assert np.array_equal(resumed.states, states.states)
+    assert np.array_equal(resumed.activations, states.activations)
     assert torch.equal(resumed.norms, states.norms)
     cache_activations(tiny_model, contexts, [HOOK], tmp_path / "again")
     assert len(calls) == 6
 
 
-def test_damaged_hidden_states_are_computed_again(tiny_model, contexts, tmp_path):
+def damage(path: Path, *place: int) -> None:
+    array = np.lib.format.open_memmap(path, mode="r+")
+    array[place] += 1
+    array.flush()
+
+
+def test_damaged_activations_are_found_when_read_and_computed_again(tiny_model, contexts, tmp_path):
     hooks = [HOOK, "blocks.1.mlp.hook_post"]
     whole = {
-        hook: states.states.copy() for hook, states in cache_activations(tiny_model, contexts, hooks, tmp_path).items()
+        hook: at.activations.copy() for hook, at in cache_activations(tiny_model, contexts, hooks, tmp_path).items()
     }
     for hook, context in ((HOOK, 3), (hooks[1], 20)):
-        damaged = np.lib.format.open_memmap(tmp_path / hook / "states.npy", mode="r+")
-        damaged[context, 2, 1] += 1
-        damaged.flush()
+        damage(tmp_path / hook / "activations.npy", context, 2, 1)
 
+    opened = cache_activations(tiny_model, contexts, hooks, tmp_path)
+    assert torch.equal(opened[HOOK].rows(torch.arange(27)), torch.from_numpy(whole[HOOK][:3]).flatten(0, 1))
+    with pytest.raises(ValueError, match=r"1 contexts in .* damaged; run the same again, which computes them again"):
+        opened[HOOK].rows(torch.tensor([5, 31]))
     with pytest.warns(UserWarning, match=f"2 of {len(contexts.tokens)} contexts .* damaged and computed again"):
         repaired = cache_activations(tiny_model, contexts, hooks, tmp_path)
 
     for hook in hooks:
-        np.testing.assert_allclose(repaired[hook].states, whole[hook], atol=1e-5)
+        np.testing.assert_allclose(repaired[hook].activations, whole[hook], atol=1e-5)
+        assert len(repaired[hook].rows(repaired[hook].content)) == 640
     cache_activations(tiny_model, contexts, hooks, tmp_path)  # without a warning
 
 
-def test_folder_of_another_harvest_is_refused(states, tiny_model, contexts):
-    with pytest.raises(ValueError, match="another model, other hooks or text"):
+def test_damaged_norms_and_tokens_are_found_when_the_cache_is_opened(tiny_model, contexts, states):
+    norms = states.norms.clone()
+    damage(states.folder / "norms.npy", 4, 4)
+    with pytest.raises(ValueError, match=r"its norms in .* are damaged; run the same again"):
+        CachedActivations(states.folder, HOOK)
+    with pytest.warns(UserWarning, match=f"1 of {len(contexts.tokens)} contexts .* damaged and computed again"):
+        assert torch.allclose(cache_activations(tiny_model, contexts, [HOOK], states.folder)[HOOK].norms, norms)
+    damage(states.folder / "tokens.npy", 4, 4)
+    with pytest.raises(ValueError, match=r"tokens.npy or document.npy in .* are damaged; remove the folder"):
+        CachedActivations(states.folder, HOOK)
+
+
+def test_complete_cache_is_opened_without_reading_its_activations(states, tiny_model, contexts, monkeypatch):
+    monkeypatch.setattr("bae_lens.activations.cache._damaged", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(tiny_model, "run_with_cache", lambda *_, **__: pytest.fail("ran"))
+    opened = cache_activations(tiny_model, contexts, [HOOK], states.folder)[HOOK]
+    assert torch.equal(opened.content, states.content)
+
+
+def test_interrupted_cache_is_checked_before_it_goes_on(tiny_model, contexts, states):
+    (states.folder / "complete.json").unlink()
+    damage(states.folder / HOOK / "activations.npy", 7, 0, 0)
+    with pytest.warns(UserWarning, match="1 of 80 contexts"):
+        cache_activations(tiny_model, contexts, [HOOK], states.folder)
+
+
+def test_folder_of_another_cache_is_refused(states, tiny_model, contexts):
+    other_hook = r"something else \(hook_names.0: 'blocks.0.hook_resid_post' there, 'blocks.1.hook_resid_post' now\)"
+    with pytest.raises(ValueError, match=other_hook):
         cache_activations(tiny_model, contexts, ["blocks.1.hook_resid_post"], states.folder)
-    with pytest.raises(ValueError, match="another model, other hooks or text"):
-        cache_activations(tiny_model, Contexts(contexts.tokens + 1, contexts.document), [HOOK], states.folder)
+    for other in (
+        Contexts(contexts.tokens + 1, contexts.document),
+        Contexts(contexts.tokens, contexts.document + 1),
+        Contexts(contexts.tokens[:-1], contexts.document[:-1]),
+    ):
+        with pytest.raises(ValueError, match=r"something else \(contexts: '\w{16}' there, .*\); choose another folder"):
+            cache_activations(tiny_model, other, [HOOK], states.folder)
+
+
+def test_model_is_known_by_its_weights_and_not_by_its_name(states, tiny_model, contexts):
+    tiny_model.cfg.model_name = "renamed"
+    assert torch.equal(cache_activations(tiny_model, contexts, [HOOK], states.folder)[HOOK].norms, states.norms)
+    tiny_model.blocks[0].mlp.b_out.data[0] += 0.1
+    with pytest.raises(ValueError, match=r"something else \(model: '\w{16}' there, .*\); choose another folder"):
+        cache_activations(tiny_model, contexts, [HOOK], states.folder)
+
+
+def test_cache_of_an_older_version_is_refused(tiny_model, contexts, tmp_path):
+    older = {"model": "tiny", "hook_names": [HOOK], "special_tokens": [0, 1, 2, 3]}
+    for name in ("source.json", "complete.json"):
+        (tmp_path / name).write_text(json.dumps(older))
+    with pytest.raises(ValueError, match=r"holds something else \(model: 'tiny' there, .*; contexts: None there"):
+        cache_activations(tiny_model, contexts, [HOOK], tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"no complete cache of {HOOK} at .*; cache_activations makes one"):
+        CachedActivations(tmp_path, HOOK)
+
+
+def test_folder_at_which_another_process_is_at_work_is_refused(tiny_model, contexts, tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="another process is at work in"):
+        cache_activations(tiny_model, contexts, [HOOK], tmp_path)
+
+
+def test_disk_without_room_is_refused_before_the_model_runs(tiny_model, contexts, tmp_path, monkeypatch):
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    hook_widths(tiny_model, [HOOK])
+    monkeypatch.setattr(tiny_model, "run_with_cache", lambda *_, **__: pytest.fail("ran"))
+    with pytest.raises(OSError, match=r"No space left on device: .*norms.npy needs .* GiB; make room, or choose"):
+        cache_activations(tiny_model, contexts, [HOOK], tmp_path)
+    assert not list(tmp_path.rglob("*norms*"))
+
+
+def test_norms_beyond_the_squares_of_float32_are_right(tiny_model, contexts, tmp_path):
+    tiny_model.blocks[0].hook_resid_post.add_hook(lambda x, **_: 1e30 * x / x.norm(dim=-1, keepdim=True))
+    norms = cache_activations(tiny_model, contexts, [HOOK], tmp_path)[HOOK].norms
+    torch.testing.assert_close(norms, torch.full_like(norms, 1e30))
 
 
 def test_hidden_states_that_are_not_finite_name_their_batch(tiny_model, contexts, tmp_path):
     tiny_model.embed.W_E.data[contexts.tokens[20, 3]] = torch.nan
-    with pytest.raises(ValueError, match=r"batch \d+ at blocks.0.hook_resid_post are not finite"):
+    with pytest.raises(
+        ValueError, match=r"batch \d+: the model.s activations at blocks.0.hook_resid_post are not finite"
+    ):
         cache_activations(tiny_model, contexts, [HOOK], tmp_path)
 
 
@@ -179,7 +270,7 @@ def test_standardized_content_is_centred_with_mean_square_norm_d(states):
 
 
 def test_hidden_states_without_variance_are_refused(states, monkeypatch):
-    monkeypatch.setattr(states, "states", np.ones_like(states.states))
+    monkeypatch.setattr(states, "rows", lambda indices: torch.ones(len(indices), 16))
     with pytest.raises(ValueError, match="all the same"):
         _ = states.standardization
 
@@ -217,7 +308,7 @@ def test_neighboring_seeds_share_no_epoch(states):
     assert not torch.equal(next(first), next(second))
 
 
-@pytest.mark.parametrize("name", ["complete.json", "tokens.npy", "norms.npy", f"{HOOK}/states.npy"])
+@pytest.mark.parametrize("name", ["complete.json", "tokens.npy", "norms.npy", f"{HOOK}/activations.npy"])
 def test_damaged_file_is_named(states, name):
     path = states.folder / name
     path.write_bytes(path.read_bytes()[:-9] if name != "tokens.npy" else b"")

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bae_lens.activations.contexts import PADDING, ContextSettings, choose_contexts
+from bae_lens.activations.contexts import PADDING, ContextSettings, choose_contexts, held_out_documents, split_of
 
 SETTINGS = ContextSettings(context_size=9, cached_tokens=640, held_out_tokens=80, contexts_per_document=2)
 
@@ -42,6 +42,30 @@ def test_tuning_documents_are_others_and_training_is_the_same_without_them(tiny_
     assert {index % 10 for index in documents["test"]} == {0}
     assert not {index % 10 for index in documents["train"]} & {0, 5}
     assert {index % 10 for index in plain["train"].document.tolist()} == {1, 2, 3, 4, 6, 7, 8, 9}
+
+
+def test_of_ten_documents_one_is_for_test_and_one_for_tuning():
+    splits = ["test", "train", "train", "train", "train", "tune", "train", "train", "train", "train"]
+    assert [split_of(number) for number in range(20)] == splits * 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_held_out_documents_are_those_that_test_contexts_are_from(tiny_tokenizer, tiny_dataset, streamed):
+    text = tiny_dataset.to_iterable_dataset() if streamed else tiny_dataset
+    shuffled = list(text.shuffle(seed=3))
+    test = choose_contexts(tiny_tokenizer, shuffled, SETTINGS)["test"]
+
+    found = [row["text"] for row in held_out_documents(text, seed=3)]
+
+    assert found == [row["text"] for row in shuffled[::10]]
+    assert {shuffled[number]["text"] for number in test.document.tolist()} <= set(found)
+
+
+def test_held_out_documents_may_be_in_the_order_of_the_corpus(tiny_dataset):
+    shuffled = [row["text"] for row in held_out_documents(tiny_dataset, seed=3)]
+    ordered = [row["text"] for row in held_out_documents(tiny_dataset, seed=3, in_corpus_order=True)]
+    assert ordered == [text for text in tiny_dataset["text"] if text in set(shuffled)]
+    assert ordered != shuffled
 
 
 @pytest.mark.filterwarnings("ignore:the text gave")

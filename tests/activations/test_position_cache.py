@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from bae_lens.activations import position_cache as position_states
-from bae_lens.activations.position_cache import PositionStates, Windows, collect, random_windows
+from bae_lens.activations import position_cache
+from bae_lens.activations.position_cache import PositionActivations, Windows, collect, random_windows
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
 
@@ -64,7 +64,7 @@ def test_too_little_text_is_refused(tiny_tokenizer):
 
 def test_states_are_the_models(tiny_model, windows, tmp_path):
     states = collect(tiny_model, windows, HOOKS, [1, 4, 8], tmp_path, batch_size=16)
-    assert states.states.shape == (2, 3, 40, 16)
+    assert states.activations.shape == (2, 3, 40, 16)
     _, cache = tiny_model.run_with_cache(windows.tokens, prepend_bos=False)
     for i, hook in enumerate(HOOKS):
         for j, position in enumerate([1, 4, 8]):
@@ -78,7 +78,7 @@ def test_model_stops_at_the_deepest_hook(tiny_model, windows, tmp_path, monkeypa
 
 def test_interrupted_pass_goes_on(tiny_model, windows, tmp_path, monkeypatch):
     whole = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "whole", batch_size=8)
-    original, calls = position_states._states, []
+    original, calls = position_cache.run_at_hooks, []
 
     def interrupted(*arguments):
         calls.append(len(calls))
@@ -86,36 +86,54 @@ def test_interrupted_pass_goes_on(tiny_model, windows, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(position_states, "_states", interrupted)
+    monkeypatch.setattr(position_cache, "run_at_hooks", interrupted)
     with pytest.raises(KeyboardInterrupt):
         collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "parts", batch_size=8)
     with pytest.raises(FileNotFoundError, match="no complete activations"):
-        PositionStates(tmp_path / "parts")
+        PositionActivations(tmp_path / "parts")
     parts = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "parts", batch_size=8)
     assert len(calls) == 6  # 2 batches, the one interrupted, and the 3 that were missing
-    np.testing.assert_array_equal(parts.states, whole.states)
+    np.testing.assert_array_equal(parts.activations, whole.activations)
 
 
 def test_massive_states_take_their_window_out_everywhere(tiny_model, windows, tmp_path):
     collect(tiny_model, windows, HOOKS, [1, 8], tmp_path)
-    array = np.load(tmp_path / "states.npy", mmap_mode="r+")
+    array = np.load(tmp_path / "activations.npy", mmap_mode="r+")
     array[1, 0, 7] *= 100
     array.flush()
-    states = PositionStates(tmp_path)
+    states = PositionActivations(tmp_path)
     assert 7 not in states.kept
     assert torch.equal(states.documents, windows.document[states.kept])
     assert len(states.kept) == 39
     assert states.vectors([(0, 0), (0, 1)]).shape == (2, 39, 16)
 
 
+def test_outliers_are_over_five_times_the_median_of_their_hook_and_position(tmp_path):
+    norms = np.ones((1, 2, 5, 1), dtype=np.float32)
+    norms[0, 0, :, 0] = [1, 5.0, 0.9, 5.1, 1]  # in units of the median, which is 1
+    norms[0, 1] *= 1e30  # whose squares are beyond float32
+    for name, array in (("activations.npy", norms), ("documents.npy", np.arange(5))):
+        np.save(tmp_path / name, array)
+    for name, content in (("source.json", {"hook_names": HOOKS[:1], "positions": [1, 2]}), ("complete.json", {})):
+        (tmp_path / name).write_text(json.dumps(content))
+    assert PositionActivations(tmp_path).kept.tolist() == [0, 1, 2, 4]
+
+
 def test_folder_of_something_else_is_refused(tiny_model, windows, tmp_path):
     collect(tiny_model, windows, HOOKS, [1], tmp_path)
-    with pytest.raises(ValueError, match="choose another folder"):
+    with pytest.raises(ValueError, match=r"something else \(positions.0: 1 there, 2 now\); choose another folder"):
         collect(tiny_model, windows, HOOKS, [2], tmp_path)
-    with pytest.raises(ValueError, match="choose another folder"):
-        collect(tiny_model, replace(windows, tokens=windows.tokens.flip(0)), HOOKS, [1], tmp_path)
-    with pytest.raises(ValueError, match="choose another folder"):
-        collect(tiny_model, replace(windows, documents=None), HOOKS, [1], tmp_path)
+    for other in (replace(windows, tokens=windows.tokens.flip(0)), replace(windows, documents=None)):
+        with pytest.raises(ValueError, match=r"something else \(windows: '\w{16}' there, .*\); choose another folder"):
+            collect(tiny_model, other, HOOKS, [1], tmp_path)
+    tiny_model.blocks[1].mlp.W_out.data[3] *= 1.1
+    with pytest.raises(ValueError, match=r"something else \(model: '\w{16}' there, .*\); choose another folder"):
+        collect(tiny_model, windows, HOOKS, [1], tmp_path)
+
+
+def test_hook_asked_for_twice_is_there_twice(tiny_model, windows, tmp_path):
+    states = collect(tiny_model, windows, [HOOKS[0], HOOKS[0]], [1], tmp_path)
+    assert states.vectors([(0, 0)]).equal(states.vectors([(1, 0)]))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +158,9 @@ def test_windows_beyond_the_context_are_refused(tiny_model, tmp_path):
 
 
 def test_states_that_are_not_finite_are_refused(tiny_model, windows, tmp_path):
-    tiny_model.W_E.data[:] = float("nan")
+    tiny_model.W_E.data[windows.tokens[3, 1]] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         collect(tiny_model, windows, HOOKS, [1], tmp_path)
     assert json.loads((tmp_path / "source.json").read_text())["positions"] == [1]
+    with pytest.raises(FileNotFoundError, match="no complete activations"):
+        PositionActivations(tmp_path)

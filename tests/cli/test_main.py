@@ -1,13 +1,17 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sae_lens import SAE, Transcoder
+from transformers import LlamaForCausalLM
 
 from bae_lens import BAE
 from bae_lens.cli import main as cli
@@ -69,6 +73,75 @@ def test_paper_preset_is_trained_with_its_own_learning_rate(train, tmp_path):
     train("--preset", "paper")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["dictionaries"][0]["recipe"]["lr"] == 5e-4
+
+
+def test_model_that_was_replaced_in_its_folder_is_another_one(train, tiny_model_folder, tmp_path, capsys):
+    folder = tmp_path / "latest"
+    shutil.copytree(tiny_model_folder, folder)
+    train("--model", str(folder))
+    model: Any = LlamaForCausalLM.from_pretrained(folder)
+    model.model.layers[0].mlp.down_proj.weight.data.mul_(1.01)
+    model.save_pretrained(folder)
+    with pytest.raises(SystemExit) as stop:
+        train("--model", str(folder))
+    assert stop.value.code == 2
+    assert "holds something else (model_weights: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_dynamics_of_a_model_that_was_replaced_are_not_those_of_the_first(
+    monkeypatch, tiny_model_folder, words, tmp_path, capsys
+):
+    folder = tmp_path / "latest"
+    shutil.copytree(tiny_model_folder, folder)
+    sizes = [
+        "--max-position",
+        "2",
+        "--windows",
+        "40",
+        "--windows-per-document",
+        "1",
+        "--steps",
+        "4",
+        "--batch-size",
+        "8",
+        "--layers",
+        "0",
+    ]
+    command = ["dynamics", "--output", str(tmp_path / "o"), "--model", str(folder), "--dataset", str(words), *sizes]
+    monkeypatch.setattr(sys, "argv", ["bae-lens", *command])
+    cli.main()
+    model: Any = LlamaForCausalLM.from_pretrained(folder)
+    model.model.layers[0].mlp.down_proj.weight.data.mul_(1.01)
+    model.save_pretrained(folder)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "activations holds something else (model: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_run_names_its_local_model_and_text_by_absolute_paths(train, tiny_model_folder, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model_folder, tmp_path / "model")
+    train("--model", "model", "--dataset", words.name)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["model"], run["dataset"]) == (str(tmp_path / "model"), str(words))
+    monkeypatch.chdir(tiny_model_folder)
+    train("--model", str(tmp_path / "model"))  # the same run, from elsewhere
+
+
+@pytest.mark.skipif(not Path("/dev/shm").exists() or os.geteuid() != 0, reason="mounts a small disk")
+def test_full_disk_ends_with_one_line(train, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("cannot mount")
+    try:
+        with pytest.raises(SystemExit) as stop:
+            train("--output", str(disk / "run"), "--cached-tokens", "1500")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert stop.value.code == 2
+    assert "No space left on device: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_second_run_reuses_everything(train, tmp_path, monkeypatch):
@@ -306,7 +379,7 @@ def test_folder_of_another_comparison_is_refused_with_the_difference(main, capsy
     with pytest.raises(SystemExit) as stop:
         main("--architectures", "topk", "--l0", "4", "--training-tokens", "640", "--batch-size", "32")
     assert stop.value.code == 2
-    assert "holds another run (training.training_tokens: 320 there, 640 now)" in capsys.readouterr().err
+    assert "holds something else (training.training_tokens: 320 there, 640 now)" in capsys.readouterr().err
 
 
 def test_interruption_says_how_to_go_on(main, monkeypatch, capsys):

@@ -308,7 +308,7 @@ def test_finished_comparison_does_nothing_again(run, monkeypatch):
 def test_other_configuration_in_the_folder_is_refused_with_the_difference(run, tmp_path):
     run()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json")}
-    with pytest.raises(ValueError, match=r"holds another run \(training.batch_size: 32 there, 16 now\)"):
+    with pytest.raises(ValueError, match=r"holds something else \(training.batch_size: 32 there, 16 now\)"):
         run(experiment=replace(EXPERIMENT, training=TrainingSettings(training_tokens=320, batch_size=16)))
     with pytest.raises(ValueError, match=r"recipes.BAE.0.target_l0: None there, 4.0 now"):
         run({**contenders(), "BAE": Contender((bae(target_l0=4.0),))})

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bae_lens.activations import position_cache as position_states
 from bae_lens.activations.demo_model import load_demo_model
-from bae_lens.activations.position_cache import PositionStates, random_windows
+from bae_lens.activations.position_cache import PositionActivations, random_windows
 from bae_lens.entropy import dynamics as dynamics_module
 from bae_lens.entropy.dynamics import Cell, DynamicsSettings, EntropyDynamics, entropy_dynamics, held_out
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
@@ -52,7 +51,7 @@ def test_every_hook_position_and_price_is_measured(run):
 
 def test_batched_equals_looped_and_no_document_is_on_both_sides(run, tmp_path):
     dynamics = run()
-    states = PositionStates(tmp_path / "activations")
+    states = PositionActivations(tmp_path / "activations")
     vectors = states.vectors([(1, 2)])[0]
     first = states.documents.unique()[-(len(vectors) // 5 // 3) - 1 :].min()  # three windows a document
     test = states.documents > first
@@ -101,7 +100,7 @@ def test_interrupted_run_goes_on_after_its_last_batch_of_baes(run, monkeypatch):
 
 def test_folder_of_other_settings_is_refused(run):
     run()
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match=r"holds something else \(d_sae: .* there, 8 now\); choose another folder"):
         run(replace(SETTINGS, d_sae=8))
 
 
@@ -113,14 +112,14 @@ def test_too_few_windows_are_refused_before_the_model_runs(run, tmp_path, monkey
 
 
 def test_too_few_windows_are_refused_when_massive_ones_are_gone(run, monkeypatch):
-    monkeypatch.setattr(position_states, "OUTLIER_NORM", 1.3)
+    monkeypatch.setattr("bae_lens.functional.outliers.OUTLIER_NORM", 1.3)
     with pytest.raises(ValueError, match=r"but \d+ windows \(\d+ are left out for outliers\)"):
         run(replace(SETTINGS, fit=FitSettings(batch_size=45)))
 
 
 def test_tokens_of_massive_windows_are_not_counted(run, monkeypatch):
     everything = run().distinct_tokens
-    monkeypatch.setattr(PositionStates, "kept", torch.arange(20))
+    monkeypatch.setattr(PositionActivations, "kept", torch.arange(20))
     monkeypatch.setattr(dynamics_module, "_entropies", lambda *_: [])
     few = run()
     assert (few.outliers, few.n_windows) == (40, 20)

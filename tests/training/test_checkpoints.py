@@ -6,7 +6,7 @@ from bae_lens.training.checkpoints import last_checkpoint
 
 def test_last_checkpoint_is_the_newest_whole_one(tmp_path):
     assert last_checkpoint(tmp_path / "none") is None
-    for name in ("00000007", "00000012", "00000015.partial"):
+    for name in ("00000007", "00000012", ".00000015.99.partial"):
         (tmp_path / name).mkdir()
     assert last_checkpoint(tmp_path) == tmp_path / "00000012"
 

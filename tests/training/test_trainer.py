@@ -129,8 +129,30 @@ def test_finished_dictionary_of_another_recipe_is_not_taken_for_this_one(states,
         (Recipe(replace(recipe.cfg, d_sae=32), recipe.lr), 0),
         (recipe, 1),
     ):
-        with pytest.raises(ValueError, match="holds a dictionary of another recipe, seed or length"):
+        with pytest.raises(ValueError, match=r"something else \((recipe.lr|recipe.d_sae|seed): .* there, .* now\)"):
             train_dictionary("bae", other, states, SETTINGS, tmp_path, seed=seed)
+
+
+def test_finished_dictionary_of_other_activations_is_not_taken_for_one_of_these(states, recipe, tmp_path):
+    train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    states.identity = {**states.identity, "model": "another"}
+    with pytest.raises(ValueError, match=r"something else \(activations.model: '\w{16}' there, 'another' now\)"):
+        train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+
+
+def test_checkpoints_that_a_kill_left_beside_a_finished_dictionary_are_removed(states, recipe, tmp_path):
+    train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    left = tmp_path / "checkpoints" / "bae" / "00000031"
+    left.mkdir(parents=True)
+    (left / "trainer_state.pt").write_bytes(b"much")
+    train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    assert not (tmp_path / "checkpoints" / "bae").exists()
+
+
+def test_dictionary_may_be_named_as_if_it_were_part_of_another(states, recipe, tmp_path):
+    for name in ("X.partial", "X", "X.partial"):
+        train_dictionary(name, recipe, states, SETTINGS, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "dictionaries").iterdir()) == ["X", "X.partial"]
 
 
 def test_checkpoint_of_another_recipe_is_not_taken_for_this_one(states, recipe, tmp_path, monkeypatch):
@@ -138,7 +160,7 @@ def test_checkpoint_of_another_recipe_is_not_taken_for_this_one(states, recipe, 
         interrupt_at(patch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
-    with pytest.raises(ValueError, match="holds a dictionary of another recipe"):
+    with pytest.raises(ValueError, match=r"holds something else \(recipe.d_sae: 64 there, 32 now\)"):
         train_dictionary("bae", Recipe(replace(recipe.cfg, d_sae=32), recipe.lr), states, SETTINGS, tmp_path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bae_lens.activations.sources import TEXT_COLUMN
+from bae_lens.activations.sources import texts
 from bae_lens.comsem.collect.instances import Instance, Span
 from bae_lens.comsem.collect.sentences import sentence_spans
 
@@ -82,10 +82,7 @@ def text_contexts(
     rng = np.random.default_rng(seed)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     room, missing = settings.context_size - len(bos), settings.tokens
-    for index, row in enumerate(documents):
-        text = row if isinstance(row, str) else row[TEXT_COLUMN]
-        if not isinstance(text, str):
-            raise ValueError(f"row {index} of the text holds {text!r} instead of a string; remove the row")
+    for index, text in enumerate(texts(documents)):
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         sentences = sentence_spans(text)
