@@ -47,7 +47,7 @@ def spanning_forest(weights: Callable[[int], Float[np.ndarray, " k"]], k: int) -
         node = int(np.where(outside, best, -1.0).argmax())
         parents[node], outside[node] = nearest[node], False
         row = weights(node)
-        nearer = outside & (row > best)
+        nearer = row > best
         best[nearer], nearest[nearer] = row[nearer], node
     return parents
 
