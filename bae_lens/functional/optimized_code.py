@@ -139,12 +139,13 @@ def _flip(
     max_flips: int,
 ) -> None:
     """In place, where `sign` is 1 of a bit that is off and -1 of one that is on, and a flip must gain over `least`."""
-    for _ in range(max_flips):
+    for flips in range(1, max_flips + 1):
         gain = sign * field
         best = _argmax(gain)
         index = best[:, None]
         turned = sign.gather(1, index) * (gain.gather(1, index) > least)
-        if not turned.any():
+        going_on = turned.nonzero()[:, 0]
+        if len(going_on) == 0:
             return
         if coupling is None:
             lowered = (W_dec[best] @ W_dec.T).mul_(2).scatter_(1, index, 0.0)
@@ -152,6 +153,11 @@ def _flip(
             lowered = coupling.index_select(0, best)
         field.addcmul_(lowered, turned, value=-1)
         sign.scatter_add_(1, index, -2 * turned)
+        if len(going_on) < len(sign) / 2:  # vectors of which no flip pays are done, and not carried along
+            rest = sign[going_on]
+            _flip(rest, field[going_on], least[going_on], W_dec, coupling, max_flips - flips)
+            sign[going_on] = rest
+            return
 
 
 def _argmax(x: Float[Tensor, "n k"]) -> Int[Tensor, " n"]:

@@ -136,7 +136,7 @@ class BAE(BinaryCode[BAEConfig]):
         return flip
 
     def to_graded_sae(self) -> StandardSAE:
-        """A ReLU SAE with the same weights: it fires where the BAE does and says how far above the threshold.
+        """A ReLU SAE with the same weights: it fires where the encoder does, and says how far above its threshold.
 
         For tools that need graded activations. It is for looking at features: it does not reconstruct.
         """

@@ -139,6 +139,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
             self.b_enc.add_(moved_in.to(self.b_enc) @ self.W_enc)
             self.b_dec.sub_(moved_out.to(self.b_dec))
 
+    @torch.compiler.disable()
     @torch.no_grad()
     def _optimized(
         self, feature_acts: Float[Tensor, "batch d_sae"], target: Float[Tensor, "*batch d_out"]

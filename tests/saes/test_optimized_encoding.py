@@ -275,6 +275,7 @@ class TestTraining:
     @pytest.mark.parametrize("standardize", [True, False])
     def test_code_is_optimized_by_what_is_known_so_far(self, standardize):
         x, sae = torch.randn(60, 8) * 4 + 1, self.sae(standardize_activations=standardize)
+        sae.b_dec.data.normal_()
         for n in range(2):
             self.step(sae, x, n)
         firing_cost = sae.bit_price * firing_bits(sae.prior)
@@ -290,6 +291,7 @@ class TestTraining:
 
     def test_decoder_learns_from_the_code_and_the_encoder_to_predict_it(self):
         x, sae = torch.randn(60, 8), self.sae(standardize_activations=False)
+        sae.b_dec.data.normal_()
         for n in range(2):
             self.step(sae, x, n)
 
