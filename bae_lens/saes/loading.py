@@ -34,7 +34,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> SAE[Any]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{folder} holds no dictionary that can be loaded ({reason})") from error
     for name, values in sae.state_dict().items():
-        if not torch.isfinite(values).all():
+        if name != "bit_price" and not torch.isfinite(values).all():  # which is NaN where it is unknown
             raise ValueError(f"the dictionary in {folder} cannot be used: {name} holds NaN or infinity")
     return sae
 

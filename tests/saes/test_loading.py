@@ -134,7 +134,7 @@ def test_what_was_saved_is_loaded(sae, tmp_path):
     sae.save_model(tmp_path)
     loaded = load_dictionary(tmp_path)
     assert type(loaded) is type(sae)
-    assert all(torch.equal(value, sae.state_dict()[name]) for name, value in loaded.state_dict().items())
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(sae.state_dict()), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("device", ["cuda:7", "meta", "x"])
