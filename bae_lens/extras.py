@@ -1,7 +1,8 @@
 """What brings a package that is optional and missing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 COMMANDS = {
     "constriction": 'pip install "bae-lens[compression]"',
@@ -22,6 +23,11 @@ COMMANDS = {
 def missing(package: str) -> ImportError:
     """The error of an optional package that is not installed, with the command that brings it."""
     return ImportError(f"this needs {package}; {COMMANDS[package]} brings it", name=package)
+
+
+def missing_packages(packages: Sequence[str]) -> list[str]:
+    """Those of some packages that are not installed."""
+    return [package for package in packages if find_spec(package) is None]
 
 
 @contextmanager

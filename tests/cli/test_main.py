@@ -14,7 +14,7 @@ from sae_lens import SAE, Transcoder
 from transformers import LlamaForCausalLM
 
 import bae_lens
-from bae_lens import BAE
+from bae_lens import BAE, extras
 from bae_lens.cli import main as cli
 from bae_lens.cli.demo import Demo
 from bae_lens.saes.transcoder import hooks_of
@@ -462,3 +462,12 @@ def test_missing_extra_ends_with_one_line(monkeypatch, capsys):
     assert stop.value.code == 2
     expected = 'error: this needs constriction; pip install "bae-lens[compression]" brings it\n'
     assert capsys.readouterr().err == expected
+
+
+def test_a_run_without_the_report_s_libraries_is_whole_but_for_the_report(train, tmp_path, monkeypatch, capsys):
+    find_spec = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda package: None if package == "plotly" else find_spec(package))
+    train()
+    assert 'after pip install "bae-lens[report]" the same command adds a report' in capsys.readouterr().out
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "report.html").exists()

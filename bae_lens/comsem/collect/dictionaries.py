@@ -8,16 +8,18 @@ from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
-from bae_lens.evaluation.metrics import is_binary
 from bae_lens.functional.strength import MORE_SURPRISING_THAN_NOT, activation_strength
+from bae_lens.saes import loading
+from bae_lens.saes.binary_code import is_binary
 
 Dictionary = SAE[Any] | str | Path
 
 
 def load_dictionary(source: Dictionary, device: str = "cpu") -> SAE[Any]:
-    """An SAE object as it is, a folder as `SAE.load_from_disk` takes it, or `RELEASE/SAE_ID` on the hub.
+    """An SAE object as it is, a folder as SAELens saves it, or `RELEASE/SAE_ID` on the hub.
 
-    Raises ValueError for anything else, and for a dictionary that does not say where it reads.
+    Raises as `loading.load_dictionary` for a folder, and ValueError for anything else and for a dictionary that does
+    not say where it reads.
     """
     sae = source if isinstance(source, SAE) else _load(str(source), device)
     if not sae.cfg.metadata.hook_name:
@@ -38,9 +40,7 @@ def load_dictionaries(sources: Dictionary | Mapping[str, Dictionary], device: st
 def _load(source: str, device: str) -> SAE[Any]:
     folder = Path(source)
     if folder.is_dir():
-        if not (folder / "cfg.json").exists():
-            raise ValueError(f"a dictionary's folder has a cfg.json in it, and {folder} has none")
-        return SAE.load_from_disk(folder, device)
+        return loading.load_dictionary(folder, device)
     release, slash, sae_id = source.partition("/")
     if not slash or folder.is_absolute():
         raise ValueError(f"a dictionary is a folder or RELEASE/SAE_ID on the hub, got {source!r}, which is neither")

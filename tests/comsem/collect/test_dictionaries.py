@@ -28,8 +28,12 @@ def test_a_single_dictionary_gets_a_name(known_bae, tmp_path):
 
 
 def test_what_is_no_dictionary_is_refused(known_sae, tmp_path):
-    with pytest.raises(ValueError, match=r"has a cfg\.json in it"):
+    with pytest.raises(FileNotFoundError, match=r"no saved dictionary in .*, which has no cfg\.json"):
         load_dictionary(tmp_path)
+    known_sae.save_model(tmp_path / "damaged")
+    (tmp_path / "damaged" / "sae_weights.safetensors").write_bytes(b"version https://git-lfs")
+    with pytest.raises(ValueError, match="is a pointer of Git LFS"):
+        load_dictionary(tmp_path / "damaged")
     with pytest.raises(ValueError, match="got 'nothing', which is neither"):
         load_dictionary("nothing")
     with pytest.raises(ValueError, match="there are no dictionaries"):
