@@ -72,6 +72,13 @@ class TrainingBAEConfig(TrainingSAEConfig):
         return "bae"
 
     @classmethod
+    @override
+    def from_dict(cls, config_dict: dict[str, Any]) -> "TrainingBAEConfig":
+        if config_dict.get("surrogate") == "reference":  # what earlier checkpoints call the authors' one
+            config_dict = {**config_dict, "surrogate": "authors"}
+        return super().from_dict(config_dict)
+
+    @classmethod
     def preset(
         cls, name: Preset, *, d_in: int, d_sae: int, training_steps: int, **overrides: Any
     ) -> "TrainingBAEConfig":

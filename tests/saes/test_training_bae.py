@@ -398,6 +398,14 @@ class TestConfig:
             cfg.reconstruction,
         )
 
+    def test_the_authors_surrogate_under_its_earlier_name(self, bae_config):
+        saved = bae_config(surrogate="authors").to_dict()
+
+        loaded = TrainingBAEConfig.from_dict({**saved, "surrogate": "reference"})
+
+        assert loaded == TrainingBAEConfig.from_dict(saved)
+        assert loaded.surrogate == "authors"
+
     def test_keywords_override_a_preset(self):
         cfg = TrainingBAEConfig.preset(
             "paper", d_in=4, d_sae=16, training_steps=1000, entropy_start_step=3, surrogate="authors"
