@@ -75,7 +75,7 @@ display(Markdown(comparison.table()))
 # - **L0** is features per token. Compare dictionaries only where theirs are near one another.
 # - **Support bits** say which features fire. Real-valued features need **value bits** on top: the cheapest quantization
 #   that costs at most 0.01 of explained variance. A BAE has no values.
-# - **Dead** features are dead on the held-out documents, **dense** ones fire on over 10 % of the tokens.
+# - **Dead** features never fire on the held-out documents, **dense** ones fire on over 10 % of the tokens.
 # - **Feature Activated** (the paper's Table 1) counts features that are among the ten most surprising, or strongest, of at
 #   least 8 tokens.
 #
