@@ -66,7 +66,8 @@ def test_checkpoint_goes_on_as_before(rows):
     output.loss.backward()
     assert {name: loss.item() for name, loss in output.losses.items()} == pytest.approx(known["losses"], rel=1e-5)
     for name, gradient in known["gradients"].items():
-        assert sum_and_norm(sae.get_parameter(name).grad) == pytest.approx(gradient, rel=1e-4, abs=1e-5)
+        found: Any = sae.get_parameter(name).grad
+        assert sum_and_norm(found) == pytest.approx(gradient, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize(
