@@ -18,6 +18,7 @@ from transformer_lens import HookedTransformerConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bae_lens import BAE, BAEConfig, TrainingBAEConfig
+from bae_lens.activations import models as language_models
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import Contexts, ContextSettings, choose_contexts
 from bae_lens.activations.paired import PairedActivations
@@ -38,6 +39,12 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_memory_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are compared with transformers in each test, and nothing is written into the user's cache."""
+    monkeypatch.setattr(language_models, "cache_folder", lambda: tmp_path.with_name(f"{tmp_path.name}_models"))
 
 
 @pytest.fixture

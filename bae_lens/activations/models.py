@@ -41,7 +41,7 @@ def load_model(name: str, device: str = "cpu") -> Any:
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ValueError(f"a local model folder needs a config.json, and {folder} has none")
     loaders = _loaders(name, device)
-    identity = _identity(name)
+    identity = _identity(name, list(loaders))
     known = _checked().get(identity)
     if known in loaders:
         return loaders[known]()
@@ -136,15 +136,18 @@ def _log_probabilities(
     return getattr(output, "logits", output).float().log_softmax(-1).cpu()
 
 
-def _identity(name: str) -> str:
-    """What a model and the libraries that load it are known by: of a folder, its files' names, sizes and times."""
+def _identity(name: str, kinds: list[str]) -> str:
+    """What a model, the libraries that load it and what it can become are known by.
+
+    A folder is known by its files' names, sizes and times.
+    """
     libraries = [f"{library} {version(library)}" for library in ("sae-lens", "transformer-lens", "transformers")]
     folder = Path(name)
     if folder.is_dir():
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         name = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-    return ", ".join([name, *libraries])
+    return ", ".join([name, *libraries, *kinds])
 
 
 def _checked() -> dict[str, str]:

@@ -103,7 +103,9 @@ class Baselines:
     """What takes no dictionary; see `Comparison`."""
 
     pca: list[RatePoint]
+    """Of PCA with scalar quantization."""
     gaussian_bound: list[RatePoint]
+    """Of Gaussian activations with the same covariance."""
 
 
 class _Comparing:

@@ -105,7 +105,8 @@ def fit_baes(
     mean, scale = _standardization(vectors)
     weights = _Weights(n_models, d_in, d_sae, settings.encoder_bias, seed, vectors)
     weights.train((vectors - mean) * scale, coefficient, settings, torch.Generator().manual_seed(seed))
-    return [weights.bae(i, Standardization(mean[i, 0], scale[i].item()), vectors[i]) for i in range(n_models)]
+    standardizations = [Standardization(mean[i, 0], scale[i].item()) for i in range(n_models)]
+    return [weights.bae(i, standardizations[i], coefficient[i].item(), vectors[i]) for i in range(n_models)]
 
 
 def check_entropy_coefficients(entropy_coefficients: Sequence[float]) -> None:
@@ -171,14 +172,17 @@ class _Weights:
                 optimizer.state[self.W_dec][moment][i, ~kept] = 0.0
 
     @torch.no_grad()
-    def bae(self, i: int, standardization: Standardization, vectors: Float[Tensor, "n d_in"]) -> BAE:
-        """One model, for raw vectors."""
+    def bae(
+        self, i: int, standardization: Standardization, coefficient: float, vectors: Float[Tensor, "n d_in"]
+    ) -> BAE:
+        """One model, for raw vectors. Its entropy coefficient becomes the price of a bit in their squared error."""
         d_in, d_sae = self.W_enc[i].shape
         dtype = str(vectors.dtype).removeprefix("torch.")
         bae = BAE(BAEConfig(d_in=d_in, d_sae=d_sae, dtype=dtype, device=str(vectors.device)))
         weights = {"W_enc": self.W_enc[i], "b_enc": self.b_enc[i, 0], "W_dec": self.W_dec[i], "b_dec": self.b_dec[i, 0]}
         for name, raw in folded(weights, standardization, standardization).items():
             getattr(bae, name).copy_(raw)
+        bae.bit_price.fill_(coefficient / standardization.scale**2)
         bae.estimate_prior(vectors.split(ENCODED_AT_A_TIME))
         return bae
 

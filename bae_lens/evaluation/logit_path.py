@@ -43,7 +43,7 @@ def _normalized(model: Any, directions: Float[Tensor, "n d_model"]) -> Float[Ten
     norm = getattr(model, "ln_final", None)
     if norm is None or model.cfg.normalization_type is None:
         return directions
-    x = torch.full_like(directions[:1, None], PROBE)
+    x = directions.new_full((1, 1, directions.shape[1]), PROBE)
     x[..., ::2] = -PROBE
     x = x.to(model.W_U.dtype)
     if torch.allclose(norm(x + PROBE), norm(x), rtol=1e-2):  # it takes the mean off

@@ -28,12 +28,15 @@ class Series:
     points: list[Point]
     """None for both begins a new line."""
     color: str
+    """As CSS writes it."""
     style: Literal["line", "dashed", "dotted", "steps", "marks", "open marks"] = "line"
+    """How the points are drawn."""
     symbol: Literal["circle", "diamond"] = "circle"
     """Of marks."""
     notes: list[str] = field(default_factory=list)
     """On each point."""
     in_legend: bool = True
+    """Whether the legend has an entry for it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class Chart:
     """A figure's series and axes."""
 
     x_title: str
+    """Under the horizontal axis."""
     y_title: str
+    """Beside the vertical axis."""
     hover: str
     """What a page says of a point, in plotly's template."""
     series: list[Series]
@@ -50,6 +55,7 @@ class Chart:
     y_range: tuple[float, float] | None = None
     """Likewise."""
     log_y: bool = False
+    """Whether the vertical axis is logarithmic."""
     asked_l0: float | None = None
     """Where a line marks the L0 that was asked for."""
 

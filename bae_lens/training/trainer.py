@@ -41,9 +41,11 @@ class TrainingReport:
     source: dict[str, Any]
     """What tells this training from another: recipe, length and seed."""
     seconds: float
-    """See `TrainedDictionary`, as for the others."""
+    """Time spent in optimizer steps."""
     memory_gib: float
+    """Largest memory so far; see `TrainedDictionary`."""
     curve: list[dict[str, int | float]]
+    """Losses and metrics by step; see `TrainedDictionary`."""
 
 
 @dataclass(frozen=True)

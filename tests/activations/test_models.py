@@ -104,11 +104,6 @@ OTHERS = {
 REFUSED = {"CohereConfig"}  # the bridge of TransformerLens 3.9 leaves out its logit scale
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BAE_LENS_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def save(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., Path]:
     """Saves a random model in which every weight matters, in a folder of the name given."""

@@ -117,7 +117,7 @@ def test_dynamics_of_a_model_that_was_replaced_are_not_those_of_the_first(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    assert "activations holds something else (model: " in capsys.readouterr().err.splitlines()[-1]
+    assert "holds something else (model_weights: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_run_names_its_local_model_and_text_by_absolute_paths(train, tiny_model_folder, words, tmp_path, monkeypatch):

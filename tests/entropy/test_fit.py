@@ -187,3 +187,10 @@ def test_scale_of_the_vectors_makes_no_difference(scale):
 def test_vectors_below_what_their_dtype_can_scale_are_refused():
     with pytest.raises(ValueError, match=r"too small for torch.float32; multiply them by a number"):
         fit_bae(torch.randn(100, 4) * 1e-42, 8, settings=FitSettings(steps=20, batch_size=32))
+
+
+def test_price_of_a_bit_is_the_coefficient_in_squared_error_of_the_vectors_as_they_are(sets):
+    standardized = (sets[0] - sets[0].mean(0)).square().sum(1).mean() / sets.shape[2]
+    for size in (1.0, 10.0):
+        price = fit_bae(size * sets[0], 10, 3, 0.3, SHORT).bit_price.item()
+        assert price == pytest.approx(0.3 * size**2 * standardized.item(), rel=1e-5)

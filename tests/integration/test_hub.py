@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from pytest_httpserver import HTTPServer
 from sae_lens.saes.sae import SAEMetadata
 from werkzeug import Request, Response
@@ -147,4 +148,4 @@ def test_readme_uploads_a_bae_and_loads_it_again(hub, tmp_path):
     expected = bae.state_dict()
     assert loaded.state_dict().keys() == expected.keys()
     for name, value in loaded.state_dict().items():
-        assert value.equal(expected[name])
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0, equal_nan=True)
