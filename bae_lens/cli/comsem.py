@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from bae_lens.activations.contexts import held_out_documents
 from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
+from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.comparison.experiment import FOLDER_NAME
 from bae_lens.comsem import ComSem
 from bae_lens.comsem.collect.corpus import CorpusSettings
@@ -121,11 +121,12 @@ class Comsem:
     """Go on, with marked scores, although the judge is near chance on cases with known answers."""
     seed: int = 0
     """Seed of the samples of features and instances."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
 
     def run(self) -> str:
         """The table, or the estimate."""
+        check_device(self.device)
         run = self._read_run()
         prices = self._prices()
         folder = self.output or self.run_folder / "comsem"
@@ -163,7 +164,7 @@ class Comsem:
     def _read_run(self) -> AnalyzedRun:
         path = self.run_folder / RUN_FILE
         if not path.exists():
-            raise ValueError(f"{self.run_folder} holds no {RUN_FILE}; choose what bae-lens demo or train wrote")
+            raise ValueError(f"{self.run_folder} holds no {RUN_FILE}; choose what demo, compare or train wrote")
         if self.local_judge and self.embedding_judge:
             raise ValueError("choose one of local_judge and embedding_judge")
         if self.explainer and (self.local_judge or self.embedding_judge):

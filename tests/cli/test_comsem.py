@@ -168,7 +168,7 @@ def test_a_folder_that_is_no_run_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(tmp_path)])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "holds no run.json; choose what bae-lens demo or train wrote" in capsys.readouterr().err
+    assert "holds no run.json; choose what demo, compare or train wrote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/tmp/x", ".hidden/x"])
