@@ -175,7 +175,9 @@ def _naming_the_cause() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]  # without file, line and good wishes
+        reason = (
+            (str(error).splitlines() or [""])[0].split("] ", 1)[-1].split(". ")[0]
+        )  # without file, line and good wishes
         raise ConnectionError(
             f"another process of this run has ended or cannot be reached ({reason}); an error that it printed says why"
         ) from error

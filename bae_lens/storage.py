@@ -1,5 +1,6 @@
 """Files and folders that are whole or absent: JSON, checked arrays, whose a folder is, how long its stages took."""
 
+import glob
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
+import psutil
 from filelock import FileLock, Timeout
 from jaxtyping import Int
 from pydantic import TypeAdapter, ValidationError
@@ -30,16 +32,24 @@ def written_whole(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file or a folder to, which takes the place of `path` when the block ends.
 
     If the block raises, what it wrote is removed and `path` stays as it was. Each process has a place of its own, so of
-    two that write one file at a time the last to end wins, whole.
+    two that write one file at a time the last to end wins, whole. What killed processes left behind is removed. A
+    folder that is replaced is absent for a moment.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            _remove(left)
+    partial, replaced = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("partial", "replaced"))
     _remove(partial)
     try:
         yield partial
         if partial.is_dir() and path.exists():
-            replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
             os.replace(path, replaced)
-            os.replace(partial, path)
+            try:
+                os.replace(partial, path)
+            except BaseException:
+                os.replace(replaced, path)
+                raise
             _remove(replaced)
         else:
             os.replace(partial, path)
@@ -49,7 +59,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
@@ -170,7 +180,7 @@ class Stopwatch:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "stages.json"
         earlier = read_json(self.path) if self.path.exists() else []
-        self.stages = {stage["name"]: Stage(**stage) for stage in earlier}
+        self.stages = {s.name: s for s in (validated(Stage, stage, str(self.path)) for stage in earlier)}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -187,7 +197,7 @@ class Stopwatch:
         peak = max(before.peak_memory_gib, _peak_memory_gib())
         self.stages[name] = Stage(name, before.seconds + seconds, peak)
         if is_main_process():
-            write_text(self.path, json.dumps([asdict(stage) for stage in self.stages.values()]))
+            write_json(self.path, [asdict(stage) for stage in self.stages.values()])
 
 
 def check_folder(folder: Path) -> None:

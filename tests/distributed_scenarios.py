@@ -164,7 +164,7 @@ def hidden_states(name: str, interrupt_at: int | None = None) -> None:
         except (KeyboardInterrupt, ConnectionError):
             return
     write(
-        f"harvest-{name}",
+        f"cache-{name}",
         {"states": torch.from_numpy(states.activations.copy()), "norms": states.norms, "calls": calls},
     )
 
@@ -220,10 +220,10 @@ def main() -> None:
     for n in (1, 2, 3):
         found[f"parts {n}"] = together(n, parts)
         found[f"steps {n}"] = together(n, train_steps)
-        found[f"harvest {n}"] = together(n, hidden_states, str(n))
+        found[f"cache {n}"] = together(n, hidden_states, str(n))
         found[f"train {n}"] = together(n, train, str(n))
-    found["harvest interrupted"] = together(2, hidden_states, "cut", 3)
-    found["harvest resumed"] = together(3, hidden_states, "cut")
+    found["cache interrupted"] = together(2, hidden_states, "cut", 3)
+    found["cache resumed"] = together(3, hidden_states, "cut")
     for n in (1, 3):
         found[f"train interrupted for {n}"] = together(2, interrupted_training, f"from-2-to-{n}")
         found[f"train resumed by {n}"] = together(n, train, f"from-2-to-{n}")

@@ -159,8 +159,8 @@ def test_both_ways_of_the_covariance_and_both_kinds_of_penalty_were_taken(found)
 
 @pytest.mark.parametrize("n", [2, 3])
 def test_hidden_states_are_those_of_a_single_process_and_each_batch_is_computed_once(found, n):
-    (single,) = found("harvest-1", 1)
-    shared = found(f"harvest-{n}", n)
+    (single,) = found("cache-1", 1)
+    shared = found(f"cache-{n}", n)
     for process in shared:
         assert torch.equal(process["states"], single["states"])
         assert torch.equal(process["norms"], single["norms"])
@@ -169,8 +169,8 @@ def test_hidden_states_are_those_of_a_single_process_and_each_batch_is_computed_
 
 
 def test_interrupted_pass_goes_on_with_another_number_of_processes(found):
-    (single,) = found("harvest-1", 1)
-    resumed = found("harvest-cut", 3)
+    (single,) = found("cache-1", 1)
+    resumed = found("cache-cut", 3)
     assert sum(sum(process["calls"]) for process in resumed) == sum(single["calls"]) - 2 * 3 * 4
     for process in resumed:
         assert torch.equal(process["states"], single["states"])

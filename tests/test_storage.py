@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bae_lens.storage import checksum, load_array, make_array, open_array, save_array
+from bae_lens.storage import checksum, load_array, make_array, open_array, save_array, write_json, written_whole
 
 
 def test_array_is_made_once_of_zeros_and_keeps_what_is_written(tmp_path):
@@ -61,3 +61,26 @@ def test_checksum_is_that_of_all_bytes_in_order():
 
     assert checksum([first, second]) == zlib.crc32(first.tobytes() + second.tobytes()) + 1
     assert checksum([first.T]) != checksum([first])
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".a.json.999999999.partial").write_text("half")
+    (tmp_path / f".a.json.{os.getppid()}.partial").write_text("of a process that is alive")
+    write_json(tmp_path / "a.json", {"whole": True})
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", f".a.json.{os.getppid()}.partial"}
+
+
+def test_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").write_text("")
+    replace = os.replace
+
+    def refused(source, target):
+        if str(source).endswith(".partial"):
+            raise OSError("no")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(OSError, match="no"), written_whole(tmp_path / "a") as partial:
+        partial.mkdir()
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["a", "a/old"]

@@ -171,10 +171,12 @@ def cache_activations(
     hook it is decided which tokens are outliers. A complete cache is opened as it is. One that was interrupted, or in
     which damage was found, goes on with the batches that are missing; contexts that are no longer what was written are
     computed again, and a warning gives their number. Several processes share the batches, and the folder.
-    Raises ValueError for an unknown hook, one that is not one vector a token, activations that are not finite
+    Raises ValueError for no hook, an unknown one, one that is not one vector a token, activations that are not finite
     (naming the batch), a folder that holds activations of other hooks, another model or other contexts, or at which
     another process is at work, and OSError for a disk without room for all of them.
     """
+    if not hook_names:
+        raise ValueError("choose at least one hook, got none")
     resolved = {hook_name: resolve_hook(model, hook_name) for hook_name in hook_names}
     names = list(dict.fromkeys(resolved.values()))
     source = {

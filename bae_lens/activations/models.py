@@ -31,7 +31,7 @@ def load_model(name: str, device: str = "cpu") -> Any:
     Models that TransformerLens converts become a `HookedSAETransformer`, all others a `SAETransformerBridge`. The first
     time that a model is loaded, its log-probabilities of random tokens are compared with those of transformers. A
     conversion that fails or differs is warned of, and the bridge takes its place. Which one agreed is remembered in the
-    cache folder, for these files and these versions of the libraries.
+    cache folder, for this name (of a local folder, its files) and these versions of the libraries.
     Raises ValueError if neither agrees with transformers, saying by how much each is off, ImportError if the embedded
     model is not installed, and OSError for a name that the hub does not know.
     """
@@ -52,7 +52,8 @@ def load_model(name: str, device: str = "cpu") -> Any:
         if model is not None:
             for other in faults:
                 warnings.warn(f"{name} becomes a TransformerLens bridge: {other}", stacklevel=2)
-            _remember(identity, kind)
+            with suppress(OSError):  # a cache that cannot be written costs the next run a comparison
+                _remember(identity, kind)
             return model
         faults.append(f"as a {kind} it {fault}")
         gc.collect()
@@ -151,9 +152,10 @@ def _identity(name: str, kinds: list[str]) -> str:
 
 
 def _checked() -> dict[str, str]:
-    """What each known model became."""
-    path = cache_folder() / CHECKED_FILE
-    return read_json(path) if path.exists() else {}
+    """What each known model became; of a damaged file, nothing is known."""
+    with suppress(OSError, TypeError, ValueError):
+        return dict(read_json(cache_folder() / CHECKED_FILE))
+    return {}
 
 
 def _remember(identity: str, kind: str) -> None:

@@ -13,7 +13,7 @@ from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import run_experiment, summary
-from bae_lens.comparison.dictionaries import ARCHITECTURES, DictionarySpec, default_spec, read_specs, validated
+from bae_lens.comparison.dictionaries import ARCHITECTURES, DictionarySpec, as_given, default_spec, read_specs
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.training.recipe import TrainingSettings
 
@@ -122,7 +122,7 @@ def _filled(default: Any, content: Any, path: Path) -> Any:
     values = {
         key: _filled(before, value, path)
         if is_dataclass(before := getattr(default, key))
-        else validated(known[key], value, f"{path}: {key}")
+        else as_given(known[key], value, f"{path}: {key}")
         for key, value in content.items()
     }
     return replace(default, **values)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
-from filelock import FileLock, Timeout
 
 from bae_lens.activations.contexts import held_out_documents
+from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
+from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.comparison.experiment import FOLDER_NAME
 from bae_lens.comsem import ComSem
 from bae_lens.comsem.collect.corpus import CorpusSettings
@@ -25,7 +25,7 @@ from bae_lens.comsem.judges.language_model import AnswerFormat, LanguageModelJud
 from bae_lens.comsem.judges.local_server import LOCAL_MODEL, local_label, local_server
 from bae_lens.comsem.judges.spending import Budget, Price
 from bae_lens.report.comsem import write_comsem_report
-from bae_lens.storage import LOCK_FILE, RUN_FILE, read_json, validated
+from bae_lens.storage import RUN_FILE, check_same, locked, read_json, validated
 
 CACHE_FILE = "answers.sqlite"
 TIMEOUT = 60.0  # seconds
@@ -38,6 +38,8 @@ class AnalyzedRun:
 
     model: str
     """Name of the language model."""
+    model_weights: str
+    """By which the model is known."""
     dataset: str
     """Name of the text."""
     text_column: str
@@ -119,22 +121,22 @@ class Comsem:
     """Go on, with marked scores, although the judge is near chance on cases with known answers."""
     seed: int = 0
     """Seed of the samples of features and instances."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
 
     def run(self) -> str:
         """The table, or the estimate."""
+        check_device(self.device)
         run = self._read_run()
         prices = self._prices()
         folder = self.output or self.run_folder / "comsem"
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(folder / LOCK_FILE, timeout=0), self._judges(folder, prices) as judges:
-                return self._run(run, judges, folder)
-        except Timeout as error:
-            raise ValueError(
-                f"another process is at work in {folder}; wait for it, or choose another folder"
-            ) from error
+        with locked(folder), self._judges(folder, prices) as judges:
+            return self._run(run, judges, folder)
+
+    def _model(self, run: AnalyzedRun) -> Any:
+        model = load_model(run.model, self.device)
+        check_same({"model_weights": run.model_weights}, {"model_weights": model_fingerprint(model)}, self.run_folder)
+        return model
 
     def _run(self, run: AnalyzedRun, judges: dict[str, Any], folder: Path) -> str:
         comsem = ComSem(
@@ -151,9 +153,9 @@ class Comsem:
         )
         saes = self._dictionary_folders(run)
         if self.dry_run:
-            estimate = comsem.estimate(load_model(run.model, self.device), saes, text)
+            estimate = comsem.estimate(self._model(run), saes, text)
             return f"{estimate.estimate}; nothing was asked"
-        report = comsem.score(load_model(run.model, self.device), saes, text)
+        report = comsem.score(self._model(run), saes, text)
         report = replace(report, model=run.model)
         save(report, folder)
         write_comsem_report(report, folder)
@@ -162,7 +164,7 @@ class Comsem:
     def _read_run(self) -> AnalyzedRun:
         path = self.run_folder / RUN_FILE
         if not path.exists():
-            raise ValueError(f"{self.run_folder} holds no {RUN_FILE}; choose what bae-lens demo or train wrote")
+            raise ValueError(f"{self.run_folder} holds no {RUN_FILE}; choose what demo, compare or train wrote")
         if self.local_judge and self.embedding_judge:
             raise ValueError("choose one of local_judge and embedding_judge")
         if self.explainer and (self.local_judge or self.embedding_judge):

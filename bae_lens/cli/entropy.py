@@ -9,7 +9,7 @@ from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
 from bae_lens.entropy.fit import FitSettings, fit_bae
 from bae_lens.entropy.recovery import WIDTHS, recover
 from bae_lens.saes.loading import load_bae
-from bae_lens.storage import write_json
+from bae_lens.storage import write_json, write_text
 
 HELD_OUT = 5  # one vector in so many, from the end, is not trained on
 SMALL_RANKS, SMALL_WIDTHS, SMALL_VECTORS = (2, 8, 32), WIDTHS[:2], 20_000
@@ -37,8 +37,9 @@ class Entropy:
     batch_size: int = FitSettings.batch_size
     """Vectors per step."""
     benchmark: bool = False
-    """Recover known entropies instead, with the penalties on and off: a small version of
-    benchmarks/entropy_recovery.py, a few minutes."""
+    """Recover known entropies instead, on the CPU, with the penalties on and off: a small version of
+    benchmarks/entropy_recovery.py, a few minutes. Of the other flags it takes --entropy-coefficient, --seed and
+    --output."""
     output: Path | None = None
     """A .json file for the result; a figure of --benchmark goes into an .html file beside it."""
     seed: int = 0
@@ -52,6 +53,8 @@ class Entropy:
         Raises as `VectorFile`, `fit_bae` and `estimate_entropy` do, and ValueError without anything to do.
         """
         check_device(self.device)
+        if self.output is not None and not self.output.absolute().parent.is_dir():
+            raise ValueError(f"there is no folder {self.output.parent}; make it, or choose another --output")
         if self.benchmark:
             return self._recovery()
         if self.vectors is None:
@@ -97,7 +100,8 @@ class Entropy:
             from bae_lens.report.entropy import recovered_entropy
 
             figure = recovered_entropy({f"penalties {penalties}": rows for penalties, rows in found.items()})
-            figure.write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
+            page = figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
+            write_text(self.output.with_suffix(".html"), page)
         lines = [
             "| penalties | true bits | features | bits | features that vary | FVU |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -81,7 +81,7 @@ class DictionarySpec:
     def _recipe(self, trial: dict[str, Any], widths: dict[str, int], expansion: int, training_steps: int) -> Recipe:
         training_class, config_class = SAE_TRAINING_CLASS_REGISTRY[self.architecture]
         given = {**self.config, **trial}
-        lr = validated(float | None, given.pop("lr", self.lr), "lr")
+        lr = as_given(float | None, given.pop("lr", self.lr), "lr")
         if lr is None:
             lr = BAE_LR[self.preset] if self.architecture in BINARY else SAE_LR
         known = _field_names(self.architecture) - widths.keys()
@@ -89,7 +89,7 @@ class DictionarySpec:
             if key not in known:
                 raise ValueError(f"{config_class.__name__} takes {', '.join(sorted(known))}, but no {key!r}")
         types = {config_field.name: config_field.type for config_field in fields(config_class)}
-        given = {key: validated(types[key], value, f"{self.architecture}: {key}") for key, value in given.items()}
+        given = {key: as_given(types[key], value, f"{self.architecture}: {key}") for key, value in given.items()}
         values = {
             **widths,
             "d_sae": expansion * widths["d_in"],
@@ -162,10 +162,10 @@ def _spec(path: Path, name: str, content: Any) -> DictionarySpec:
     known = {spec_field.name for spec_field in fields(DictionarySpec)}
     if not isinstance(content, dict) or not {"architecture"} <= content.keys() <= known:
         raise ValueError(f"{path}: dictionary {name!r} takes {', '.join(sorted(known))}, got {content!r}")
-    return validated(DictionarySpec, content, f"{path}: dictionary {name!r}")
+    return as_given(DictionarySpec, content, f"{path}: dictionary {name!r}")
 
 
-def validated(expected: Any, value: Any, where: str) -> Any:
+def as_given(expected: Any, value: Any, where: str) -> Any:
     """A value from a file as the type that a field expects. Raises ValueError, in one line, if it is none."""
     try:
         return TypeAdapter(expected).validate_json(json.dumps(value, default=str), strict=True)

@@ -207,7 +207,7 @@ def saebench_core(comparison: Comparison, dictionary: DictionaryResult, run: Run
     }
 
 
-def describe(states: CachedActivations, tokenizer: Any) -> Corpus:
+def corpus_of(states: CachedActivations, tokenizer: Any) -> Corpus:
     """Counts what is content and what is not."""
     tokens = states.contexts.tokens.flatten()
     values, counts = tokens[states.outliers].unique(return_counts=True)

@@ -23,7 +23,7 @@ from bae_lens.comparison.results import (
     DictionaryResult,
     Run,
     Trial,
-    describe,
+    corpus_of,
 )
 from bae_lens.distributed import leave_the_rest_to_the_first
 from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
@@ -148,8 +148,8 @@ class _Comparing:
         baselines = self._baselines(train, test)
         return Comparison(
             self.experiment,
-            describe(train, self.model.tokenizer),
-            describe(test, self.model.tokenizer),
+            corpus_of(train, self.model.tokenizer),
+            corpus_of(test, self.model.tokenizer),
             list(self.stopwatch.stages.values()),
             baselines.pca,
             baselines.gaussian_bound,

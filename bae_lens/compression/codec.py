@@ -20,9 +20,11 @@ from torch import Tensor
 from bae_lens.compression.code_file import CodeFile
 from bae_lens.compression.code_writer import CodeWriter
 from bae_lens.compression.vector_files import VectorFile, as_tensor, batches_of_rows
+from bae_lens.functional.explained_variance import ExplainedVariance
 from bae_lens.functional.losses import marginal_entropy
 from bae_lens.functional.packing import pack_code, unpack_code
 from bae_lens.saes.saelens_compat import heads_concatenated
+from bae_lens.storage import validated
 
 ROWS = 1024  # encoded or decoded at once: so few that what lies between stays in the cache
 CONFIG_FIELDS = ("architecture", "normalize_activations")  # what code and decoding depend on, beside the weights
@@ -81,7 +83,7 @@ class CompressionReport:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CompressionReport":
-        return cls(**values)
+        return validated(cls, values, "this report")
 
 
 @torch.no_grad()
@@ -111,7 +113,7 @@ def compress(
         first = next(encoded, None)
         if first is None:
             raise ValueError("there are no vectors to compress")
-        tally = _Tally(first[0])
+        tally = _Tally(first[0].shape[1])
         with CodeWriter(path, first[1].shape[1], fingerprint(sae), append, joint) as writer:
             for x, feature_acts in chain([first], encoded):
                 writer.write(pack_code(feature_acts).numpy())
@@ -178,10 +180,8 @@ def fingerprint(sae: Dictionary) -> bytes:
 class _Tally:
     """What the report needs to know of the vectors, in one pass."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.n, self.error = 0, 0.0
-        self.origin = x.double().mean(0)  # near the mean, so that the sums below do not cancel
-        self.total, self.centered_squares = torch.zeros_like(self.origin), 0.0
+    def __init__(self, d_in: int) -> None:
+        self.d_in, self.variance = d_in, ExplainedVariance()
 
     def add(self, x: Float[Tensor, "n d_in"], sae_out: Float[Tensor, "n d_out"]) -> None:
         if sae_out.shape != x.shape:
@@ -189,30 +189,20 @@ class _Tally:
                 f"this dictionary reads vectors {x.shape[1]} wide and writes {sae_out.shape[1]}; a transcoder's code "
                 "does not stand for its input, so compress with a BAE"
             )
-        x = x.double()
-        self.n += len(x)
-        self.error += _square_sum(sae_out.double().cpu() - x)
-        centered = x - self.origin
-        self.total += centered.sum(0)
-        self.centered_squares += _square_sum(centered)
+        self.variance.add(x, sae_out.cpu())
 
     def report(self, writer: CodeWriter) -> CompressionReport:
-        variance = self.centered_squares - _square_sum(self.total) / self.n
-        squares = max(0.0, variance) + self.n * _square_sum(self.origin + self.total / self.n)
+        v = self.variance
         return CompressionReport(
-            n_vectors=self.n,
-            d_in=len(self.origin),
+            n_vectors=v.n,
+            d_in=self.d_in,
             d_sae=writer.d_sae,
             n_bytes=writer.n_bytes,
-            entropy_bits=marginal_entropy(torch.from_numpy(writer.fired / self.n)).item(),
-            explained_variance=1 - self.error / variance if variance > 1e-24 * squares else None,
-            relative_error=(self.error / squares) ** 0.5 if squares else None,
-            joint_bits=writer.joint_bits / self.n,
+            entropy_bits=marginal_entropy(torch.from_numpy(writer.fired / v.n)).item(),
+            explained_variance=v.explained if v.varies else None,
+            relative_error=(v.error / v.squares) ** 0.5 if v.squares else None,
+            joint_bits=writer.joint_bits / v.n,
         )
-
-
-def _square_sum(values: Float[Tensor, "*shape"]) -> float:
-    return torch.dot(values.flatten(), values.flatten()).item()
 
 
 def _encode(sae: Dictionary, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:

@@ -63,7 +63,7 @@ class ComSem:
     passage_scores: bool = True
     """Ask for the detection and fuzzing scores too."""
     baseline_features: int = 32
-    """Features asked about with another's explanation, and random features, at most; 0 for none."""
+    """Features asked about with another's explanation, at most, and random features, of which there are up to 32."""
     accept_failing_judge: bool = False
     """Go on, with marked scores, although the judge is near chance on its self-test."""
     seed: int = 0
@@ -71,7 +71,7 @@ class ComSem:
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that leave nothing to explain or judge."""
-        for name, least in (("examples", 1), ("held_out", 1), ("max_features", 0)):
+        for name, least in (("examples", 1), ("held_out", 1), ("max_features", 0), ("baseline_features", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -20,6 +20,7 @@ from bae_lens.evaluation.logit_path import direct_logits, writes_to_residual_str
 from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.saelens_compat import HookPoint
 from bae_lens.saes.transcoder import hooks_of
+from bae_lens.storage import validated
 
 FLIP = "flip"
 
@@ -86,8 +87,7 @@ class LogitEffects:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LogitEffects":
-        pairs = {name: [(token, effect) for token, effect in values[name]] for name in ("up", "down")}
-        return cls(values["feature"], **pairs)
+        return validated(cls, values, "these effects")
 
 
 @torch.no_grad()

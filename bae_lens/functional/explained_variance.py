@@ -31,12 +31,12 @@ class ExplainedVariance:
     @property
     def variance(self) -> float:
         """Sum of the vectors' squared distances to their mean."""
-        return max(0.0, self._squares - _sum_of_squares(self._total) / self.n)
+        return max(0.0, self._squares - _sum_of_squares(self._total) / self.n) if self.n else 0.0
 
     @property
     def squares(self) -> float:
         """Sum of the vectors' squares."""
-        return self.variance + self.n * _sum_of_squares(self._origin + self._total / self.n)
+        return self.variance + self.n * _sum_of_squares(self._origin + self._total / self.n) if self.n else 0.0
 
     @property
     def varies(self) -> bool:

@@ -40,7 +40,7 @@ def entropy_by_position(dynamics: EntropyDynamics, explained_variance: float | N
 
     Dotted in the same color is what the bits are at most jointly, and in gray the logarithm of the number of distinct
     tokens, which the entropy cannot exceed at position 1. With an explained variance, bits are what that would take;
-    positions where the prices tried do not reach it are left out.
+    positions where the coefficients tried do not reach it are left out.
     """
     figure = go.Figure()
     saturations = {s.hook_name: s for s in dynamics.saturations(explained_variance)}

@@ -172,11 +172,7 @@ def training_curves(comparison: Comparison, quantity: str, title: str) -> Chart:
         [
             Series(
                 dictionary.name,
-                [
-                    (float(point["step"]), float(point[quantity]))
-                    for point in dictionary.runs[0].curve
-                    if quantity in point
-                ],
+                _steps(dictionary, quantity),
                 colors(comparison)[dictionary.name],
             )
             for dictionary in comparison.dictionaries

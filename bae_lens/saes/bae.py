@@ -56,6 +56,10 @@ class BAE(BinaryCode[BAEConfig]):
         """The code, 0 or 1, of `x` (..., d_in), at hook_z (..., heads, d_head). Raises ValueError for other widths."""
         if self.cfg.max_flips > 0:
             return self.encode_optimized(x, self.cfg.max_flips)
+        return self._encode_alone(x)
+
+    def _encode_alone(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
+        """The encoder's own code (Eq. 2), no bit of it flipped."""
         return self.hook_sae_acts_post(step(self.pre_activation(self.process_sae_in(x))))
 
     @torch.no_grad()
@@ -111,12 +115,14 @@ class BAE(BinaryCode[BAEConfig]):
     def estimate_prior(self, activations: Iterable[Float[Tensor, "..."]]) -> Float[Tensor, " d_sae"]:
         """Sets `prior` to the mean code over `activations`, a tensor or an iterable of batches, and returns it.
 
-        Counts are exact in float64 for any corpus. Raises ValueError if there are no activations.
+        Counts are exact in float64 for any corpus. While the prior is unknown, the code is the encoder's own, without
+        flips. Raises ValueError if there are no activations.
         """
+        encode = self.encode if self.prior.any() else self._encode_alone
         fired = torch.zeros(self.cfg.d_sae, dtype=torch.float64)
         n = 0
         for batch in [activations] if isinstance(activations, Tensor) else activations:
-            feature_acts = self.encode(batch.to(self.device)).reshape(-1, self.cfg.d_sae)
+            feature_acts = encode(batch.to(self.device)).reshape(-1, self.cfg.d_sae)
             fired += feature_acts.sum(0, dtype=torch.float64).cpu()
             n += len(feature_acts)
         if n == 0:

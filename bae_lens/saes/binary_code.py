@@ -93,7 +93,8 @@ class BinaryCode(StatisticsInFloat32, SAE[Config], ABC):
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
         squared = unwhitening_matrix @ unwhitening_matrix.T
         scale = squared.diagonal().mean()
-        alike = torch.allclose(squared, scale * torch.eye(len(squared), dtype=squared.dtype, device=squared.device))
+        identity = torch.eye(len(squared), dtype=squared.dtype, device=squared.device)
+        alike = torch.allclose(squared / scale, identity)
         self.bit_price *= scale.to(self.bit_price) if alike else torch.nan
 
     @override

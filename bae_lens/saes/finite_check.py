@@ -4,14 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-WAITS_FOR_NOTHING = ("cpu",)
+ANSWERS_AT_ONCE = ("cpu",)  # devices on which looking costs no wait
 STEPS_PER_ANSWER = 100  # of other devices, for which each answer is a wait
 
 
 class FiniteCheck:
     """Raises ValueError for NaN and infinite activations, on a CPU at once and elsewhere every 100 steps.
 
-    What is wrong when a dictionary is saved is found by `answer`.
+    What has not been answered when a dictionary is saved is asked for by `answer`.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class FiniteCheck:
         """Counts the rows of a batch that are not finite."""
         self._bad_rows.append((~torch.isfinite(x)).any(-1).sum())
         self._n_rows += x.shape[:-1].numel()
-        if x.device.type in WAITS_FOR_NOTHING or len(self._bad_rows) == STEPS_PER_ANSWER:
+        if x.device.type in ANSWERS_AT_ONCE or len(self._bad_rows) == STEPS_PER_ANSWER:
             self.answer(f"at training step {step}")
 
     def answer(self, when: str) -> None:

@@ -40,13 +40,13 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> SAE[Any]:
 
 
 def load_bae(folder: str | Path, device: str = "cpu") -> BAE:
-    """A saved BAE, at hook_z one that takes heads side by side.
+    """A saved BAE or binary transcoder, at hook_z one that takes heads side by side.
 
     Raises as `load_dictionary`, and ValueError if the folder holds another kind of dictionary.
     """
     sae = load_dictionary(folder, device)
     if not isinstance(sae, BAE):
-        raise ValueError(f"{folder} holds a {sae.cfg.architecture()}, and only the code of a bae is made of bits")
+        raise ValueError(f"{folder} holds a {sae.cfg.architecture()}, and this needs a bae or a binary_transcoder")
     sae.turn_off_forward_pass_hook_z_reshaping()
     return sae
 

@@ -39,7 +39,7 @@ __all__ = [
     "TrainStepInput",
     "TrainStepOutput",
     "convert_hf_model_config",  # a local folder as a HookedTransformer, whether or not it lists the model
-    "extract_stop_at_layer_from_tlens_hook_name",  # the layer after which a forward pass can stop
+    "extract_stop_at_layer_from_tlens_hook_name",  # the layer before which a forward pass can stop
     "get_official_model_name",  # whether TransformerLens lists a model
     "get_pretrained_state_dict",
     "get_sae_training_class",  # the class of a training config

@@ -8,22 +8,22 @@ import torch
 from sae_lens import SAETrainer
 
 from bae_lens.distributed import gather_rows
-from bae_lens.storage import write_text, written_whole
+from bae_lens.storage import write_json, written_whole
 
 TRAINING_FILE = "training.json"
 
 
-def save_checkpoint(trainer: SAETrainer[Any, Any], folder: Path, report: str) -> None:
+def save_checkpoint(trainer: SAETrainer[Any, Any], folder: Path, report: Any) -> None:
     """Writes a complete checkpoint beside the last one before that is removed, so that one is always whole.
 
-    `report` is kept with it in `TRAINING_FILE`.
+    `report`, JSON values or a dataclass of them, is kept with it in `TRAINING_FILE`.
     """
     checkpoint = folder / f"{trainer.n_training_steps:08d}"
     with written_whole(checkpoint) as partial:
         trainer.save_checkpoint(partial.name, base_path=folder)
-        write_text(partial / TRAINING_FILE, report)
+        write_json(partial / TRAINING_FILE, report)
     for other in folder.iterdir():
-        if other != checkpoint:
+        if other != checkpoint and other.is_dir():
             shutil.rmtree(other)
 
 

@@ -1,6 +1,5 @@
 """Training dictionaries on cached activations with SAELens' trainer: the same batches for each, resumable."""
 
-import json
 import math
 import shutil
 import signal
@@ -80,8 +79,8 @@ def train_dictionary(
     that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost). A finished dictionary is loaded,
     an interrupted one goes on with the batches it has not seen, and ends with the same weights.
 
-    Several processes share every step, see `parallel`, and end with the dictionary of a single one, up to rounding; an
-    interrupted run may go on with another number of them. If one of them ends before, the others raise ConnectionError.
+    Several processes share every step, see `distributed`, and end with the dictionary of a single one, up to rounding;
+    an interrupted run may go on with another number of them. If one ends before, the others raise ConnectionError.
 
     `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
     dictionary is saved to take heads apart, and returned to take them concatenated.
@@ -233,7 +232,7 @@ class _Run:
                 stop, due = any_process(interrupted.is_set(), time.monotonic() - saved > CHECKPOINT_SECONDS)
                 if stop or due:
                     if is_main_process():
-                        save_checkpoint(trainer, self.checkpoints, json.dumps(asdict(self._report())))
+                        save_checkpoint(trainer, self.checkpoints, self._report())
                     barrier()
                     self.saved_step = trainer.n_training_steps
                     saved = time.monotonic()

@@ -38,7 +38,7 @@ def test_rows_are_what_the_model_computes(states, tiny_model, contexts):
     assert torch.allclose(states.rows(torch.arange(5 * 9, 6 * 9)), cache[HOOK][0], atol=1e-6)
 
 
-def test_special_tokens_padding_and_massive_norms_are_not_content(tiny_model, tmp_path):
+def test_special_tokens_padding_and_outlier_norms_are_not_content(tiny_model, tmp_path):
     tokens = torch.tensor([[0, 4, 5, 6], [0, 7, PADDING, PADDING]])
     states = cache_activations(tiny_model, Contexts(tokens, torch.tensor([1, 2])), [HOOK], tmp_path)[HOOK]
     assert states.content.tolist() == [1, 2, 3, 5]
@@ -73,7 +73,7 @@ def test_several_hooks_come_from_one_pass_and_stop_at_the_deepest(tiny_model, co
         assert torch.equal(states.content, both[HOOK].content)
 
 
-def test_first_hook_tells_which_tokens_are_massive_at_all(tiny_model, contexts, tmp_path, monkeypatch):
+def test_first_hook_tells_which_tokens_are_outliers_at_all(tiny_model, contexts, tmp_path, monkeypatch):
     hooks = [HOOK, "blocks.1.hook_resid_post"]
     hook_widths(tiny_model, hooks)
     run = tiny_model.run_with_cache
@@ -92,7 +92,7 @@ def test_first_hook_tells_which_tokens_are_massive_at_all(tiny_model, contexts, 
         assert len(states.content) == 639
 
 
-def test_interrupted_harvest_of_two_hooks_goes_on_at_both(tiny_model, contexts, tmp_path, monkeypatch):
+def test_interrupted_cache_of_two_hooks_goes_on_at_both(tiny_model, contexts, tmp_path, monkeypatch):
     hooks = [HOOK, "blocks.1.mlp.hook_post"]
     whole = cache_activations(tiny_model, contexts, hooks, tmp_path / "whole", batch_size=32)
     run, calls = tiny_model.run_with_cache, []
@@ -114,7 +114,7 @@ def test_interrupted_harvest_of_two_hooks_goes_on_at_both(tiny_model, contexts, 
         assert torch.equal(resumed[hook].norms, whole[hook].norms)
 
 
-def test_interrupted_harvest_computes_only_what_is_missing(tiny_model, contexts, states, tmp_path, monkeypatch):
+def test_interrupted_cache_computes_only_what_is_missing(tiny_model, contexts, states, tmp_path, monkeypatch):
     run, calls = tiny_model.run_with_cache, []
 
     def fail_at_third(*args, **kwargs):

@@ -225,3 +225,9 @@ def test_unknown_hook_names_near_ones(tiny_model):
         resolve_hook(tiny_model, "blocks.0.hook_resid_pots")
     with pytest.raises(ValueError, match="near ones: none"):
         resolve_hook(tiny_model, "?")
+
+
+def test_damaged_memory_of_comparisons_is_as_good_as_none(tiny_model_folder):
+    models.cache_folder().mkdir()
+    (models.cache_folder() / models.CHECKED_FILE).write_text('["half')
+    assert isinstance(load_model(str(tiny_model_folder)), HookedSAETransformer)

@@ -68,7 +68,7 @@ def test_standardization_is_that_of_each_side(pairs):
     assert standardization.source.scale != standardization.target.scale
 
 
-def test_other_harvest_is_refused(pairs, tiny_model, tiny_contexts, tmp_path):
+def test_other_cache_is_refused(pairs, tiny_model, tiny_contexts, tmp_path):
     hook = "blocks.1.mlp.hook_post"
     other = cache_activations(tiny_model, tiny_contexts["test"], [hook], tmp_path / "other")[hook]
     with pytest.raises(ValueError, match=r"both hooks from one cache, got .*pairs and .*other; cache them"):

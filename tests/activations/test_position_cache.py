@@ -96,7 +96,7 @@ def test_interrupted_pass_goes_on(tiny_model, windows, tmp_path, monkeypatch):
     np.testing.assert_array_equal(parts.activations, whole.activations)
 
 
-def test_massive_states_take_their_window_out_everywhere(tiny_model, windows, tmp_path):
+def test_outliers_take_their_window_out_everywhere(tiny_model, windows, tmp_path):
     collect(tiny_model, windows, HOOKS, [1, 8], tmp_path)
     array = np.load(tmp_path / "activations.npy", mmap_mode="r+")
     array[1, 0, 7] *= 100

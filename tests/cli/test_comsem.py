@@ -168,7 +168,7 @@ def test_a_folder_that_is_no_run_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(tmp_path)])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "holds no run.json; choose what bae-lens demo or train wrote" in capsys.readouterr().err
+    assert "holds no run.json; choose what demo, compare or train wrote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/tmp/x", ".hidden/x"])
@@ -189,3 +189,14 @@ def test_a_run_of_another_version_is_refused_with_a_sentence(comsem, run_folder,
         comsem("--embedding-judge")
     assert stop.value.code == 2
     assert "of this version of bae_lens (dataset: Field required" in capsys.readouterr().err
+
+
+def test_run_of_a_model_that_was_replaced_is_not_scored(comsem, run_folder, capsys):
+    path = run_folder / "run.json"
+    earlier = path.read_text()
+    path.write_text(json.dumps({**json.loads(earlier), "model_weights": "others"}))
+    with pytest.raises(SystemExit) as stop:
+        comsem("--embedding-judge", "--accept-failing-judge", "--max-features", "5", "--dry-run")
+    path.write_text(earlier)
+    assert stop.value.code == 2
+    assert "holds something else (model_weights: 'others' there, " in capsys.readouterr().err

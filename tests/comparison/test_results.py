@@ -12,7 +12,7 @@ from bae_lens.comparison.results import (
     DictionaryResult,
     Run,
     Trial,
-    describe,
+    corpus_of,
     over_seeds,
     saebench_core,
 )
@@ -154,7 +154,7 @@ def test_outlier_tokens_are_described(states, tiny_tokenizer):
     train: CachedActivations = states[0]
     norms, at = train.norms, 2 * 16 + 5
     norms[at] = 100 * norms[~train.special].median()
-    corpus = describe(train, tiny_tokenizer)
+    corpus = corpus_of(train, tiny_tokenizer)
     assert corpus.outlier_tokens == 1
     assert corpus.outlier_examples == [tiny_tokenizer.decode([train.contexts.tokens.flatten()[at]])]
     assert corpus.largest_norm == pytest.approx(100, rel=0.05)

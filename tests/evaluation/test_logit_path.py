@@ -130,3 +130,7 @@ def test_what_stands_before_the_mlp_of_a_bridge_is_not_the_stream(bridge, tiny_m
     assert writes_to_residual_stream(tiny_model, name)
     assert not writes_to_residual_stream(model, name)
     assert not writes_to_residual_stream(model, resolve_hook(model, name))
+
+
+def test_no_directions_have_no_logits(tiny_model):
+    assert direct_logits(tiny_model, torch.zeros(0, 16)).shape == (0, tiny_model.cfg.d_vocab)

@@ -21,7 +21,7 @@ class TestAnAccelerator:
 
     @pytest.fixture
     def check(self, monkeypatch):
-        monkeypatch.setattr(finite_check, "WAITS_FOR_NOTHING", ())
+        monkeypatch.setattr(finite_check, "ANSWERS_AT_ONCE", ())
         return FiniteCheck()
 
     def test_is_asked_every_hundred_steps(self, check):

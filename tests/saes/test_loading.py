@@ -145,5 +145,5 @@ def test_device_in_the_config_makes_no_difference(folder, device):
 
 def test_a_bae_is_asked_for(tmp_path):
     StandardSAE(StandardSAEConfig(d_in=4, d_sae=8)).save_model(tmp_path)
-    with pytest.raises(ValueError, match="holds a standard, and only the code of a bae is made of bits"):
+    with pytest.raises(ValueError, match="holds a standard, and this needs a bae or a binary_transcoder"):
         load_bae(tmp_path)

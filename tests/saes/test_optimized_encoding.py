@@ -351,3 +351,11 @@ class TestTraining:
     def test_refuses(self, config, message):
         with pytest.raises(ValueError, match=message):
             self.sae(**config)
+
+
+def test_prior_is_estimated_from_the_encoder_s_own_code_while_it_is_unknown():
+    bae = BAE(BAEConfig(d_in=4, d_sae=8, max_flips=3))
+    bae.W_enc.data.normal_()
+    x = torch.randn(50, 4)
+    expected = (x @ bae.W_enc + bae.b_enc >= 0).double().mean(0)
+    torch.testing.assert_close(bae.estimate_prior(x), expected.float())

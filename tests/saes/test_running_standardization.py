@@ -83,7 +83,7 @@ def test_a_step_reads_no_number_back(bae_config, monkeypatch, target_l0):
     forward(sae, torch.randn(32, 16))
     for module in (covariance, sparse_matmul):  # which count on a CPU only
         monkeypatch.setattr(module, "sums_rows", lambda _: False)
-    monkeypatch.setattr(finite_check, "WAITS_FOR_NOTHING", ())
+    monkeypatch.setattr(finite_check, "ANSWERS_AT_ONCE", ())
 
     with WaitsForTheDevice():
         for n_training_steps in range(1, 4):

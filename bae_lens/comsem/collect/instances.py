@@ -1,4 +1,4 @@
-"""What is judged: tokens in their sentences, and the verdicts on them."""
+"""What is asked about: tokens in their sentences, and those that belong to one feature."""
 
 from dataclasses import dataclass
 

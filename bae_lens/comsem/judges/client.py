@@ -22,6 +22,7 @@ from bae_lens.comsem.judges.spending import (
     estimate_output_tokens,
     most_output_tokens,
 )
+from bae_lens.extras import naming_the_command
 
 if TYPE_CHECKING:
     from bae_lens.comsem.judges.server import CallFailedError, Server
@@ -289,10 +290,8 @@ class ChatClient:
         key = _key()
         if not key and not _is_loopback(self._url):
             raise ValueError(f"{self.base_url} needs a key: set the environment variable {KEY_VARIABLE}")
-        try:
+        with naming_the_command():
             from bae_lens.comsem.judges.server import Server
-        except ImportError as error:
-            raise ImportError('asking a server needs openai; install it with pip install "bae-lens[comsem]"') from error
         return Server(
             self._url,
             key or "none",

@@ -19,7 +19,7 @@ from bae_lens.extras import naming_the_command
 
 WORD = re.compile(r"\w[\w'\u2019-]*|[^\w\s]+")
 WORDS_AROUND = 2  # on either side of a token, shown with it
-NEIGHBOUR_WEIGHT = 0.25  # of a word around a token, in an explanation; the word that the token is in counts 1
+NEIGHBOR_WEIGHT = 0.25  # of a word around a token, in an explanation; the word that the token is in counts 1
 WORDS_IN_EXPLANATION = 5
 ORDINARY = 0.9  # share of the corpus' ordinary tokens to which an explanation should not fit
 
@@ -132,5 +132,5 @@ def _words(instances: list[Instance]) -> dict[str, float]:
         counts[own] += 1
         for word in around.split():
             if word != own:
-                counts[word] += NEIGHBOUR_WEIGHT
+                counts[word] += NEIGHBOR_WEIGHT
     return dict(counts)
