@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 3. Do the features mean something? ComSem scores
 #
-# ComSem (section 4.2 of the paper) takes a feature, describes what five of its tokens have in common, and asks a judge of
-# other tokens that activate it whether the description fits them. The score is the share of yes. Here a BAE and a Top-k
+# ComSem (section 4.2 of the paper) takes a feature, explains what five of its tokens have in common, and asks a judge of
+# other tokens that activate it whether the explanation fits them. The score is the share of yes. Here a BAE and a Top-k
 # SAE are scored by a judge that needs neither server nor key; at the end stands what to change for a language model.
 #
 # This needs `pip install "bae-lens[demo,embedding-judge]"`.
@@ -58,8 +58,8 @@ saes = {name: train_dictionary(name, recipe, train, training, folder).sae for na
 # %% [markdown]
 # ## Scores
 #
-# Tokens come from documents that were held out. `EmbeddingJudge` describes a feature by the words that are characteristic
-# of its tokens, and says yes to a token that is nearer to the description, in a space of sentence embeddings, than nine
+# Tokens come from documents that were held out. `EmbeddingJudge` explains a feature by the words that are characteristic
+# of its tokens, and says yes to a token that is nearer to the explanation, in a space of sentence embeddings, than nine
 # tenths of ordinary tokens are.
 
 # %%
@@ -75,21 +75,21 @@ display(Markdown(report.table()))
 # - **Feature Activated** is the number of features that are among the ten strongest of at least 8 tokens; **scored** says
 #   how many of them were drawn to be scored.
 # - **Mean score**, **score > 0** and **score = 1** are the paper's: yes on tokens that activate the feature. Alone they
-#   say little, because a vague description ("a word") fits everything.
+#   say little, because a vague explanation ("a word") fits everything.
 # - **Specificity** is the share of no on matched tokens that do *not* activate the feature; **balanced accuracy** is the
 #   mean of it and the score, and 1/2 is chance; **AUC** needs no threshold.
-# - **Shuffled** is the score with another feature's description, and **random tokens** are scored in a feature's place:
+# - **Shuffled** is the score with another feature's explanation, and **random tokens** are scored in a feature's place:
 #   what a score would be if features meant nothing.
 # - **Detection** and **fuzzing**, two scores about whole passages, were left out (`passage_scores=False`) to save time.
 # - The **matched** columns weigh features as if both dictionaries' fired equally often, because rare features are easier
-#   to describe.
+#   to explain.
 #
 # Below the table stands how the judge did on cases with known answers. A judge that fails is marked † wherever its scores
 # are shown: differences may then be the judge's. This one is good at what words mean and at little else, so it will
 # miss features about syntax or position, and a low score is no proof that a feature means nothing.
 #
 # The next picture shows the score beside its controls. It is the distance between them that counts. (Random tokens are
-# not asked about with another's description.)
+# not asked about with another's explanation.)
 
 # %%
 groups = {dictionary.name: dictionary.features for dictionary in report.dictionaries}
@@ -97,7 +97,7 @@ groups["random tokens"] = report.random_features
 bars = {
     "score: yes where it fires": lambda feature: feature.score,
     "yes where it does not": lambda feature: None if feature.specificity is None else 1 - feature.specificity,
-    "yes with another's description": lambda feature: feature.shuffled,
+    "yes with another's explanation": lambda feature: feature.shuffled,
 }
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 for offset, (name, measure) in enumerate(bars.items()):
@@ -113,14 +113,14 @@ plt.show()
 # ## Single features
 #
 # Every number can be traced to sentences. Here are some of the BAE's features, from the best to the worst score: the
-# description, and held-out tokens in their sentences with the judge's answer.
+# explanation, and held-out tokens in their sentences with the judge's answer.
 
 # %%
 scored = [feature for feature in report.dictionaries[0].features if feature.score is not None and feature.controls]
 scored.sort(key=lambda feature: -feature.score)
 for feature in scored[:: len(scored) // 5]:
     print(f"\nfeature {feature.feature}, score {feature.score:.2f}, specificity {feature.specificity:.2f}")
-    print(f"    described as: {feature.description}")
+    print(f"    explained as: {feature.explanation}")
     for judged in feature.held_out[:3]:
         before, _, after = judged.instance.marked.replace("\n", " ").partition("<<")
         print(f"    {'yes' if judged.verdict.yes else 'no':3} ...{before[-40:]}<<{after[:40]}...")
@@ -148,7 +148,7 @@ print(tally.estimate)
 # report = ComSem(judge, corpus=corpus, max_features=48).score(model, saes, held_out)
 # ```
 #
-# `Budget` stops a run before it spends more than it should, `describer=` lets another model describe, and
+# `Budget` stops a run before it spends more than it should, `explainer=` lets another model explain, and
 # `setting="paper"` follows the published procedure, which takes a call for every question and all features: estimate it
 # before. On the shell, for a folder that `bae-lens demo`, `compare` or `train` has written:
 #
