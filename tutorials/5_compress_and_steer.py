@@ -73,7 +73,7 @@ plt.show()
 
 # %% [markdown]
 # A dark line would be a token with far more bits than the rest. Whether such a token has an unusual norm, short of the
-# outliers ones that are left out, is easily seen:
+# outlier ones that are left out, is easily seen:
 
 # %%
 norms = states.norm(dim=1) / states.norm(dim=1).median()
