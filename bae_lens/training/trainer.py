@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from tqdm.auto import tqdm
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
+from bae_lens.functional.sparse_matmul import SparseProducts
+from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.loading import load_dictionary
 from bae_lens.saes.saelens_compat import SAETrainerConfig, TrainStepOutput, get_sae_training_class
 from bae_lens.saes.training_config import TrainingBAEConfig
@@ -243,7 +245,8 @@ class _Run:
         trainer, settings = self.trainer, self.settings
         start = time.perf_counter()
         trainer.maybe_reset_sparsity()
-        output = trainer.step(batch)
+        with nullcontext() if is_binary(trainer.sae) else SparseProducts():
+            output = trainer.step(batch)
         if not torch.isfinite(output.loss):
             raise ValueError(
                 f"the loss of {self.name} is {output.loss.item()} at step {trainer.n_training_steps}; "
