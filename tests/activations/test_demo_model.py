@@ -91,7 +91,10 @@ def test_demo_on_the_real_model(monkeypatch, tmp_path, capsys):
     sizes = ["--cached-tokens", "4096", "--held-out-tokens", "2048", "--training-tokens", "32768"]
     monkeypatch.setattr(sys, "argv", ["bae-lens", "demo", "--output", str(tmp_path / "demo"), *sizes])
     cli.main()
-    assert "| Gated |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("20 stages, about ")
+    assert said.index("load model and text: done") < said.index("\n    BAE ") < said.index("train ReLU")
+    assert "\nGated  " in said
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
     assert [d["name"] for d in result["dictionaries"]] == ["BAE", "ReLU", "Top-k", "Gated", "Top-k transcoder"]
     runs = [run for d in result["dictionaries"] for run in d["runs"]]

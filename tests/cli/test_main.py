@@ -44,8 +44,9 @@ def train(monkeypatch, tiny_model_folder, words, tmp_path):
 def test_train_writes_report_result_and_dictionary(train, tmp_path, capsys):
     train("--set", "target_l0", "8")
     out = capsys.readouterr().out
-    assert "| bae |" in out
-    assert out.endswith(f"report, results and dictionaries are in {tmp_path / 'run'}\n")
+    assert "\nbae  " in out
+    run = tmp_path / "run"
+    assert out.endswith(f"results and dictionaries are in {run}; the report to open is {run / 'report.html'}\n")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["dictionaries"][0]["architecture"] == "bae"
     assert (tmp_path / "run" / "report.html").stat().st_size > 1_000_000
@@ -405,6 +406,16 @@ def test_interrupted_compression_says_that_it_starts_over(monkeypatch, capsys, t
         cli.main()
     assert stop.value.code == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted; the same command starts over"
+
+
+def test_demo_has_a_larger_budget_in_full_and_flags_go_before_it():
+    assert Demo.defaults([]) == Demo()
+    full = Demo.defaults(["--full"])
+    assert full.contexts.cached_tokens == 2 * Demo().contexts.cached_tokens
+    assert full.training.training_tokens == 2 * Demo().training.training_tokens
+    given = cli._command("demo", ["--full", "--training-tokens", "1024"])
+    assert (given.full, given.training.training_tokens, given.contexts) == (True, 1024, full.contexts)
+    assert sum(full.expected_seconds().values()) > 1.8 * sum(Demo().expected_seconds().values())
 
 
 def test_demo_compares_five_dictionaries(tiny_model):

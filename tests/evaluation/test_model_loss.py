@@ -170,7 +170,8 @@ def test_several_dictionaries_share_the_clean_pass_and_the_ablation_of_their_hoo
     assert together == alone
     assert together["good"].with_sae != together["worse"].with_sae
     out = transcoder.cfg.metadata.hook_name_out
-    passes = [["blocks.0.hook_resid_pre"], [HOOK], [out], [HOOK, HOOK], [HOOK, HOOK], [transcoder.cfg.metadata.hook_name, out]]
+    clean, spliced = ["blocks.0.hook_resid_pre"], [transcoder.cfg.metadata.hook_name, out]
+    passes = [clean, [HOOK], [out], [HOOK, HOOK], [HOOK, HOOK], spliced]
     assert hooked == passes * 2
 
 

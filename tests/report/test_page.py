@@ -70,7 +70,7 @@ def test_report_is_one_page_that_loads_nothing(comparison, page):
 
 
 def test_figures_have_one_panel_for_each_hook(comparison, page):
-    names = ["bits-0", "bits-1", "l0-0", "l0-1", "rates", "loss", "l0-curves"]
+    names = ["answer", "bits-0", "bits-1", "l0-0", "l0-1", "rates", "loss", "l0-curves"]
     assert page(comparison).figures == [f"figure-{name}" for name in names]
 
 
