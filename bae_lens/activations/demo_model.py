@@ -86,10 +86,9 @@ def _check_cache(cache: Path) -> None:
         raise ValueError(f"the cache folder {cache} cannot be written; set BAE_LENS_CACHE to a folder that can")
     free = shutil.disk_usage(cache).free
     if free < CONVERTED_BYTES:
-        needs = (
-            f"the converted model needs {CONVERTED_BYTES / 2**20:.0f} MiB in {cache}, where {free / 2**20:.0f} are free"
-        )
-        raise OSError(errno.ENOSPC, f"{needs}; make room, or set BAE_LENS_CACHE to a folder on another disk")
+        needed = f"{CONVERTED_BYTES / 2**20:.0f} MiB in {cache}, where {free / 2**20:.0f} are free"
+        remedy = "make room, or set BAE_LENS_CACHE to a folder on another disk"
+        raise OSError(errno.ENOSPC, f"the converted model needs {needed}; {remedy}")
 
 
 def _check_source(path: Path) -> None:

@@ -20,13 +20,7 @@ CONTEXTS = ContextSettings(cached_tokens=49_152, held_out_tokens=8_192, loss_con
 TRAINING = TrainingSettings(training_tokens=196_608)
 FULL_CONTEXTS = ContextSettings(cached_tokens=98_304)
 FULL_TRAINING = TrainingSettings(training_tokens=393_216)
-TRAINING_SECONDS = {
-    "bae": 47.0,
-    "standard": 65.0,
-    "topk": 92.0,
-    "gated": 141.0,
-    "topk_transcoder": 88.0,
-}  # on two cores
+TRAINING_SECONDS = {"bae": 47.0, "standard": 65.0, "topk": 92.0, "gated": 141.0, "topk_transcoder": 88.0}
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,13 @@ def summary(comparison: Comparison, folder: Path) -> str:
         where = f"results and dictionaries are in {folder}; after {command} the same command adds a report"
     else:
         where = f"results and dictionaries are in {folder}; the report to open is {folder / 'report.html'}"
-    return f"{terminal_table(comparison)}\n\n{where}"
+    elsewhere = [
+        f"{dictionary.name} writes at {dictionary.hook_name_out}: what it explains and recovers is that of other "
+        "activations.\n"
+        for dictionary in comparison.dictionaries
+        if dictionary.hook_name_out != comparison.experiment.hook_name
+    ]
+    return f"{terminal_table(comparison)}\n\n{''.join(elsewhere)}{where}"
 
 
 def terminal_table(comparison: Comparison) -> str:

@@ -240,7 +240,7 @@ def test_train_takes_a_transcoder_that_writes_elsewhere(train, tmp_path, capsys)
     assert type(sae) is Transcoder
     assert hooks_of(sae) == hooks
     assert (sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.d_out) == (16, 64, 32)
-    assert "| transcoder | blocks.1.mlp.hook_post |" in capsys.readouterr().out
+    assert "\ntranscoder writes at blocks.1.mlp.hook_post: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("architecture", ["topk_transcoder", "binary_transcoder"])
