@@ -65,14 +65,14 @@ class LossMeter:
     about a thousand tokens or of one context. Raises ValueError if there is nothing to predict.
     """
 
-    def __init__(self, model: Any, states: CachedActivations, n_contexts: int) -> None:
+    def __init__(self, model: Any, activations: CachedActivations, n_contexts: int) -> None:
         self.model = model
-        self.batch_size = max(1, TOKENS_PER_PASS // states.contexts.tokens.shape[1])  # contexts
-        every = torch.linspace(0, len(states.contexts.tokens) - 1, n_contexts).long().unique()
-        content = torch.zeros(states.contexts.tokens.numel(), dtype=torch.bool)
-        content[states.content] = True
-        self.tokens = states.contexts.tokens[every]
-        self.content = content.view_as(states.contexts.tokens)[every]
+        self.batch_size = max(1, TOKENS_PER_PASS // activations.contexts.tokens.shape[1])  # contexts
+        every = torch.linspace(0, len(activations.contexts.tokens) - 1, n_contexts).long().unique()
+        content = torch.zeros(activations.contexts.tokens.numel(), dtype=torch.bool)
+        content[activations.content] = True
+        self.tokens = activations.contexts.tokens[every]
+        self.content = content.view_as(activations.contexts.tokens)[every]
         self.scored = self.content[:, :-1] & (self.tokens[:, 1:] != PADDING)
         if not self.scored.any():
             raise ValueError("no held-out token has a next one to predict; use a larger context_size or longer text")

@@ -272,7 +272,7 @@ def test_compare_runs_end_to_end_from_flags(main, tmp_path, capsys):
     arguments = ("--architectures", "bae", "topk", "transcoder", "--l0", "4", "--trials", "2", "--seeds", "0", "1")
     main(*arguments, *TRAINING)
     out = capsys.readouterr().out
-    assert [line.split("|")[1].strip() for line in out.splitlines()[2:5]] == ["BAE", "Top-k", "Transcoder"]
+    assert [line.split("  ")[0] for line in out.splitlines()[3:6]] == ["BAE", "Top-k", "Transcoder"]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert [(len(d["trials"]), [run["seed"] for run in d["runs"]]) for d in result["dictionaries"]] == [(2, [0, 1])] * 3
     assert (result["experiment"]["l0"], result["experiment"]["seeds"]) == (4.0, [0, 1])
@@ -299,7 +299,7 @@ dictionaries:
   three: {architecture: topk, config: {k: 3}, lr: 0.01}
 """)
     main(str(path), "--training-tokens", "320")
-    assert "| two |" in capsys.readouterr().out
+    assert "\ntwo  " in capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     experiment = result["experiment"]
     assert (experiment["seeds"], experiment["l0"]) == ([7], 5.0)
