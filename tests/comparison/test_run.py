@@ -401,3 +401,35 @@ def test_name_of_the_folder_above_is_refused(run):
 def test_transcoder_that_reads_after_it_writes_is_refused(run):
     with pytest.raises(ValueError, match="reads after"):
         run({"T": Contender((transcoder(),), "blocks.1.hook_resid_post", "blocks.0.mlp.hook_post")})
+
+
+def test_progress_is_told_and_each_dictionary_is_measured_as_soon_as_it_is_trained(tiny_model, tiny_dataset, tmp_path):
+    told: list[str] = []
+
+    def on_stage(name: str, seconds: float | None) -> None:
+        told.append(name if seconds is None else f"{name} done")
+
+    def on_measured(name: str, metrics: Any) -> None:
+        assert 0 < metrics.code.l0 < 64
+        told.append(f"row of {name}")
+
+    made = {name: contender for name, contender in contenders().items() if name != "Transcoder"}
+    compare(
+        tiny_model,
+        tiny_dataset,
+        made,
+        EXPERIMENT,
+        tmp_path / "run",
+        on_stage=on_stage,
+        on_measured=on_measured,
+    )
+    assert [line for line in told if not line.endswith(" done")] == [
+        "choose contexts",
+        "activations",
+        *("train BAE", "measure BAE", "row of BAE"),
+        *("train ReLU", "measure ReLU", "row of ReLU"),
+        "language model's loss",
+        "PCA and Gaussian bound",
+        *("dashboards of BAE", "dashboards of ReLU"),
+    ]
+    assert told.index("train BAE done") < told.index("measure BAE")
