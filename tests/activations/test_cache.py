@@ -43,7 +43,7 @@ def test_special_tokens_padding_and_outlier_norms_are_not_content(tiny_model, tm
     states = cache_activations(tiny_model, Contexts(tokens, torch.tensor([1, 2])), [HOOK], tmp_path)[HOOK]
     assert states.content.tolist() == [1, 2, 3, 5]
     states = CachedActivations(tmp_path, HOOK)
-    states.norms = torch.tensor([99, 1, 5.1, 0.9, 99, 1, 99, 99])
+    states.norms = torch.tensor([99, 1, 5.1, 0.9, 99, 1, 99, 99])[:, None]
     assert states.outliers.nonzero().flatten().tolist() == [2]
     assert states.content.tolist() == [1, 3, 5]
 
@@ -73,7 +73,7 @@ def test_several_hooks_come_from_one_pass_and_stop_at_the_deepest(tiny_model, co
         assert torch.equal(states.content, both[HOOK].content)
 
 
-def test_first_hook_tells_which_tokens_are_outliers_at_all(tiny_model, contexts, tmp_path, monkeypatch):
+def test_an_outlier_at_any_hook_is_one_at_all_of_them(tiny_model, contexts, tmp_path, monkeypatch):
     hooks = [HOOK, "blocks.1.hook_resid_post"]
     hook_widths(tiny_model, hooks)
     run = tiny_model.run_with_cache
@@ -88,8 +88,8 @@ def test_first_hook_tells_which_tokens_are_outliers_at_all(tiny_model, contexts,
     cache_activations(tiny_model, contexts, hooks, tmp_path, batch_size=len(contexts.tokens))
     for hook in hooks:
         states = CachedActivations(tmp_path, hook)
-        assert states.outliers.nonzero().flatten().tolist() == [3 * 9 + 4]
-        assert len(states.content) == 639
+        assert states.outliers.nonzero().flatten().tolist() == [3 * 9 + 4, 5 * 9 + 6]
+        assert len(states.content) == 638
 
 
 def test_interrupted_cache_of_two_hooks_goes_on_at_both(tiny_model, contexts, tmp_path, monkeypatch):
