@@ -16,7 +16,7 @@ from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_config import Preset
 from bae_lens.training.recipe import Recipe
 
-BAE_LR = {"default": 6e-3, "paper": 5e-4, "authors": 5e-4}
+BAE_LR = {"default": 6e-3, "optimized": 6e-3, "paper": 5e-4, "authors": 5e-4}
 SAE_LR = 1e-3
 TRIAL_FACTOR = 1.6  # between neighboring trials of a default grid
 WARM_UP_SHARE = 8  # a sparsity penalty grows over an eighth of the steps

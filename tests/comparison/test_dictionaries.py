@@ -87,8 +87,8 @@ def test_a_transcoder_takes_its_hooks_and_reads_what_it_is_wide(tiny_model):
     assert {"d_in": 32, "d_sae": 128, "d_out": 16}.items() <= recipe.to_dict().items()
 
 
-def test_published_presets_have_their_learning_rate(tiny_model):
-    presets: Any = (("default", 6e-3), ("paper", 5e-4), ("authors", 5e-4))
+def test_presets_have_their_learning_rate(tiny_model):
+    presets: Any = (("default", 6e-3), ("optimized", 6e-3), ("paper", 5e-4), ("authors", 5e-4))
     for preset, lr in presets:
         (recipe,) = DictionarySpec("bae", preset=preset).contender(tiny_model, HOOK, 4, 100).trials
         assert recipe.lr == lr
