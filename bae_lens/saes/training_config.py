@@ -12,7 +12,7 @@ from bae_lens.functional.losses import ENTROPY_FORMS, RECONSTRUCTIONS, EntropyFo
 from bae_lens.saes.bae import check_max_flips, check_sizes
 
 Preset = Literal["default", "optimized", "paper", "authors"]
-FLIPS = 32  # of a vector's bits at most, of which some ten pay at 200 bits a vector
+FLIPS = 128  # of a vector at most; fewer pay at a few hundred bits a vector
 PER_TOKEN = ("layer_norm", "constant_norm_rescale")  # normalizations after which there is no scale to find
 
 

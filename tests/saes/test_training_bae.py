@@ -404,8 +404,8 @@ class TestConfig:
 
         cfg, default = (TrainingBAEConfig.preset(name, **sizes) for name in ("optimized", "default"))
 
-        assert (cfg.max_flips, cfg.optimized_start_step) == (32, 800)
-        assert cfg == dataclasses.replace(default, max_flips=32, optimized_start_step=800)
+        assert (cfg.max_flips, cfg.optimized_start_step) == (128, 800)
+        assert cfg == dataclasses.replace(default, max_flips=128, optimized_start_step=800)
 
     def test_the_authors_surrogate_under_its_earlier_name(self, bae_config):
         saved = bae_config(surrogate="authors").to_dict()
