@@ -35,8 +35,10 @@ from bae_lens import (
     load_text,
     marginal_entropy,
     pca_quantization,
+    sign_coding,
     train_dictionary,
 )
+from bae_lens.evaluation.metrics import OptimizedCode
 from bae_lens.functional.rate_distortion import covariance
 from bae_lens.storage import write_text
 
@@ -44,7 +46,7 @@ RESULTS = Path(__file__).parent / "results"
 BITS = (50.0, 100.0, 200.0, 300.0, 450.0, 600.0)
 FEATURES = (16, 32, 64, 128)
 TOKENS = 393_216
-FAMILIES = ("BAE", "Top-k", "BatchTopK")
+FAMILIES = ("BAE", "Top-k", "BatchTopK", "Binary Top-k")
 EQUAL_BITS = (50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 350.0, 400.0, 450.0, 500.0, 590.0)
 FEW_CONTEXTS = 80
 EPOCHS = 100  # over the few contexts
@@ -91,8 +93,9 @@ class RecipeBenchmark:
         rows = [self.row(cell, model, hook_name, states, home) for cell in cells() if cell.part in self.parts]
         sizes = {split: len(kept.content) for split, kept in states.items()}
         result = {"machine": machine(), "hook_name": hook_name, "tokens": sizes, "rows": rows}
-        result["pca"], result["gaussian_bound"] = baselines(states["train"], states["test"])
-        result["at_equal_bits"] = at_equal_bits(result)
+        result["pca"], result["gaussian_bound"], result["signs"] = baselines(states["train"], states["test"])
+        result["at_equal_bits"] = at_equal_bits(result, curves(result))
+        result["at_equal_bits_with_help"] = at_equal_bits(result, curves_with_help(result))
         write_text(self.results / f"recipe_{self.layer}.json", json.dumps(result, indent=1))
         draw(result).savefig(self.results / f"recipe_{self.layer}.png", dpi=110)
         draw_quality_alone(result).savefig(self.results / f"quality_{self.layer}.png", dpi=110)
@@ -118,6 +121,11 @@ class RecipeBenchmark:
             "coded": metrics.coded,
             **code,
             "value_curve": metrics.value_curve,
+            "helped": {
+                name: helped(code)
+                for name, code in (("best values", metrics.refitted), ("every help", metrics.optimized))
+                if code
+            },
         }
         if isinstance(trained.sae, BAE):
             seen = train.rows(train.content[: metrics.code.n_tokens])
@@ -130,7 +138,7 @@ def cells() -> Iterator[Cell]:
     """What is trained, for each question."""
     for bits in BITS:
         yield Cell("rate", f"BAE {bits:.0f} bits", bae(bits))
-    for architecture in ("topk", "batchtopk"):
+    for architecture in ("topk", "batchtopk", "binary_topk"):
         for k in FEATURES:
             name, spec = default_spec(architecture, k, 2304)
             yield Cell("rate", f"{name} {k}", spec)
@@ -164,25 +172,52 @@ def bae(target_bits: float = 200.0, **config: Any) -> DictionarySpec:
     return DictionarySpec("bae", {"target_bits": target_bits, **config})
 
 
-def baselines(train: CachedActivations, test: CachedActivations) -> tuple[list[Any], list[Any]]:
-    """Bits and explained variance of PCA with quantization and of the Gaussian bound."""
+def helped(code: OptimizedCode) -> dict[str, Any]:
+    """What a code that is chosen for the decoder takes and explains; the curve is in joint bits."""
+    counts = asdict(code.code)
+    del counts["firing_rates"]
+    return {
+        "explained_variance": code.explained_variance,
+        "value_bits": code.value_bits,
+        "coded": code.jointly_coded,
+        **counts,
+        "value_curve": code.joint_value_curve,
+    }
+
+
+def baselines(train: CachedActivations, test: CachedActivations) -> tuple[list[Any], list[Any], list[Any]]:
+    """Bits and explained variance of PCA with quantization, of the Gaussian bound and of signs."""
     known = train.rows(train.content)
-    pca = pca_quantization(known, test.rows(test.content))
+    new = test.rows(test.content)
+    pca = pca_quantization(known, new)
     bits = torch.tensor([point.bits for point in pca], dtype=torch.float64)
     bound = gaussian_bound(torch.linalg.eigvalsh(covariance(known)).clamp(min=0), bits)
-    return pca, list(zip(bits.tolist(), bound.tolist(), strict=True))
+    return pca, list(zip(bits.tolist(), bound.tolist(), strict=True)), sign_coding(known, new)
 
 
 def curves(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The rows of the question of rate, by family, in order of rising bits."""
     rate = [row for row in result["rows"] if row["part"] == "rate"]
-    found = {name: [row for row in rate if row["name"].split()[0] == name] for name in FAMILIES}
+    found = {
+        name: [row for row in rate if row["name"].rsplit(maxsplit=1)[0] == name or row["name"].split()[0] == name]
+        for name in FAMILIES
+    }
     return {name: sorted(rows, key=lambda row: row["coded"]) for name, rows in found.items() if rows}
 
 
-def at_equal_bits(result: dict[str, Any]) -> dict[str, list[float | None]]:
+def curves_with_help(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The codes with help of the same rows, by family, in order of rising bits, without those that others beat."""
+    found = {}
+    for family, rows in curves(result).items():
+        codes = sorted((code for row in rows for code in row["helped"].values()), key=lambda code: code["coded"])
+        best = np.maximum.accumulate([-np.inf, *(code["coded"][1] for code in codes)])
+        found[family] = [code for code, before in zip(codes, best, strict=False) if code["coded"][1] > before]
+    return found
+
+
+def at_equal_bits(result: dict[str, Any], families: dict[str, list[dict[str, Any]]]) -> dict[str, list[float | None]]:
     """Explained variance at each of `EQUAL_BITS`, linear between the points of a curve; None outside of it."""
-    points = {name: [row["coded"] for row in rows] for name, rows in curves(result).items()}
+    points = {name: [row["coded"] for row in rows] for name, rows in families.items()}
     found = {}
     for name, curve in {**points, "pca": result["pca"], "gaussian_bound": result["gaussian_bound"]}.items():
         bits, explained = zip(*curve, strict=True)
@@ -192,10 +227,12 @@ def at_equal_bits(result: dict[str, Any]) -> dict[str, list[float | None]]:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Explained variance, activated features and dense features against bits."""
-    figure = Figure((15, 4.6), layout="constrained")
-    quality, *panels = figure.subplots(1, 3)
-    draw_quality(quality, result)
+    """Explained variance, as trained and with every help, activated features and dense features against bits."""
+    figure = Figure((20, 4.6), layout="constrained")
+    quality, with_help, *panels = figure.subplots(1, 4)
+    draw_quality(quality, result, curves(result))
+    draw_quality(with_help, result, curves_with_help(result))
+    with_help.set(xlabel="bits per token, values included, features coded jointly", title="with every help")
     for axes, measure in zip(panels, ("feature_activated", "dense"), strict=True):
         for family, rows in curves(result).items():
             axes.plot([row["coded"][0] for row in rows], [row[measure] for row in rows], "o-", label=family)
@@ -207,13 +244,13 @@ def draw(result: dict[str, Any]) -> Figure:
 def draw_quality_alone(result: dict[str, Any]) -> Figure:
     """The picture of the README."""
     figure = Figure((7.6, 4.2), layout="constrained")
-    draw_quality(figure.subplots(), result)
+    draw_quality(figure.subplots(), result, curves(result))
     return figure
 
 
-def draw_quality(axes: Axes, result: dict[str, Any]) -> None:
+def draw_quality(axes: Axes, result: dict[str, Any], families: dict[str, list[dict[str, Any]]]) -> None:
     """Explained variance against bits; faint, what coarser and finer values make of one real-valued dictionary."""
-    for i, (family, rows) in enumerate(curves(result).items()):
+    for i, (family, rows) in enumerate(families.items()):
         for curve in (row["value_curve"] for row in rows if row["value_curve"]):
             axes.plot(*zip(*curve, strict=True), color=f"C{i}", alpha=0.4)
         axes.plot(*zip(*(row["coded"] for row in rows), strict=True), f"oC{i}-", label=family)
