@@ -29,8 +29,8 @@ class DictionarySpec:
     """A dictionary as a config file or the command line describes it."""
 
     architecture: str
-    """bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk, transcoder, topk_transcoder,
-    binary_transcoder, or another that SAELens trains."""
+    """bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk, binary_topk (Binary Sparse Coding,
+    arXiv 2509.25596), transcoder, topk_transcoder, binary_transcoder, or another that SAELens trains."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its training config."""
     lr: float | None = None
@@ -123,6 +123,7 @@ def default_spec(architecture: str, l0: int, d_sae: int, trials: int = 1) -> tup
         "bae": ("BAE", {"target_l0": float(l0)}, "lr"),
         "standard": ("ReLU", {"l1_coefficient": 2.8}, "l1_coefficient"),
         "topk": ("Top-k", rate, "lr"),
+        "binary_topk": ("Binary Top-k", rate, "lr"),
         "gated": ("Gated", {"l1_coefficient": 4.4}, "l1_coefficient"),
         "jumprelu": ("JumpReLU", quadratic, "lr"),
         "batchtopk": ("BatchTopK", {"k": float(l0)}, "lr"),

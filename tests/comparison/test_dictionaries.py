@@ -18,6 +18,7 @@ NAMES = {
     "bae": "BAE",
     "standard": "ReLU",
     "topk": "Top-k",
+    "binary_topk": "Binary Top-k",
     "gated": "Gated",
     "jumprelu": "JumpReLU",
     "batchtopk": "BatchTopK",
