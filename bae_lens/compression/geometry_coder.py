@@ -1,4 +1,4 @@
-"""Entropy coding of packed codes given the dictionary's geometry: each feature's bits given what those before decode to.
+"""Entropy coding of packed codes given the dictionary's geometry: a feature's bits given what those before decode to.
 
 The prior is that of `functional.geometric_prior`, in whole numbers, so that every machine decodes by the same rates.
 `Geometry` has the products `W_dec_k . W_enc_j`, which the file does not hold; what describes a chunk's prior is coded
@@ -29,7 +29,7 @@ from bae_lens.functional.geometric_prior import (
 
 MOST_FEATURES = 8192  # so that the products take no more than 128 MiB, and sums of so many are exact in float32
 ROWS = 1024  # unpacked at once
-DENSEST = 1 / 8  # share of the bits that may be on, so that a list of them stays small
+ONE_IN = 8  # bits may be on, so that a list of them stays small
 PER_NAT = 32  # units of a logit
 LARGEST_CHANGE = 2047  # units by which one feature changes the logit of another: times MOST_FEATURES less than 2^24
 LARGEST_LOGIT = 15 * PER_NAT
@@ -38,6 +38,7 @@ RATES = np.rint(2.0**24 / (1 + np.exp(-np.arange(-LARGEST_LOGIT, LARGEST_LOGIT +
 LARGEST_EXPONENT = -2
 N_WEIGHTS = 1 + 16 * WEIGHTS_PER_OCTAVE  # none, and in 16 octaves below 2^LARGEST_EXPONENT, in units per product
 N_BIASES = 1 + int(2 * LARGEST_BIAS * BIASES_PER_NAT)
+PRIOR_BITS = float(np.log2(N_WEIGHTS) + np.log2(N_BIASES))  # a feature
 _WEIGHT_BITS = 15  # of the dictionary's weights, and of the products, beside the sign
 _stream: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
 _bernoulli = _stream.model.Bernoulli(perfect=False)
@@ -78,11 +79,10 @@ class GeometryCode:
     def __init__(self, packed: UInt8[np.ndarray, "n n_bytes"], d_sae: int, geometry: Geometry) -> None:
         """Learns a prior from `packed`, 1 <= n < 65536, as `pack_code` gives it, and codes the bits by it.
 
-        Raises ValueError if more than `DENSEST` of the bits are on.
+        No more of them may be on than `sparse_enough` says.
         """
-        n, coder = len(packed), _stream.stack.AnsCoder()
-        _check_density(int(np.bitwise_count(packed).sum(dtype=np.int64)), n, d_sae)
-        before, step = _sparse(packed, d_sae), -(-n // ROWS_OF_FIT)
+        coder = _stream.stack.AnsCoder()
+        before, step = _sparse(packed, d_sae), -(-len(packed) // ROWS_OF_FIT)
         weights, biases = np.zeros((2, d_sae), np.int32)
         for first in reversed(range(0, d_sae, FEATURES_AT_ONCE)):  # last in, first out
             columns = feature_columns(packed, first, d_sae)
@@ -94,7 +94,7 @@ class GeometryCode:
             logits = _logits(_sums(before, _changes(products, weights[part])), biases[part])
             for column, logit in zip(columns[::-1], logits[::-1], strict=True):
                 coder.encode_reverse(column, _bernoulli, RATES.take(logit, mode="clip"))
-        self.joint_bits = float(coder.num_bits())
+        self.joint_bits = float(coder.num_valid_bits())
         """What the bits need given the prior."""
         coder.encode_reverse(biases, _stream.model.Uniform(N_BIASES))
         coder.encode_reverse(weights, _stream.model.Uniform(N_WEIGHTS))
@@ -102,9 +102,7 @@ class GeometryCode:
         """Prior and bits, of 32 bits each."""
 
 
-def decode_geometry(
-    words: np.ndarray, n: int, d_sae: int, geometry: Geometry
-) -> UInt8[np.ndarray, "n n_bytes"]:
+def decode_geometry(words: np.ndarray, n: int, d_sae: int, geometry: Geometry) -> UInt8[np.ndarray, "n n_bytes"]:
     """The packed code of n vectors that `GeometryCode` made the words of, with the same dictionary.
 
     Raises ValueError if they are not such words.
@@ -124,16 +122,17 @@ def decode_geometry(
             logits[j + 1 :, on] += within[j, j + 1 :, None]
         bits = np.packbits(columns, axis=0).T
         packed[:, first // 8 : first // 8 + bits.shape[1]] = bits
-        before = hstack([before, _sparse(bits, len(columns))], format="csr")
-        _check_density(before.nnz, n, d_sae)
+        before = csr_array(hstack([before, _sparse(bits, len(columns))], format="csr"))
+        if not sparse_enough(before.nnz, n, d_sae):
+            raise ValueError(f"more of its bits are on than one in {ONE_IN}")
     if not coder.is_empty():
         raise ValueError("there are words left over once all features are decoded")
     return packed
 
 
-def _check_density(on: int, n: int, d_sae: int) -> None:
-    if on > DENSEST * n * d_sae:
-        raise ValueError(f"more than {DENSEST} of its bits are on")
+def sparse_enough(n_on: int, n: int, d_sae: int) -> bool:
+    """Whether a list of the bits that are on takes little memory, for n vectors that any file can hold."""
+    return ONE_IN * n_on <= n * d_sae
 
 
 def _sparse(packed: np.ndarray, d_sae: int) -> csr_array:
