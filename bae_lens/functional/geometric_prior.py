@@ -93,7 +93,7 @@ def fit_prior(scores: Float[Tensor, "n k"], on: Bool[Tensor, "n k"]) -> tuple[Fl
         step = torch.stack([bias_bias * of_weight - both * of_bias, weight_weight * of_bias - both * of_weight])
         step /= determinant
         step *= (LONGEST_STEP / step.abs().amax(0)).clamp(max=1)
-        weight, bias = weight - step[0], bias - step[1]
+        weight, bias = (weight - step[0]).clamp(min=0), bias - step[1]
     weight = torch.where(varies, weight / deviation.where(varies, torch.ones_like(mean)), 0)
     return weight, bias - weight * mean
 

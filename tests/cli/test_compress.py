@@ -53,6 +53,7 @@ def test_there_and_back(bae, vectors, command, tmp_path):
     size = (tmp_path / "x.bae").stat().st_size
     assert f"300 vectors, {size} bytes: {8 * size / 300:.1f} bits a vector" in printed
     assert "as 16-bit numbers 256" in printed
+    assert re.search(r"chunks coded: 1 by (columns|pairs|geometry)\n", printed)
     assert re.search(r"entropy of the code \d+\.\d, \d+\.\d jointly", printed)
     save_file({"x": vectors[:7].contiguous()}, tmp_path / "more.safetensors")
     command("compress", "--append", "--vectors", tmp_path / "more.safetensors", *ends, tmp_path / "x.bae")
@@ -70,13 +71,13 @@ def test_features_by_themselves(command, tmp_path):
     ends = ("--vectors", tmp_path / "x.npy", "--dictionary", tmp_path / "bae", "--output", tmp_path / "x.bae")
     command("compress", "--no-joint", *ends)
     with code_file.CodeFile(tmp_path / "x.bae") as file:
-        assert not any(chunk.pairs for chunk in file.chunks())
+        assert {chunk.coding for chunk in file.chunks()} == {code_file.Coding.COLUMNS}
 
 
 def test_folder_of_hidden_states(bae, states, command, tmp_path):
     _, test = states
     command("compress", "--vectors", test.folder, "--dictionary", tmp_path / "bae", "--output", tmp_path / "x.bae")
-    assert torch.equal(read_code(tmp_path / "x.bae"), bae.encode(test.rows(test.content)))
+    assert torch.equal(read_code(tmp_path / "x.bae", sae=bae), bae.encode(test.rows(test.content)))
 
 
 def test_damage_is_shown(bae, vectors, command, tmp_path, monkeypatch):
