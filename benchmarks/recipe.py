@@ -7,6 +7,7 @@ command goes on after an interruption. What is measured goes to `results/recipe_
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ from bae_lens.storage import write_text
 
 RESULTS = Path(__file__).parent / "results"
 BITS = (50.0, 100.0, 200.0, 300.0, 450.0, 600.0, 800.0)
-FEATURES = {"topk": (8, 16, 32, 64, 128), "batchtopk": (16, 32, 64)}
+FEATURES = {"topk": (8, 16, 32, 64, 128), "batchtopk": (16, 32, 64), "binary_topk": (16, 32, 64)}
 TOKENS = 393_216
 AS_TRAINED, HELPED = "as trained", "with every help"
 EQUAL_BITS = (50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 350.0, 400.0, 450.0, 500.0, 600.0)
@@ -169,7 +170,7 @@ def measures(code: Any) -> dict[str, Any]:
         return {}
     counts = asdict(code.code)
     del counts["firing_rates"]
-    points = {"coded": code.coded, "jointly_coded": code.jointly_coded, "value_curve": code.value_curve}
+    points = {"coded": code.coded, "jointly_coded": code.jointly_coded, "joint_value_curve": code.joint_value_curve}
     return {"explained_variance": code.explained_variance, **counts, **points}
 
 
@@ -237,18 +238,19 @@ def baselines(train: CachedActivations, test: CachedActivations) -> dict[str, li
 def curves(result: dict[str, Any], kind: str) -> dict[str, list[dict[str, Any]]]:
     """The codes of the question of rate, by family, in order of rising bits, each with its `point`.
 
-    As trained, bits are marginal. With every help, codes are chosen for the decoder and coded jointly: of a family's
-    codes those are left that no other beats, in explained variance at fewer bits.
+    As trained, bits are marginal. With every help, codes are chosen for the decoder and coded jointly, with values as
+    coarse or fine as may be: of a family's codes those are left that explain more than all that are cheaper.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in (row for row in result["rows"] if row["part"] == "rate"):
         trained_so = row["name"].startswith("optimized ")
-        family = row["name"].removeprefix("optimized ").split()[0]
+        family = re.sub(r"^optimized | \d+( bits)?$", "", row["name"])
         if kind == AS_TRAINED and not trained_so:
             found.setdefault(family, []).append({**row, "point": row["coded"]})
         elif kind == HELPED:
-            helped = [row[name] for name in ("refitted", "optimized") if row[name]]
-            found.setdefault(family, []).extend({**code, "point": code["jointly_coded"]} for code in helped)
+            for code in (row[name] for name in ("refitted", "optimized") if row[name]):
+                points = code["joint_value_curve"] or [code["jointly_coded"]]
+                found.setdefault(family, []).extend({**code, "point": point} for point in points)
     ordered = {family: sorted(codes, key=lambda code: code["point"]) for family, codes in found.items()}
     return {family: unbeaten(codes) if kind == HELPED else codes for family, codes in ordered.items()}
 
