@@ -71,6 +71,7 @@ class OptimizedCode:
             name: statistics.median(a / b for a, b in zip(seconds[name], seconds["encoder"], strict=True))
             for name in jobs
         }
+        changed = {name: (code != codes["encoder"]).sum(-1).float().mean().item() for name, code in codes.items()}
         row = {
             "d_in": bae.cfg.d_in,
             "d_sae": bae.cfg.d_sae,

@@ -155,6 +155,7 @@ class RecipeBenchmark:
             seen = train.rows(train.content[: metrics.code.n_tokens])
             row["bits_on_training_tokens"] = marginal_entropy(sae.estimate_prior([seen]).double()).item()
         tqdm.write(json.dumps({name: row[name] for name in ("name", "seed", "coded", "jointly_coded")}))
+        path.parent.mkdir(exist_ok=True)
         write_text(path, json.dumps(row))
         return row
 
