@@ -76,9 +76,7 @@ class OptimizedCode:
             "d_in": bae.cfg.d_in,
             "d_sae": bae.cfg.d_sae,
             "l0": codes["all flips"].sum(-1).mean().item(),
-            "bits_changed": {
-                name: (code != codes["encoder"]).sum(-1).float().mean().item() for name, code in codes.items()
-            },
+            "bits_changed": changed,
             "vectors_per_second": {name: len(x) / statistics.median(values) for name, values in seconds.items()},
             "times_the_encoder": times,
         }
