@@ -10,7 +10,7 @@ from torch import Tensor
 from bae_lens.functional.geometric_prior import geometric_bits
 from bae_lens.functional.losses import marginal_entropy
 from bae_lens.functional.packing import pack_code
-from bae_lens.functional.pair_tree import tree_bits
+from bae_lens.functional.pair_tree import pair_bits
 
 CHUNK_ROWS, CHUNK_NUMBERS = 16_384, 2**28  # vectors as in a `.bae` file, fewer of a code that would be over a GiB
 COUNT_BITS = 16  # of a feature's rate where it is coded by itself
@@ -53,7 +53,7 @@ class JointBits:
     def _chunk_bits(self, feature_acts: Float[Tensor, "n d_sae"]) -> float:
         fires, n = (feature_acts != 0).double(), len(feature_acts)
         alone = n * marginal_entropy(fires.mean(0)).item() + COUNT_BITS * self._d_sae
-        ways = [alone, tree_bits(pack_code(fires).numpy(), self._d_sae)]
+        ways = [alone, pair_bits(pack_code(fires).numpy(), self._d_sae)]
         if self._geometry is not None:
             ways.append(n * geometric_bits(feature_acts, *self._geometry).total)
         return min(ways)

@@ -81,7 +81,7 @@ def pair_tree(packed: UInt8[np.ndarray, "n n_bytes"], d_sae: int, cost: float) -
     return spanning_forest(worth, d_sae)
 
 
-def tree_bits(packed: UInt8[np.ndarray, "n n_bytes"], d_sae: int) -> float:
+def pair_bits(packed: UInt8[np.ndarray, "n n_bytes"], d_sae: int) -> float:
     """What n vectors need coded along their tree of pairs, in bits, with all that describes it, as in a `.bae` file.
 
     Of each feature its parent, and one or two of `RATES`; then its bits given the parent's.
