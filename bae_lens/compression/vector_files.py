@@ -1,7 +1,6 @@
 """Vectors in files that are larger than memory."""
 
 import pickle
-import zipfile
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -11,6 +10,8 @@ import torch
 from jaxtyping import Float, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from bae_lens.saes.foreign_files import load_tensors
 
 ROWS = 1024  # read at once
 
@@ -78,10 +79,8 @@ def _open_npy(path: Path) -> np.ndarray:
 
 
 def _open_pt(path: Path) -> Tensor:
-    if not zipfile.is_zipfile(path):
-        raise ValueError("torch.save did not write it, or not in the format that it has had since version 1.6")
     try:
-        tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        tensor = load_tensors(path)
     except pickle.UnpicklingError as error:
         raise ValueError("it holds code or objects, which are not executed, instead of one tensor") from error
     except (RuntimeError, TypeError, LookupError, AttributeError) as error:
