@@ -167,7 +167,7 @@ def test_trials_override_the_config_and_the_learning_rate(tiny_model):
         ("a: &a [*a]", "aliases are not read; write the value out"),
         ("seeds: &a [1, 2]\ndictionaries: {a: {architecture: bae, config: *a}}", "aliases are not read"),
         ("a: " + "[" * 2000 + "]" * 2000, "is not YAML that can be read: maximum recursion"),
-        ("{[a, b]: 1}", "is not YAML that can be read: .*unhashable key"),
+        ("{[a, b]: 1}", "unhashable key"),
         ("when: 2001-99-99", "is not YAML that can be read: month"),
         ("# " + "x" * 2**18, "has more than 262144 bytes"),
         ("dictionaries: {1: {architecture: bae}}", "the name of a dictionary must be text, got 1; put it in quotes"),
