@@ -43,7 +43,9 @@ def joined(device: str) -> Iterator[str]:
             raise ValueError(f"{n_launched()} processes need as many GPUs, but there are {torch.cuda.device_count()}")
         torch.cuda.set_device(device)
     connect(backend="cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
-    before = signal.signal(signal.SIGTERM, _told_to_end) if threading.current_thread() is threading.main_thread() else None
+    before = (
+        signal.signal(signal.SIGTERM, _told_to_end) if threading.current_thread() is threading.main_thread() else None
+    )
     yield device
     if before is not None:
         signal.signal(signal.SIGTERM, before)

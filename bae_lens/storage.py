@@ -257,7 +257,10 @@ def check_same(earlier: Any, now: Any, folder: Path) -> None:
     changed = [key for key in {**there, **here} if there.get(key, absent) != here.get(key, absent)]
     if changed:
         sides = [[repr(side[key]) if key in side else "nothing" for side in (there, here)] for key in changed]
-        named = [f"{key}: {before} there, {after} now" for key, (before, after) in zip(changed, sides, strict=True)]
+        named = [
+            f"{key or 'content'}: {before} there, {after} now"
+            for key, (before, after) in zip(changed, sides, strict=True)
+        ]
         more = [f"{len(changed) - NAMED_DIFFERENCES} more"] if len(changed) > NAMED_DIFFERENCES else []
         listed = "; ".join([*named[:NAMED_DIFFERENCES], *more])
         raise ValueError(f"{folder} holds something else ({listed}); choose another folder")

@@ -84,3 +84,10 @@ def test_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no"), written_whole(tmp_path / "a") as partial:
         partial.mkdir()
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["a", "a/old"]
+
+
+@pytest.mark.parametrize("content", [b"[" * 10**6, b'{"a": ' * 50_000, b"", b"\xff", b"9" * 5000, b'{"a": 1}{"a": 2}'])
+def test_json_that_nobody_wrote_is_refused(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"run.json cannot be read \(.*\); remove its folder to start over"):
+        read_json(tmp_path / "run.json")

@@ -28,8 +28,8 @@ CHECKED_FILE = "checked_models.json"
 def load_model(name: str, device: str = "cpu", context_size: int = 1) -> Any:
     """A model with hooks: `"smollm2"` (embedded), a local folder, or a name on the hub, weights unprocessed.
 
-    Models that TransformerLens converts become a `HookedSAETransformer`, all others a `SAETransformerBridge`, which also
-    takes contexts of `context_size` tokens where TransformerLens cuts them shorter than the model's config. The first
+    Models that TransformerLens converts become a `HookedSAETransformer`, all others a `SAETransformerBridge`. So
+    do those that TransformerLens would cut to fewer tokens than `context_size`, whatever their config says. The first
     time that a model is loaded, its log-probabilities of random tokens are compared with those of transformers. A
     conversion that fails or differs is warned of, and the bridge takes its place. Which one agreed is remembered in the
     cache folder, for this name (of a local folder, its files) and these versions of the libraries.

@@ -246,7 +246,5 @@ def _forget_damaged(folder: Path) -> None:
         warnings.warn(f"{len(damaged)} of {len(sums)} windows in {folder} are damaged and computed again", stacklevel=3)
 
 
-def _damaged(
-    array: Float[np.ndarray, "hooks positions n d_in"], sums: Int[np.ndarray, " n"]
-) -> list[int]:
+def _damaged(array: Float[np.ndarray, "hooks positions n d_in"], sums: Int[np.ndarray, " n"]) -> list[int]:
     return [int(window) for window in sums.nonzero()[0] if sums[window] != checksum([array[:, :, window]])]

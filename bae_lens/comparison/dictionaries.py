@@ -163,7 +163,9 @@ def read_specs(path: Path) -> tuple[dict[str, Any], dict[str, DictionarySpec]]:
         raise ValueError(f"{path} must hold a mapping of settings, got {type(content).__name__}")
     dictionaries = content.pop("dictionaries", None) or {}
     if not isinstance(dictionaries, dict):
-        raise ValueError(f"{path}: dictionaries must be a mapping from names to descriptions, got {reprlib.repr(dictionaries)}")
+        raise ValueError(
+            f"{path}: dictionaries must be a mapping from names to descriptions, got {reprlib.repr(dictionaries)}"
+        )
     for name in dictionaries:
         if not isinstance(name, str):
             raise ValueError(f"{path}: the name of a dictionary must be text, got {name!r}; put it in quotes")
@@ -190,7 +192,7 @@ def as_given(expected: Any, value: Any, where: str) -> Any:
 
 
 class _PlainYaml(yaml.SafeLoader):
-    """YAML in which a key that comes twice and an alias are errors: neither replaces or multiplies values in silence."""
+    """YAML in which a key that comes twice and an alias are errors: neither replaces or multiplies in silence."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -34,10 +34,12 @@ class VectorFile:
             self._array = readers[self.path.suffix](self.path)
             self.shape = tuple(self._array.shape)
             dtype = as_tensor(self._array[:0] if self.shape else self._array).dtype
+            if not dtype.is_complex:
+                torch.zeros(1).to(dtype).float()  # raises for a type that torch stores and cannot read
         except (ValueError, RuntimeError, EOFError, SafetensorError) as error:
             reason = (str(error) or "it is empty or breaks off").splitlines()[0]
             raise ValueError(f"{self.path} cannot be read: {reason}") from error
-        if len(self.shape) < 2 or dtype.is_complex or dtype == torch.bool:
+        if len(self.shape) < 2 or self.shape[-1] == 0 or dtype.is_complex or dtype == torch.bool:
             raise ValueError(
                 f"{self.path} must hold vectors (..., d) of real numbers, got {dtype} of shape {self.shape}"
             )

@@ -84,7 +84,9 @@ def _check_weights(state: Any, path: Path) -> None:
         "decoder.bias": (d_in,),
     }
     if shapes != expected:
-        raise ValueError(f"{path} must hold exactly {', '.join(expected)} of matching shapes, got {reprlib.repr(shapes)}")
+        raise ValueError(
+            f"{path} must hold exactly {', '.join(expected)} of matching shapes, got {reprlib.repr(shapes)}"
+        )
 
 
 def _check_variant(config: Any, path: str | Path) -> None:

@@ -213,7 +213,7 @@ def test_context_is_what_the_models_own_config_says(tiny_model_folder, monkeypat
     monkeypatch.setattr(models, "load_hooked", cut_short)
     for _ in ("compared", "remembered"):
         assert isinstance(load_model(str(tiny_model_folder), context_size=32), HookedSAETransformer)
-        with pytest.warns(UserWarning, match="becomes a TransformerLens bridge: as a hooked model it takes 32 tokens at"):
+        with pytest.warns(UserWarning, match="becomes a TransformerLens bridge: as a hooked model it takes 32"):
             model = load_model(str(tiny_model_folder), context_size=33)
         assert isinstance(model, SAETransformerBridge)
         assert model.cfg.n_ctx == 64

@@ -194,7 +194,7 @@ class Largest(TorchDispatchMode):
         super().__init__()
         self.d_vocab, self.sizes = d_vocab, Counter()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
         if isinstance(made, torch.Tensor) and made.shape[-1:] == (self.d_vocab,):
             name = str(function.overloadpacket)

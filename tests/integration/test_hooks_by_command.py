@@ -21,7 +21,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the text gave:UserWarning"),
     pytest.mark.filterwarnings("ignore:run_with_cache. skipped:UserWarning"),
 ]
-SIZES = "--cached-tokens 600 --held-out-tokens 300 --context-size 16 --training-tokens 640 --batch-size 32".split()
+SMALL = "--cached-tokens 600 --held-out-tokens 300 --context-size 16 --training-tokens 640 --batch-size 32"
+SIZES = SMALL.split()
 EVERYWHERE = (
     "blocks.1.hook_resid_pre",
     "blocks.1.hook_resid_mid",
@@ -135,7 +136,9 @@ def test_every_command_at_a_hook(command, kind, hook, words, tiny_model_folder, 
     assert command("entropy", "--vectors", tmp_path / "x.npy", "--dictionary", folder)[0] == 0
 
     code = tmp_path / "x.bae"
-    assert command("compress", "--vectors", run / "activations" / "test", "--dictionary", folder, "--output", code)[0] == 0
+    assert (
+        command("compress", "--vectors", run / "activations" / "test", "--dictionary", folder, "--output", code)[0] == 0
+    )
     again = ["--file", code, "--dictionary", folder, "--output", tmp_path / "y.npy"]
     assert command("decompress", *again)[0] == 0
     trained.turn_off_forward_pass_hook_z_reshaping()
@@ -147,8 +150,9 @@ def test_every_command_at_a_hook(command, kind, hook, words, tiny_model_folder, 
     assert (status, "| bae" in said) == (0, True), said
 
 
+@pytest.mark.usefixtures("kind")
 @pytest.mark.parametrize("hook", ["blocks.0.hook_resid_post", "blocks.1.attn.hook_z", "blocks.1.mlp.hook_pre"])
-def test_dictionaries_side_by_side_at_a_hook(command, kind, hook, words, tiny_model_folder, tmp_path):
+def test_dictionaries_side_by_side_at_a_hook(command, hook, words, tiny_model_folder, tmp_path):
     names = ["bae", "standard", "topk", "gated", "jumprelu", "batchtopk", "topk_transcoder"]
     given = ["--model", tiny_model_folder, "--dataset", words, "--l0", 4, "--architectures", *names, *SIZES]
     status, said = command("compare", *given, "--hook-name", hook, "--output", tmp_path / "run")
@@ -156,6 +160,7 @@ def test_dictionaries_side_by_side_at_a_hook(command, kind, hook, words, tiny_mo
     assert said.count("\n| ") == len(names) + 1
 
 
+@pytest.mark.usefixtures("kind")
 @pytest.mark.parametrize(
     "hooks",
     [
@@ -165,7 +170,7 @@ def test_dictionaries_side_by_side_at_a_hook(command, kind, hook, words, tiny_mo
         ("hook_mlp_out", "mlp.hook_in"),
     ],
 )
-def test_transcoder_between_hooks(command, kind, hooks, words, tiny_model_folder, tmp_path):
+def test_transcoder_between_hooks(command, hooks, words, tiny_model_folder, tmp_path):
     source, target = (f"blocks.1.{hook}" for hook in hooks)
     given = ["--model", tiny_model_folder, "--dataset", words, "--architecture", "binary_transcoder", *SIZES]
     given += ["--hook-name", source, "--hook-name-out", target]

@@ -63,7 +63,7 @@ def saved(tmp_path):
     return x, tmp_path / "x.pt"
 
 
-def again(path, compression, change=lambda name, content: content):
+def again(path, compression, change=lambda _, content: content):
     """The same archive, written by another tool."""
     target = path.with_name("again.pt")
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(target, "w", compression) as other:
