@@ -256,11 +256,9 @@ def check_same(earlier: Any, now: Any, folder: Path) -> None:
     absent = object()
     changed = [key for key in {**there, **here} if there.get(key, absent) != here.get(key, absent)]
     if changed:
-        sides = [[repr(side[key]) if key in side else "nothing" for side in (there, here)] for key in changed]
-        named = [
-            f"{key or 'content'}: {before} there, {after} now"
-            for key, (before, after) in zip(changed, sides, strict=True)
-        ]
+        before, after = ([repr(side[key]) if key in side else "nothing" for key in changed] for side in (there, here))
+        pairs = zip(changed, before, after, strict=True)
+        named = [f"{key or 'content'}: {value} there, {other} now" for key, value, other in pairs]
         more = [f"{len(changed) - NAMED_DIFFERENCES} more"] if len(changed) > NAMED_DIFFERENCES else []
         listed = "; ".join([*named[:NAMED_DIFFERENCES], *more])
         raise ValueError(f"{folder} holds something else ({listed}); choose another folder")
