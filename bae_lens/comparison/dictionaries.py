@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from yaml.composer import ComposerError
 
 from bae_lens.activations.forward import hook_widths
 from bae_lens.comparison.experiment import Contender
@@ -196,9 +197,7 @@ class _PlainYaml(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, "aliases are not read; write the value out", self.peek_event().start_mark
-            )
+            raise ComposerError(None, None, "aliases are not read; write the value out", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

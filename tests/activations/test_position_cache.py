@@ -22,7 +22,8 @@ def overwrite(folder, change):
     array, sums = (np.load(folder / name, mmap_mode="r+") for name in ("activations.npy", "checksums.npy"))
     change(array)
     sums[:] = [checksum([array[:, :, window]]) for window in range(len(sums))]
-    array.flush(), sums.flush()
+    array.flush()
+    sums.flush()
 
 
 def test_windows_begin_with_bos_and_are_whole(windows, tiny_tokenizer):

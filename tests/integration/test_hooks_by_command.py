@@ -53,6 +53,8 @@ EVERYWHERE = (
 # What is refused, on a hooked model and on a bridge: by what the model is, never after any work.
 REFUSED = {
     "hooked": {
+        "blocks.1.mlp.hook_out",
+        "embed.hook_out",
         "blocks.1.hook_in",
         "blocks.1.hook_out",
         "blocks.1.attn.hook_in",
@@ -64,6 +66,7 @@ REFUSED = {
         "blocks.1.attn.hook_result",
     },
     "bridge": {
+        "hook_embed",
         "blocks.1.ln1.hook_normalized",
         "blocks.1.ln2.hook_scale",
         "ln_final.hook_normalized",
@@ -121,7 +124,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def test_every_command_at_a_hook(command, kind, hook, words, tiny_model_folder, tmp_path):
     run = tmp_path / "run"
     given = ["--model", tiny_model_folder, "--dataset", words]
-    status, said = command("train", *given, "--hook-name", hook, "--output", run, *SIZES, "--set", "target_l0", 8)
+    status, said = command("train", *given, "--hook-name", hook, "--output", run, *SIZES, "--set", "target_l0", 2)
     if hook in REFUSED[kind]:
         assert (status, said.startswith("error: ")) == (2, True)
         assert not run.exists()
