@@ -128,18 +128,24 @@ class CachedActivations:
 
     @cached_property
     def standardization(self) -> Standardization:
-        """Mean and scale of the content, accumulated in float64. Raises ValueError for content without variance."""
+        """Mean and scale of the content, accumulated in float64. Raises ValueError for content without variance.
+
+        Sums are of differences from the first row: where activations lie close together far from zero, the difference
+        of two large sums of squares would be noise.
+        """
         if len(self.content) < 2:
             raise ValueError(f"{len(self.content)} tokens of content are too few to standardize; cache more")
+        origin = self.rows(self.content[:1]).double()
         total, squares = torch.zeros(self.d_in, dtype=torch.float64), 0.0
         for batch in self.batches(8192):
-            total += batch.double().sum(0)
-            squares += batch.double().square().sum().item()
-        mean = total / len(self.content)
-        mean_square = squares / len(self.content) - mean.square().sum().item()
+            difference = batch.double() - origin
+            total += difference.sum(0)
+            squares += difference.square().sum().item()
+        shift = total / len(self.content)
+        mean_square = squares / len(self.content) - shift.square().sum().item()
         if not mean_square > 0:
             raise ValueError("the activations are all the same, so there is nothing to learn from them")
-        return Standardization(mean.float(), (self.d_in / mean_square) ** 0.5)
+        return Standardization((origin[0] + shift).float(), (self.d_in / mean_square) ** 0.5)
 
     def shuffled(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Endless standardized batches, every epoch in a new order that depends on the seed alone; batches are full.

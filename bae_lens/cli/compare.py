@@ -1,5 +1,6 @@
 """`bae-lens compare`."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -118,7 +119,9 @@ def _filled(default: Any, content: Any, path: Path) -> Any:
     for name in ("output", "config", "dictionaries"):
         known.pop(name, None)
     if not isinstance(content, dict) or not content.keys() <= known.keys():
-        raise ValueError(f"{path} takes {', '.join(sorted(known))} here, and dictionaries at the top, got {content!r}")
+        raise ValueError(
+            f"{path} takes {', '.join(sorted(known))} here, and dictionaries at the top, got {reprlib.repr(content)}"
+        )
     values = {
         key: _filled(before, value, path)
         if is_dataclass(before := getattr(default, key))

@@ -31,7 +31,7 @@ def run_experiment(
     experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
     start = time.monotonic()
     text = load_text(experiment.dataset, experiment.text_column, experiment.dataset_split)
-    model = load_model(experiment.model, device)
+    model = load_model(experiment.model, device, experiment.contexts.context_size)
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
     comparison = compare(model, text, made, experiment, folder, device, loading)

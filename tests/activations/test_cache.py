@@ -214,7 +214,7 @@ def test_cache_of_an_older_version_is_refused(tiny_model, contexts, tmp_path):
     older = {"model": "tiny", "hook_names": [HOOK], "special_tokens": [0, 1, 2, 3]}
     for name in ("source.json", "complete.json"):
         (tmp_path / name).write_text(json.dumps(older))
-    with pytest.raises(ValueError, match=r"holds something else \(model: 'tiny' there, .*; contexts: None there"):
+    with pytest.raises(ValueError, match=r"holds something else \(model: 'tiny' there, .*; contexts: nothing there"):
         cache_activations(tiny_model, contexts, [HOOK], tmp_path)
     with pytest.raises(FileNotFoundError, match=rf"no complete cache of {HOOK} at .*; cache_activations makes one"):
         CachedActivations(tmp_path, HOOK)
@@ -267,6 +267,16 @@ def test_standardized_content_is_centred_with_mean_square_norm_d(states):
     standardized = states.standardization(states.rows(states.content)).double()
     assert standardized.mean(0).abs().max() < 1e-5
     assert standardized.square().sum(1).mean().item() == pytest.approx(16, rel=1e-5)
+
+
+def test_small_variance_far_from_zero_is_that_of_the_content(states, monkeypatch):
+    small = torch.randn(len(states.contexts.tokens.flatten()), 16).sign()  # of variance 1/256^2, beside a mean of 2^16
+    monkeypatch.setattr(states, "rows", lambda indices: 2.0**16 + small[indices] / 2**7)
+    standardized = states.standardization
+    x = states.rows(states.content).double()
+    expected = (16 / (x - x.mean(0)).square().sum(1).mean()).sqrt().item()
+    assert standardized.scale == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(standardized.mean.double(), x.mean(0), rtol=1e-7, atol=0)
 
 
 def test_hidden_states_without_variance_are_refused(states, monkeypatch):

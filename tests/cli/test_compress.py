@@ -8,6 +8,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from safetensors.torch import save_file
 
 from bae_lens import BAE, BAEConfig, compress, read_code
+from bae_lens.cli import decompress as decompress_command
 from bae_lens.cli import main as cli
 from bae_lens.compression import code_file
 
@@ -64,6 +65,32 @@ def test_there_and_back(bae, vectors, command, tmp_path):
     command("decompress", "--file", tmp_path / "x.bae", *ends, tmp_path / "part.npy", "--start", 5, "--stop", 9)
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "part.npy")), expected[5:9])
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_of_two_decompressions_to_one_file_each_is_whole_and_the_last_to_end_stays(
+    bae, vectors, command, tmp_path, monkeypatch
+):
+    compress(bae, vectors, tmp_path / "x.bae")
+    given = ["--file", tmp_path / "x.bae", "--dictionary", tmp_path / "bae", "--output", tmp_path / "y.npy"]
+    read, seen = decompress_command.reconstructions, []
+
+    def while_another_is_at_work(*arguments):
+        """The second, another process, begins and ends after the first has begun to write."""
+        monkeypatch.setattr(decompress_command, "reconstructions", read)
+        for number, part in enumerate(read(*arguments)):
+            yield part
+            if number == 0:
+                with monkeypatch.context() as other:
+                    other.setattr("bae_lens.storage.os.getpid", lambda: 1)
+                    seen.append(command("decompress", *given, "--stop", 10))
+                seen.append(np.load(tmp_path / "y.npy"))
+
+    monkeypatch.setattr(decompress_command, "reconstructions", while_another_is_at_work)
+    assert command("decompress", *given) == f"300 vectors in {tmp_path / 'y.npy'}\n"
+    expected = bae(vectors).detach().numpy()
+    assert seen[0] == f"10 vectors in {tmp_path / 'y.npy'}\n"
+    np.testing.assert_allclose(seen[1], expected[:10], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("bae", "vectors")
