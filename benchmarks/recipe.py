@@ -3,7 +3,7 @@
     python benchmarks/recipe.py --output runs/recipe
 
 The activations of SmolLM2 are cached in one pass and stay in the output folder, as do all dictionaries; the same
-command goes on after an interruption. What is measured goes to `results/recipe_LAYER.json`, the pictures beside it.
+command goes on after an interruption. What is measured goes to `results/NAME_LAYER.json`, the pictures beside it.
 """
 
 import json
@@ -86,6 +86,8 @@ class RecipeBenchmark:
     parts: tuple[str, ...] = ("rate", "seeds", "ablation", "epochs", "tokens", "width")
     contexts: ContextSettings = field(default_factory=lambda: ContextSettings(cached_tokens=262_144))
     results: Path = RESULTS
+    name: str = "recipe"
+    """Of the files of results."""
 
     def run(self) -> None:
         model = load_model("smollm2")
@@ -103,8 +105,8 @@ class RecipeBenchmark:
         for layer, hook_name in zip(self.layers, hook_names, strict=True):
             splits = {split: at_hooks[hook_name] for split, at_hooks in cached.items()}
             result = self.measured(model, hook_name, splits, self.output / f"layer_{layer}")
-            write_text(self.results / f"recipe_{layer}.json", json.dumps(result, indent=1))
-            draw(result).savefig(self.results / f"recipe_{layer}.png", dpi=110)
+            write_text(self.results / f"{self.name}_{layer}.json", json.dumps(result, indent=1))
+            draw(result).savefig(self.results / f"{self.name}_{layer}.png", dpi=110)
             draw_quality_alone(result).savefig(self.results / f"quality_{layer}.png", dpi=110)
             print(markdown(result))
 
