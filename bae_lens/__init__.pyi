@@ -60,11 +60,16 @@ from .functional.rate_distortion import RatePoint as RatePoint
 from .functional.rate_distortion import bits_at as bits_at
 from .functional.rate_distortion import gaussian_bound as gaussian_bound
 from .functional.rate_distortion import pca_quantization as pca_quantization
+from .functional.rate_distortion import sign_coding as sign_coding
 from .report.page import write_report as write_report
 from .report.png import write_pictures as write_pictures
 from .saes.authors_checkpoint import load_authors_checkpoint as load_authors_checkpoint
 from .saes.bae import BAE as BAE
 from .saes.bae import BAEConfig as BAEConfig
+from .saes.binary_topk import BinaryTopK as BinaryTopK
+from .saes.binary_topk import BinaryTopKConfig as BinaryTopKConfig
+from .saes.binary_topk import TrainingBinaryTopK as TrainingBinaryTopK
+from .saes.binary_topk import TrainingBinaryTopKConfig as TrainingBinaryTopKConfig
 from .saes.training_bae import TrainingBAE as TrainingBAE
 from .saes.training_config import TrainingBAEConfig as TrainingBAEConfig
 from .saes.training_transcoder import TrainingBinaryTranscoder as TrainingBinaryTranscoder

@@ -8,8 +8,10 @@ gloo connects processes on CPUs, nccl those on GPUs, which is untested.
 """
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +27,8 @@ _connected = False
 def joined(device: str) -> Iterator[str]:
     """Joins the other processes, if torchrun started several, until the block ends; gives the device of this one.
 
-    After an error the connections are left to the end of the process, by which the others notice.
+    After an error the connections are left to the end of the process, by which the others notice. torchrun then ends
+    them by SIGTERM, which raises ConnectionError here, unless this process is ending and has its own error to tell.
     """
     if n_launched() == 1:
         yield device
@@ -40,8 +43,35 @@ def joined(device: str) -> Iterator[str]:
             raise ValueError(f"{n_launched()} processes need as many GPUs, but there are {torch.cuda.device_count()}")
         torch.cuda.set_device(device)
     connect(backend="cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    before = (
+        signal.signal(signal.SIGTERM, _told_to_end) if threading.current_thread() is threading.main_thread() else None
+    )
     yield device
+    if before is not None:
+        signal.signal(signal.SIGTERM, before)
     disconnect()
+
+
+def _told_to_end(*_: Any) -> None:
+    if sys.exc_info()[0] is None:
+        raise ConnectionError(
+            "this process was told to end, as all are when one of them has; an error that it printed says why, and the "
+            "same command, with any number of processes, goes on from what is finished"
+        )
+
+
+def check_alike(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError in every process, naming what differs, unless all of them came here with equal settings."""
+    if n_processes() == 1:
+        return
+    everyones: list[Any] = [None] * n_processes()
+    with _naming_the_cause():
+        dist.all_gather_object(everyones, {name: repr(value) for name, value in settings.items()})
+    names = dict.fromkeys(name for each in everyones for name in each)
+    values = {name: [each.get(name, "nothing") for each in everyones] for name in names}
+    if differing := [name for name in names if len(set(values[name])) > 1]:
+        named = "; ".join(f"{name}: {' and '.join(values[name])}" for name in differing)
+        raise ValueError(f"the processes must be started alike, but differ in order of their rank ({named})")
 
 
 def connect(**arguments: Any) -> None:

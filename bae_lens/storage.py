@@ -77,10 +77,10 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote. Raises ValueError if the file was damaged since."""
+    """What `write_json` wrote. Raises ValueError if the file was damaged since, or is not one that it wrote."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}); remove its folder to start over") from error
 
 
@@ -263,23 +263,27 @@ def claim(path: Path, purpose: dict[str, Any]) -> None:
 
 def check_same(earlier: Any, now: Any, folder: Path) -> None:
     """Raises ValueError, naming what differs, unless a folder that was made for `earlier` serves for `now`."""
-    there, here = _flat(earlier), _flat(json.loads(json.dumps(now)))
-    changed = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    there, here = flat(earlier), flat(json.loads(json.dumps(now)))
+    absent = object()
+    changed = [key for key in {**there, **here} if there.get(key, absent) != here.get(key, absent)]
     if changed:
-        named = [f"{key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in changed[:NAMED_DIFFERENCES]]
-        more = [f"{len(changed) - len(named)} more"] if len(changed) > len(named) else []
-        raise ValueError(f"{folder} holds something else ({'; '.join([*named, *more])}); choose another folder")
+        before, after = ([repr(side[key]) if key in side else "nothing" for key in changed] for side in (there, here))
+        pairs = zip(changed, before, after, strict=True)
+        named = [f"{key or 'content'}: {value} there, {other} now" for key, value, other in pairs]
+        more = [f"{len(changed) - NAMED_DIFFERENCES} more"] if len(changed) > NAMED_DIFFERENCES else []
+        listed = "; ".join([*named[:NAMED_DIFFERENCES], *more])
+        raise ValueError(f"{folder} holds something else ({listed}); choose another folder")
 
 
-def _flat(content: Any, name: str = "") -> dict[str, Any]:
-    """All values of nested mappings and lists, by their path."""
-    if isinstance(content, dict):
+def flat(content: Any, name: str = "") -> dict[str, Any]:
+    """All values of nested mappings and lists, by their path; an empty one is a value itself."""
+    if isinstance(content, dict) and content:
         parts = content.items()
-    elif isinstance(content, list):
+    elif isinstance(content, list) and content:
         parts = enumerate(content)
     else:
         return {name.removeprefix("."): content}
-    return {path: value for key, part in parts for path, value in _flat(part, f"{name}.{key}").items()}
+    return {path: value for key, part in parts for path, value in flat(part, f"{name}.{key}").items()}
 
 
 def _peak_memory_gib() -> float:

@@ -25,7 +25,7 @@ from bae_lens.activations.paired import PairedActivations
 from bae_lens.comparison.experiment import Experiment
 from bae_lens.comparison.results import Comparison, Corpus, DictionaryResult, Run, Trial
 from bae_lens.evaluation.features import FeatureDashboard, Neighbor, TokenInContext
-from bae_lens.evaluation.metrics import CodeMetrics, DictionaryMetrics
+from bae_lens.evaluation.metrics import CodeMetrics, DictionaryMetrics, OptimizedCode
 from bae_lens.evaluation.model_loss import LanguageModelLoss
 from bae_lens.functional.rate_distortion import RatePoint
 from bae_lens.storage import Stage
@@ -215,6 +215,7 @@ def make_comparison() -> Callable[..., Comparison]:
             [Stage("activations", 12.5, 0.5), Stage("train BAE", 2.5, 1.5)],
             curve,
             [RatePoint(point.bits, point.explained_variance + 0.02) for point in curve],
+            [RatePoint(70.0 * i, 0.08 * i) for i in range(1, 9)],
             [_made_dictionary(name, random_values, seeds, n_features, d_sae, n_trials) for name in names],
         )
 
@@ -252,20 +253,26 @@ def _made_run(seed: int, values: random.Random, is_binary: bool, d_sae: int) -> 
     rates = [0.0, *(10 ** values.uniform(-4, -0.5) for _ in range(d_sae - 1))]
     l0, explained_variance, support_bits = sum(rates), 0.7 + values.random() / 10, 150.0 + 10 * values.random()
     curve = [RatePoint(support_bits + 40.0 * i, explained_variance - 0.08 / 2**i) for i in range(8)]
+    code = CodeMetrics(600, l0, l0, support_bits, 0.8 * support_bits, 1, 0, 5, d_sae - 3, rates)
+    value_bits, value_curve = (0.0, []) if is_binary else (120.0, curve)
+    better = [RatePoint(bits, explained + 0.03) for bits, explained in value_curve]
+    optimized = OptimizedCode(code, explained_variance + 0.03, value_bits, better)
     return Run(
         seed=seed,
         training_seconds=50 + 10 * values.random(),
         memory_gib=1.5,
         curve=[{"step": step, "l0": l0, "mse_loss": 100 / (step + 1)} for step in range(200)],
         metrics=DictionaryMetrics(
-            code=CodeMetrics(600, l0, l0, support_bits, 1, 0, 5, d_sae - 3, rates),
+            code=code,
             explained_variance=explained_variance,
             mean_squared_error=12.5,
             cosine_similarity=0.9,
             l2_ratio=0.95,
-            value_bits=0.0 if is_binary else 120.0,
-            value_curve=[] if is_binary else curve,
+            value_bits=value_bits,
+            value_curve=value_curve,
             is_binary=is_binary,
+            optimized=optimized,
+            refitted=None if is_binary else optimized,
         ),
         language_model=LanguageModelLoss(500, 2.0, 2.2 + values.random() / 10, 10.0, 0.3, 8.0),
     )

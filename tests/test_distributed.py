@@ -1,11 +1,15 @@
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from sae_lens import TopKTrainingSAEConfig
@@ -13,7 +17,15 @@ from safetensors.torch import load_file
 
 from bae_lens import TrainingBAEConfig
 from bae_lens.cli import main as cli
-from bae_lens.distributed import any_process, gather_rows, is_main_process, joined, leave_the_rest_to_the_first, shard
+from bae_lens.distributed import (
+    any_process,
+    check_alike,
+    gather_rows,
+    is_main_process,
+    joined,
+    leave_the_rest_to_the_first,
+    shard,
+)
 from bae_lens.training.trainer import check_processes
 
 SMALL = "--cached-tokens 600 --held-out-tokens 120 --context-size 16 --training-tokens 660 --batch-size 33"
@@ -206,6 +218,35 @@ def test_killed_process_stops_the_others_with_what_to_do_and_two_go_on(found):
         assert_close(process["state"], single["state"])
 
 
+class TestEndingTogether:
+    def test_a_single_process_is_like_itself(self):
+        check_alike({"lr": 0.1})
+
+    def test_what_differs_is_named_in_the_order_of_processes(self, monkeypatch):
+        def gathered(everyones, own):
+            everyones[:] = [{**own, "lr": "0.1", "output": "'a'"}, own]
+
+        monkeypatch.setattr("bae_lens.distributed.n_processes", lambda: 2)
+        monkeypatch.setattr("torch.distributed.all_gather_object", gathered)
+        check_alike({"lr": 0.1, "output": "a"})
+        with pytest.raises(ValueError, match=r"must be started alike, .* \(lr: 0.1 and 0.2; output: 'a' and nothing\)"):
+            check_alike({"lr": 0.2})
+
+    def test_a_process_that_is_told_to_end_says_what_goes_on_unless_it_has_an_error_of_its_own(self, monkeypatch):
+        launched(monkeypatch, LOCAL_WORLD_SIZE="2")
+        monkeypatch.setattr("torch.distributed.init_process_group", lambda **_: None)
+        monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+        before = signal.getsignal(signal.SIGTERM)
+        with joined("cpu"):
+            with pytest.raises(ConnectionError, match=r"this process was told to end, .* goes on from what is"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                raise ConnectionError("its own")
+            except ConnectionError:
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
 class TestRefusals:
     def test_processes_share_one_setting_of_a_binary_code_only(self, monkeypatch):
         bae, topk = TrainingBAEConfig(d_in=4, d_sae=8), TopKTrainingSAEConfig(d_in=4, d_sae=8)
@@ -255,3 +296,63 @@ def test_torchrun_shows_help_once_and_fails_if_a_process_does(tiny_model_folder,
     refused = _run(*TORCHRUN, *command)
     assert refused.returncode == 1
     assert "error: 2 processes cannot share topk, a topk dictionary" in refused.stderr
+
+
+def _unlike(tmp_path: Path, command: list[str], *other: str) -> list[str]:
+    """A command that torchrun starts with further arguments in the second process."""
+    script = tmp_path / "unlike.py"
+    script.write_text(
+        "import os, sys\n"
+        "if os.environ['RANK'] == '1': sys.argv += " + repr(list(other)) + "\n"
+        "from bae_lens.cli.main import main\n"
+        "main()\n"
+    )
+    return [*TORCHRUN, str(script), *command]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (("--lr", "0.5"), "lr: None and 0.5"),
+        (("--training-tokens", "330"), "training.training_tokens: 660 and 330"),
+        (("--batch-size", "66"), "training.batch_size: 33 and 66"),
+        (("--seed", "1"), "seed: 0 and 1"),
+        (("--output", "elsewhere"), r"output: .* and PosixPath\('elsewhere'\)"),
+        (("--hook-name", "blocks.1.hook_resid_post"), "hook_name: 'blocks.0.hook_resid_post' and 'blocks.1.hook_resid"),
+        (("--set", "target_l0", "8"), r"set: {} and nothing; set.target_l0: nothing and '8'"),
+    ],
+)
+def test_processes_that_are_started_unlike_end_at_once_with_the_difference(
+    tiny_model_folder, text, tmp_path, other, difference
+):
+    command = ["train", "--model", str(tiny_model_folder), "--dataset", str(text), *SMALL.split()]
+    command += ["--hook-name", "blocks.0.hook_resid_post", "--output", str(tmp_path / "run")]
+    refused = _run(*_unlike(tmp_path, command, *other))
+    assert refused.returncode == 1
+    assert re.search(f"the processes must be started alike, .*{difference}", refused.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_when_the_first_process_is_killed_the_other_says_where_to_go_on(tiny_model_folder, text, tmp_path):
+    command = ["-m", "bae_lens", "train", "--model", str(tiny_model_folder), "--dataset", str(text), *SMALL.split()]
+    command += ["--hook-name", "blocks.0.hook_resid_post", "--output", str(tmp_path / "run")]
+    command += ["--training-tokens", "33000000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    running = subprocess.Popen([*TORCHRUN, *command], env=environment, stderr=subprocess.PIPE, text=True)
+    first, shown = None, ""
+    assert running.stderr is not None
+    while "training bae" not in shown and (part := running.stderr.read(1)):
+        shown += part
+    for child in psutil.Process(running.pid).children():
+        if child.environ().get("RANK") == "0":
+            first = child
+    assert first is not None
+    first.kill()
+    killed = time.monotonic()
+    shown += running.communicate(timeout=120)[1]
+    assert time.monotonic() - killed < 60
+    assert running.returncode == 1
+    assert re.search(r"error in process 1: the training of bae stopped at step \d+: another process of this run", shown)
+    assert "the same command, with any number of processes, goes on from step 0" in shown

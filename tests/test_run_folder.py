@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from bae_lens.storage import Stopwatch, check_folder, claimed, locked
+from bae_lens.storage import Stopwatch, check_folder, check_same, claimed, locked
 
 PURPOSE = {"seed": 0, "training": {"batch_size": 32, "lr_decay": 0.2}, "seeds": (0, 1)}
 
@@ -32,11 +32,26 @@ def test_folder_belongs_to_one_run(tmp_path):
     assert json.loads((folder / "run.json").read_text()) == {**PURPOSE, "seeds": [0, 1], "version": version("bae-lens")}
     with pytest.raises(ValueError, match=r"holds something else \(seed: 0 there, 1 now\); choose another folder"):
         claim(folder, {**PURPOSE, "seed": 1})
-    with pytest.raises(ValueError, match=r"training.batch_size: 32 there, 64 now; seeds.1: 1 there, None now"):
+    with pytest.raises(ValueError, match=r"training.batch_size: 32 there, 64 now; seeds.1: 1 there, nothing now"):
         claim(folder, {**PURPOSE, "training": {"batch_size": 64, "lr_decay": 0.2}, "seeds": (0,)})
-    with pytest.raises(ValueError, match=r"\(seed: 0 there, None now\)"):
+    with pytest.raises(ValueError, match=r"\(seed: 0 there, nothing now\)"):
         claim(folder, {key: value for key, value in PURPOSE.items() if key != "seed"})
     claim(folder)  # a refused run leaves the folder as it was
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "difference"),
+    [
+        ({"l0": None}, {}, "l0: None there, nothing now"),
+        ({}, {"l0": None}, "l0: nothing there, None now"),
+        ({"hooks": []}, {}, r"hooks: \[\] there, nothing now"),
+        ({"hooks": {}}, {"hooks": []}, r"hooks: {} there, \[\] now"),
+    ],
+)
+def test_nothing_is_another_than_none_or_an_empty_list(tmp_path, earlier, now, difference):
+    check_same(earlier, earlier, tmp_path)
+    with pytest.raises(ValueError, match=difference):
+        check_same(earlier, now, tmp_path)
 
 
 def test_folder_of_another_version_is_refused(tmp_path, monkeypatch):

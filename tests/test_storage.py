@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from bae_lens.storage import checksum, load_array, make_array, open_array, save_array, write_json, written_whole
+from bae_lens.storage import (
+    checksum,
+    load_array,
+    make_array,
+    open_array,
+    read_json,
+    save_array,
+    write_json,
+    written_whole,
+)
 
 
 def test_array_is_made_once_of_zeros_and_keeps_what_is_written(tmp_path):
@@ -84,3 +93,13 @@ def test_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no"), written_whole(tmp_path / "a") as partial:
         partial.mkdir()
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["a", "a/old"]
+
+
+STRANGE = [b"[" * 10**6, b'{"a": ' * 50_000, b"", b"\xff", b"9" * 5000, b'{"a": 1}{"a": 2}']
+
+
+@pytest.mark.parametrize("content", STRANGE, ids=["lists", "objects", "empty", "bytes", "digits", "two"])
+def test_json_that_nobody_wrote_is_refused(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"run.json cannot be read \(.*\); remove its folder to start over"):
+        read_json(tmp_path / "run.json")

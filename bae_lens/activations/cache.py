@@ -44,8 +44,8 @@ class CachedActivations:
     """The activations of `Contexts` at one hook, on disk, and which of them are content.
 
     Rows are tokens in order. BOS and other special tokens, padding, and tokens whose norm is over `OUTLIER_NORM` times
-    the median of the rest are not content. The norm is that at the first of the hooks cached together, whatever this
-    one is, so that all of them have the same rows.
+    the median of the rest are not content. What is an outlier at any of the hooks cached together is one at all of
+    them, so that they have the same rows.
     """
 
     def __init__(self, folder: Path, hook_name: str) -> None:
@@ -59,7 +59,7 @@ class CachedActivations:
         self.identity: dict[str, Any] = read_json(folder / SOURCE_FILE)
         self.special_tokens: list[int] = self.identity["special_tokens"]
         self.activations = load_array(folder / hook_name / ARRAY_FILE, mmap_mode="r")
-        self.norms = torch.from_numpy(load_array(folder / NORMS_FILE)).flatten()
+        self.norms = torch.from_numpy(load_array(folder / NORMS_FILE)).flatten(0, 1)
         self.contexts = Contexts(
             *(torch.from_numpy(load_array(folder / f"{part}.npy")) for part in ("tokens", "document"))
         )
@@ -88,8 +88,8 @@ class CachedActivations:
 
     @cached_property
     def relative_norms(self) -> Float[Tensor, " n_tokens"]:
-        """Each row's norm in units of the median of those that are not special."""
-        return self.norms / self.norms[~self.special].median()
+        """Each row's norm in units of the median of those that are not special, where it is largest of all hooks."""
+        return (self.norms / self.norms[~self.special].median(0).values).amax(-1)
 
     @cached_property
     def outliers(self) -> Bool[Tensor, " n_tokens"]:
@@ -111,7 +111,7 @@ class CachedActivations:
 
     def _check(self, contexts: Int[np.ndarray, " n_contexts"]) -> None:
         contexts = contexts[self._unchecked[contexts]]
-        norms = self.norms.view(self.contexts.tokens.shape).numpy()
+        norms = self.norms.unflatten(0, self.contexts.tokens.shape).numpy()
         if damaged := _damaged(contexts, self._checksums, norms, self.activations):
             self._give_up(f"{len(damaged)} contexts")
         self._unchecked[contexts] = False
@@ -128,18 +128,24 @@ class CachedActivations:
 
     @cached_property
     def standardization(self) -> Standardization:
-        """Mean and scale of the content, accumulated in float64. Raises ValueError for content without variance."""
+        """Mean and scale of the content, accumulated in float64. Raises ValueError for content without variance.
+
+        Sums are of differences from the first row: where activations lie close together far from zero, the difference
+        of two large sums of squares would be noise.
+        """
         if len(self.content) < 2:
             raise ValueError(f"{len(self.content)} tokens of content are too few to standardize; cache more")
+        origin = self.rows(self.content[:1]).double()
         total, squares = torch.zeros(self.d_in, dtype=torch.float64), 0.0
         for batch in self.batches(8192):
-            total += batch.double().sum(0)
-            squares += batch.double().square().sum().item()
-        mean = total / len(self.content)
-        mean_square = squares / len(self.content) - mean.square().sum().item()
+            difference = batch.double() - origin
+            total += difference.sum(0)
+            squares += difference.square().sum().item()
+        shift = total / len(self.content)
+        mean_square = squares / len(self.content) - shift.square().sum().item()
         if not mean_square > 0:
             raise ValueError("the activations are all the same, so there is nothing to learn from them")
-        return Standardization(mean.float(), (self.d_in / mean_square) ** 0.5)
+        return Standardization((origin[0] + shift).float(), (self.d_in / mean_square) ** 0.5)
 
     def shuffled(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Endless standardized batches, every epoch in a new order that depends on the seed alone; batches are full.
@@ -167,8 +173,8 @@ def cache_activations(
 ) -> dict[str, CachedActivations]:
     """Runs the model over the contexts once, up to the deepest hook's layer, and keeps the activations at all hooks.
 
-    They lie in `folder` in float32, and are returned under the names that were asked for. By the norms at the first
-    hook it is decided which tokens are outliers. A complete cache is opened as it is. One that was interrupted, or in
+    They lie in `folder` in float32, and are returned under the names that were asked for. By the norms at all of them
+    it is decided which tokens are outliers. A complete cache is opened as it is. One that was interrupted, or in
     which damage was found, goes on with the batches that are missing; contexts that are no longer what was written are
     computed again, and a warning gives their number. Several processes share the batches, and the folder.
     Raises ValueError for no hook, an unknown one, one that is not one vector a token, activations that are not finite
@@ -204,7 +210,7 @@ def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int]) -> No
         save_array(folder / "tokens.npy", contexts.tokens)
         save_array(folder / "document.npy", contexts.document)
         n, context_size = contexts.tokens.shape
-        make_array(folder / NORMS_FILE, (n, context_size))
+        make_array(folder / NORMS_FILE, (n, context_size, len(widths)))
         for hook_name, width in widths.items():
             make_array(folder / hook_name / ARRAY_FILE, (n, context_size, width))
             make_array(folder / hook_name / CHECKSUMS_FILE, (n,), np.int64)
@@ -232,7 +238,10 @@ def _forget_damaged(folder: Path, hook_names: list[str]) -> None:
 
 
 def _damaged(
-    contexts: Iterable[Any], sums: Int[np.ndarray, " n"], norms: Float[np.ndarray, "n size"], activations: np.ndarray
+    contexts: Iterable[Any],
+    sums: Int[np.ndarray, " n"],
+    norms: Float[np.ndarray, "n size hooks"],
+    activations: np.ndarray,
 ) -> list[int]:
     return [int(i) for i in contexts if sums[i] != checksum([norms[i], activations[i]])]
 
@@ -258,8 +267,8 @@ def _cache_missing(model: Any, contexts: Contexts, hook_names: list[str], folder
                 batch = run_at_hooks(model, contexts.tokens[rows].clamp(min=0), hook_names)
             except ValueError as error:
                 raise ValueError(f"batch {rows.start // batch_size}: {error}") from error
-            first = batch[hook_names[0]]
-            norms[rows] = torch.linalg.vector_norm(first, dim=-1, dtype=torch.float64).float().numpy()
+            at_hooks = [torch.linalg.vector_norm(batch[name], dim=-1, dtype=torch.float64) for name in hook_names]
+            norms[rows] = torch.stack(at_hooks, dim=-1).float().numpy()
             norms.flush()
             for hook_name, activations in batch.items():
                 arrays[hook_name][rows] = activations.numpy()

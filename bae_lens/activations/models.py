@@ -25,10 +25,11 @@ TOLERANCE = 1e-3  # of log-probabilities in float32; faithful conversions differ
 CHECKED_FILE = "checked_models.json"
 
 
-def load_model(name: str, device: str = "cpu") -> Any:
+def load_model(name: str, device: str = "cpu", context_size: int = 1) -> Any:
     """A model with hooks: `"smollm2"` (embedded), a local folder, or a name on the hub, weights unprocessed.
 
-    Models that TransformerLens converts become a `HookedSAETransformer`, all others a `SAETransformerBridge`. The first
+    Models that TransformerLens converts become a `HookedSAETransformer`, all others a `SAETransformerBridge`. So
+    do those that TransformerLens would cut to fewer tokens than `context_size`, whatever their config says. The first
     time that a model is loaded, its log-probabilities of random tokens are compared with those of transformers. A
     conversion that fails or differs is warned of, and the bridge takes its place. Which one agreed is remembered in the
     cache folder, for this name (of a local folder, its files) and these versions of the libraries.
@@ -44,16 +45,21 @@ def load_model(name: str, device: str = "cpu") -> Any:
     identity = _identity(name, list(loaders))
     known = _checked().get(identity)
     if known in loaders:
-        return loaders[known]()
+        model = loaders[known]()
+        if known == "bridge" or model.cfg.n_ctx >= context_size:
+            return model
     expected = _expected(name)
-    faults = []
+    faults, cut_short = [], False
     for kind, load in loaders.items():
         model, fault = _faithful(load, *expected)
+        if model is not None and kind != "bridge" and model.cfg.n_ctx < context_size:
+            model, fault, cut_short = None, f"takes {model.cfg.n_ctx} tokens at most", True
         if model is not None:
             for other in faults:
                 warnings.warn(f"{name} becomes a TransformerLens bridge: {other}", stacklevel=2)
-            with suppress(OSError):  # a cache that cannot be written costs the next run a comparison
-                _remember(identity, kind)
+            if not cut_short:
+                with suppress(OSError):  # a cache that cannot be written costs the next run a comparison
+                    _remember(identity, kind)
             return model
         faults.append(f"as a {kind} it {fault}")
         gc.collect()

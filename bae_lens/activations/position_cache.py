@@ -1,5 +1,6 @@
 """Activations at chosen hooks and positions of many windows of text, on disk, from one pass of the model."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.activations.cache import ARRAY_FILE, COMPLETE_FILE, SOURCE_FILE
+from bae_lens.activations.cache import ARRAY_FILE, CHECKSUMS_FILE, COMPLETE_FILE, SOURCE_FILE
 from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.sources import texts
 from bae_lens.functional.outliers import is_outlier
 from bae_lens.storage import (
+    checksum,
     claim,
     load_array,
     locked,
@@ -30,6 +32,7 @@ from bae_lens.storage import (
 )
 
 TOKENS_AT_A_TIME = 1024  # through the model; more are slower where its activations leave the cache
+DOCUMENTS_FILE = "documents.npy"
 WINDOWS_PER_DOCUMENT = 8  # at most, so that a few long documents do not make the sample
 
 
@@ -111,14 +114,20 @@ class PositionActivations:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Opens the folder. Raises FileNotFoundError if it is missing or not complete."""
-        if not ((folder / COMPLETE_FILE).exists() and (folder / ARRAY_FILE).exists()):
+        """Opens the folder.
+
+        Raises FileNotFoundError if it is missing or not complete, and ValueError for damaged numbers of documents.
+        """
+        if not _is_complete(folder):
             raise FileNotFoundError(f"no complete activations at {folder}; collect makes them")
+        self.folder = folder
         self.identity: dict[str, Any] = read_json(folder / SOURCE_FILE)
         self.hook_names: list[str] = self.identity["hook_names"]
         self.positions: list[int] = self.identity["positions"]
-        self.all_documents = torch.from_numpy(load_array(folder / "documents.npy"))
+        self.all_documents = torch.from_numpy(load_array(folder / DOCUMENTS_FILE))
         self.activations = load_array(folder / ARRAY_FILE, mmap_mode="r")
+        if checksum([self.all_documents.numpy()]) != read_json(folder / COMPLETE_FILE)["documents"]:
+            raise ValueError(f"{DOCUMENTS_FILE} in {folder} is damaged; remove the folder to start over")
 
     @property
     def d_in(self) -> int:
@@ -127,7 +136,15 @@ class PositionActivations:
 
     @cached_property
     def kept(self) -> Int[Tensor, " n_kept"]:
-        """Indices of the windows without an outlier."""
+        """Indices of the windows without an outlier.
+
+        Raises ValueError if the activations are no longer what was written, and `collect` then computes them again.
+        """
+        if damaged := _damaged(self.activations, load_array(self.folder / CHECKSUMS_FILE)):
+            (self.folder / COMPLETE_FILE).unlink(missing_ok=True)
+            raise ValueError(
+                f"{len(damaged)} windows in {self.folder} are damaged; run the same again, which computes them again"
+            )
         outliers = torch.zeros(len(self.all_documents), dtype=torch.bool)
         for hook, position in np.ndindex(*self.activations.shape[:2]):
             norms = torch.from_numpy(np.linalg.norm(self.activations[hook, position].astype(np.float64), axis=-1))
@@ -157,7 +174,8 @@ def collect(
     """Runs the model over the windows, up to the deepest hook's layer, and keeps the activations at the positions.
 
     `batch_size` is in windows; by default they hold about a thousand tokens.
-    An interrupted pass goes on after its last complete batch; a complete one is opened as it is.
+    An interrupted pass goes on after its last complete batch; a complete one is opened as it is. Windows whose
+    activations are no longer what was written are computed again, and a warning gives their number.
     Raises ValueError for a hook the model does not have or that is not one vector a token, hooks of different widths, a
     position beyond the windows or windows beyond the model's context, activations that are not finite, and a folder
     that holds activations of something else or at which another process is at work; OSError for a full disk.
@@ -182,11 +200,13 @@ def collect(
     }
     with locked(folder):
         claim(folder / SOURCE_FILE, source)
-        if not (folder / COMPLETE_FILE).exists():
-            save_array(folder / "documents.npy", windows.document)
+        if not _is_complete(folder):
+            save_array(folder / DOCUMENTS_FILE, windows.document)
             make_array(folder / ARRAY_FILE, (len(hooks), len(columns), len(tokens), widths[hooks[0]]))
+            make_array(folder / CHECKSUMS_FILE, (len(tokens),), np.int64)
+            _forget_damaged(folder)
             _collect_missing(model, tokens, hooks, columns, folder, batch_size or max(1, TOKENS_AT_A_TIME // length))
-            write_json(folder / COMPLETE_FILE, {"windows": len(tokens)})
+            write_json(folder / COMPLETE_FILE, {"documents": checksum([windows.document.numpy()])})
     return PositionActivations(folder)
 
 
@@ -198,15 +218,33 @@ def _collect_missing(
     folder: Path,
     batch_size: int,
 ) -> None:
-    progress_file = folder / "progress.json"
-    done = read_json(progress_file)["windows"] if progress_file.exists() else 0
-    array = open_array(folder / ARRAY_FILE)
-    with tqdm(total=len(tokens), initial=done, desc="activations by position", unit="window") as progress:
-        for start in range(done, len(tokens), batch_size):
-            batch = run_at_hooks(model, tokens[start : start + batch_size], hooks)
+    array, sums = open_array(folder / ARRAY_FILE), open_array(folder / CHECKSUMS_FILE)
+    n = len(tokens)
+    missing = [rows for start in range(0, n, batch_size) if not sums[rows := slice(start, start + batch_size)].all()]
+    with tqdm(total=n, initial=int((sums != 0).sum()), desc="activations by position", unit="window") as progress:
+        for rows in missing:
+            batch = run_at_hooks(model, tokens[rows], hooks)
             for index, hook in enumerate(hooks):
-                array[index, :, start : start + batch_size] = batch[hook][:, columns].transpose(0, 1).numpy()
+                array[index, :, rows] = batch[hook][:, columns].transpose(0, 1).numpy()
             array.flush()
-            done = min(start + batch_size, len(tokens))
-            write_json(progress_file, {"windows": done})
-            progress.update(done - progress.n)
+            sums[rows] = [checksum([array[:, :, window]]) for window in range(rows.start, min(rows.stop, n))]
+            sums.flush()
+            progress.update(int((sums != 0).sum()) - progress.n)
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).exists() for name in (COMPLETE_FILE, ARRAY_FILE, CHECKSUMS_FILE))
+
+
+def _forget_damaged(folder: Path) -> None:
+    """Windows whose activations do not have the checksum that they were written with count as missing."""
+    array, sums = load_array(folder / ARRAY_FILE, mmap_mode="r"), open_array(folder / CHECKSUMS_FILE)
+    damaged = _damaged(array, sums)
+    sums[damaged] = 0
+    sums.flush()
+    if damaged:
+        warnings.warn(f"{len(damaged)} of {len(sums)} windows in {folder} are damaged and computed again", stacklevel=3)
+
+
+def _damaged(array: Float[np.ndarray, "hooks positions n d_in"], sums: Int[np.ndarray, " n"]) -> list[int]:
+    return [int(window) for window in sums.nonzero()[0] if sums[window] != checksum([array[:, :, window]])]

@@ -90,6 +90,8 @@ def _load_files(loader: str, files: list[Path], path: Path, **options: Any) -> D
         raise ValueError(f"found no text at {path}")
     if not any(file.stat().st_size for file in files):
         raise ValueError(f"{path} holds no documents: it is empty")
+    if joined := [file for file in files if "::" in str(file)]:
+        raise ValueError(f"{joined[0]} has :: in its name, by which datasets joins several places; rename it")
     patterns = [glob.escape(str(file)) for file in files]  # or [ ] * ? in a name would stand for other files
     try:
         dataset = load_dataset(loader, data_files=patterns, split="train", **options)

@@ -1,5 +1,6 @@
 """`bae-lens compare`."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ class Compare:
     """Split of a dataset on the hub."""
     architectures: tuple[str, ...] = ARCHITECTURES
     """Dictionaries with default settings: bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk,
-    transcoder, topk_transcoder, binary_transcoder. Those described in the file take their place."""
+    binary_topk, transcoder, topk_transcoder, binary_transcoder. Those described in the file take their place."""
     dictionaries: Annotated[dict[str, DictionarySpec], tyro.conf.Suppress] = field(default_factory=dict)
     """Described in the file."""
     l0: int = 32
@@ -118,7 +119,9 @@ def _filled(default: Any, content: Any, path: Path) -> Any:
     for name in ("output", "config", "dictionaries"):
         known.pop(name, None)
     if not isinstance(content, dict) or not content.keys() <= known.keys():
-        raise ValueError(f"{path} takes {', '.join(sorted(known))} here, and dictionaries at the top, got {content!r}")
+        raise ValueError(
+            f"{path} takes {', '.join(sorted(known))} here, and dictionaries at the top, got {reprlib.repr(content)}"
+        )
     values = {
         key: _filled(before, value, path)
         if is_dataclass(before := getattr(default, key))

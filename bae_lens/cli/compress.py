@@ -27,7 +27,8 @@ class Compress:
     append: bool = False
     """Add to the file instead."""
     joint: bool = True
-    """Code features given one another where that takes fewer bits; without it, writing and reading are faster."""
+    """Code features given one another where that takes fewer bits; without it, writing and reading are faster, and the
+    code can be read without the dictionary."""
     device: str = DEFAULT_DEVICE
     """Where the BAE runs."""
 
@@ -45,10 +46,11 @@ class Compress:
         with tqdm(batches, "compressing", unit="batch") as progress:
             report = compress(bae, iter(progress), self.output, append=self.append, joint=self.joint)
         explained = report.explained_variance
+        codings = ", ".join(f"{n} by {coding}" for coding, n in (report.codings or {}).items())
         return (
             f"{report.n_vectors} vectors, {report.n_bytes} bytes: {report.bits:.1f} bits a vector "
             f"(entropy of the code {report.entropy_bits:.1f}, {report.joint_bits:.1f} jointly; "
-            f"as 16-bit numbers {16 * report.d_in})\n"
+            f"as 16-bit numbers {16 * report.d_in}); chunks coded: {codings}\n"
             f"explained variance {'undefined' if explained is None else f'{explained:.4f}'} when decompressed; "
             f"the code itself is exact"
         )

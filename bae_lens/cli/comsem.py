@@ -134,7 +134,7 @@ class Comsem:
             return self._run(run, judges, folder)
 
     def _model(self, run: AnalyzedRun) -> Any:
-        model = load_model(run.model, self.device)
+        model = load_model(run.model, self.device, run.contexts["context_size"])
         check_same({"model_weights": run.model_weights}, {"model_weights": model_fingerprint(model)}, self.run_folder)
         return model
 
@@ -170,6 +170,9 @@ class Comsem:
         if self.explainer and (self.local_judge or self.embedding_judge):
             raise ValueError("explainer is a model on a server; leave it out with local_judge and embedding_judge")
         run = validated(AnalyzedRun, read_json(path), str(path))
+        for name in (run.model, run.dataset):
+            if Path(name).is_absolute() and not Path(name).exists():
+                raise ValueError(f"{path} names {name}, which is not there; bring it back, or write there where it is")
         for name in run.recipes:
             if not re.fullmatch(FOLDER_NAME, name):
                 raise ValueError(f"{path} names a dictionary {name!r}, which is no name of a folder in it; rename it")

@@ -96,8 +96,8 @@ class Dynamics:
     def _dynamics(self, fit: FitSettings) -> EntropyDynamics:
         start = time.monotonic()
         text = load_text(self.dataset, self.text_column, self.dataset_split).shuffle(seed=self.seed)
-        model = load_model(self.model, self.device)
         positions = [2**i for i in range(self.max_position.bit_length())]
+        model = load_model(self.model, self.device, positions[-1] + 1)
         hooks = [f"blocks.{layer}.hook_resid_post" for layer in self.layers or default_layers(model.cfg.n_layers)]
         if positions[-1] >= model.cfg.n_ctx:
             raise ValueError(

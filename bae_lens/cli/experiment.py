@@ -40,7 +40,7 @@ def run_experiment(
     on_stage(LOADING, None)
     start = time.monotonic()
     text = load_text(experiment.dataset, experiment.text_column, experiment.dataset_split)
-    model = load_model(experiment.model, device)
+    model = load_model(experiment.model, device, experiment.contexts.context_size)
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
     on_stage(LOADING, loading)

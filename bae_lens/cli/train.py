@@ -1,7 +1,7 @@
 """`bae-lens train`."""
 
 import ast
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import run_experiment, summary
 from bae_lens.comparison.dictionaries import DictionarySpec
 from bae_lens.comparison.experiment import Contender, Experiment
-from bae_lens.distributed import joined
+from bae_lens.distributed import check_alike, joined
 from bae_lens.saes.training_config import Preset
+from bae_lens.storage import flat
 from bae_lens.training.recipe import TrainingSettings
 
 
@@ -77,6 +78,7 @@ class Train:
             return {self.architecture: spec.contender(model, hook_name, self.expansion, self.training.steps)}
 
         with joined(self.device) as device:
+            check_alike(flat(asdict(self)))
             return summary(run_experiment(experiment, contenders, self.output, device), self.output)
 
     def spec(self) -> DictionarySpec:

@@ -2,6 +2,9 @@
 
 import json
 import re
+import reprlib
+from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from yaml.composer import ComposerError
 
 from bae_lens.activations.forward import hook_widths
 from bae_lens.comparison.experiment import Contender
@@ -16,11 +20,12 @@ from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_config import Preset
 from bae_lens.training.recipe import Recipe
 
-BAE_LR = {"default": 6e-3, "paper": 5e-4, "authors": 5e-4}
+BAE_LR = {"default": 6e-3, "optimized": 6e-3, "paper": 5e-4, "authors": 5e-4}
 SAE_LR = 1e-3
 TRIAL_FACTOR = 1.6  # between neighboring trials of a default grid
 WARM_UP_SHARE = 8  # a sparsity penalty grows over an eighth of the steps
 BINARY = ("bae", "binary_transcoder")
+CONFIG_BYTES = 2**18  # of a config file; fifty dictionaries, described in full, take a tenth
 ARCHITECTURES = ("bae", "standard", "topk", "gated", "topk_transcoder")  # compared if nothing else is said
 
 
@@ -29,8 +34,8 @@ class DictionarySpec:
     """A dictionary as a config file or the command line describes it."""
 
     architecture: str
-    """bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk, transcoder, topk_transcoder,
-    binary_transcoder, or another that SAELens trains."""
+    """bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk, binary_topk (Binary Sparse Coding,
+    arXiv 2509.25596), transcoder, topk_transcoder, binary_transcoder, or another that SAELens trains."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its training config."""
     lr: float | None = None
@@ -123,6 +128,7 @@ def default_spec(architecture: str, l0: int, d_sae: int, trials: int = 1) -> tup
         "bae": ("BAE", {"target_l0": float(l0)}, "lr"),
         "standard": ("ReLU", {"l1_coefficient": 2.8}, "l1_coefficient"),
         "topk": ("Top-k", rate, "lr"),
+        "binary_topk": ("Binary Top-k", rate, "lr"),
         "gated": ("Gated", {"l1_coefficient": 4.4}, "l1_coefficient"),
         "jumprelu": ("JumpReLU", quadratic, "lr"),
         "batchtopk": ("BatchTopK", {"k": float(l0)}, "lr"),
@@ -144,24 +150,34 @@ def default_spec(architecture: str, l0: int, d_sae: int, trials: int = 1) -> tup
 def read_specs(path: Path) -> tuple[dict[str, Any], dict[str, DictionarySpec]]:
     """A comparison's config file in YAML: its settings, and the `dictionaries` under their names.
 
-    Raises ValueError for a file that is no mapping, for two dictionaries of one name, and for unknown keys.
+    Raises ValueError for a file that is no mapping or larger than `CONFIG_BYTES`, for two dictionaries of one name, for
+    unknown keys, and for aliases, with which a few lines can stand for more values than fit in memory.
     """
+    with path.open("rb") as file:
+        text = file.read(CONFIG_BYTES + 1)
+    if len(text) > CONFIG_BYTES:
+        raise ValueError(f"{path} has more than {CONFIG_BYTES} bytes, which no config file needs; choose another")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(text.decode(), _PlainYaml)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML that can be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of settings, got {type(content).__name__}")
     dictionaries = content.pop("dictionaries", None) or {}
     if not isinstance(dictionaries, dict):
-        raise ValueError(f"{path}: dictionaries must be a mapping from names to descriptions, got {dictionaries!r}")
+        raise ValueError(
+            f"{path}: dictionaries must be a mapping from names to descriptions, got {reprlib.repr(dictionaries)}"
+        )
+    for name in dictionaries:
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: the name of a dictionary must be text, got {name!r}; put it in quotes")
     return content, {name: _spec(path, name, spec) for name, spec in dictionaries.items()}
 
 
 def _spec(path: Path, name: str, content: Any) -> DictionarySpec:
     known = {spec_field.name for spec_field in fields(DictionarySpec)}
     if not isinstance(content, dict) or not {"architecture"} <= content.keys() <= known:
-        raise ValueError(f"{path}: dictionary {name!r} takes {', '.join(sorted(known))}, got {content!r}")
+        raise ValueError(f"{path}: dictionary {name!r} takes {', '.join(sorted(known))}, got {reprlib.repr(content)}")
     return as_given(DictionarySpec, content, f"{path}: dictionary {name!r}")
 
 
@@ -169,19 +185,26 @@ def as_given(expected: Any, value: Any, where: str) -> Any:
     """A value from a file as the type that a field expects. Raises ValueError, in one line, if it is none."""
     try:
         return TypeAdapter(expected).validate_json(json.dumps(value, default=str), strict=True)
+    except TypeError as error:
+        raise ValueError(f"{where}: names must be text, got {reprlib.repr(value)}") from error
     except ValidationError as error:
         first = error.errors()[0]
         part = ".".join(["", *map(str, first["loc"])])
-        raise ValueError(f"{where}{part}: {first['msg']}, got {first['input']!r}") from None
+        raise ValueError(f"{where}{part}: {first['msg']}, got {reprlib.repr(first['input'])}") from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that comes twice is an error instead of silently replacing the first."""
+class _PlainYaml(yaml.SafeLoader):
+    """YAML in which a key that comes twice and an alias are errors: neither replaces or multiplies in silence."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ComposerError(None, None, "aliases are not read; write the value out", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        keys = (self.construct_object(key, deep=True) for key, _ in node.value)
+        for key, count in Counter(key for key in keys if isinstance(key, Hashable)).items():
+            if count > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} comes twice", node.start_mark)
         return super().construct_mapping(node, deep)
 

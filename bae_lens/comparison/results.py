@@ -9,12 +9,13 @@ from typing import Any
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.comparison.experiment import Experiment
 from bae_lens.evaluation.features import FeatureDashboard
-from bae_lens.evaluation.metrics import DictionaryMetrics
+from bae_lens.evaluation.metrics import DictionaryMetrics, OptimizedCode
 from bae_lens.evaluation.model_loss import LanguageModelLoss
 from bae_lens.functional.rate_distortion import RatePoint
 from bae_lens.storage import Stage, validated, write_json
 
 RESULT_FILE = "result.json"
+AS_TRAINED, REFITTED, OPTIMIZED = "as trained", "best values", "every help"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class Comparison:
     """Of PCA with scalar quantization at `hook_name`, fitted on the training tokens, measured on the held-out ones."""
     gaussian_bound: list[RatePoint]
     """The best that any code could do if these activations were Gaussian."""
+    sign_coding: list[RatePoint]
+    """Of the signs of the activations' own dimensions, learned and measured as PCA."""
     dictionaries: list[DictionaryResult]
     """In the order in which they were given."""
 
@@ -161,6 +164,28 @@ TABLE = {  # columns: their headings, and how a `DictionaryResult` fills them
     "Feature Activated": lambda d: f"{over_seeds([r.metrics.code.feature_activated for r in d.runs], 0)} of {d.d_sae}",
     "training": lambda d: f"{over_seeds([run.training_seconds for run in d.runs], 0)} s",
     "memory": lambda d: f"{over_seeds([run.memory_gib for run in d.runs], 2)} GiB",
+}
+
+
+def codes_of(dictionary: DictionaryResult) -> dict[str, list[DictionaryMetrics] | list[OptimizedCode]]:
+    """The codes of a dictionary that were measured, by what was done to choose them, each with one entry a seed."""
+    metrics = [run.metrics for run in dictionary.runs]
+    refitted = [run.refitted for run in metrics if run.refitted is not None]
+    optimized = [run.optimized for run in metrics if run.optimized is not None]
+    codes = {AS_TRAINED: metrics, REFITTED: refitted, OPTIMIZED: optimized}
+    return {name: measured for name, measured in codes.items() if measured}
+
+
+HELP_TABLE = {  # columns of the table of codes: their headings, and how one code's entries for all seeds fill them
+    "explained variance": lambda codes: over_seeds([code.coded.explained_variance for code in codes], 3),
+    "support bits": lambda codes: over_seeds([code.code.support_bits for code in codes], 0),
+    "joint bits": lambda codes: over_seeds([code.code.joint_bits for code in codes], 0),
+    "value bits": lambda codes: over_seeds([code.value_bits for code in codes], 0),
+    "bits": lambda codes: over_seeds([code.jointly_coded.bits for code in codes], 0),
+    "L0": lambda codes: over_seeds([code.code.l0 for code in codes], 1),
+    "dead": lambda codes: over_seeds([code.code.dead for code in codes], 0),
+    "dense": lambda codes: over_seeds([code.code.dense for code in codes], 0),
+    "Feature Activated": lambda codes: over_seeds([code.code.feature_activated for code in codes], 0),
 }
 
 

@@ -30,7 +30,7 @@ from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
 from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary
 from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
-from bae_lens.functional.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantization
+from bae_lens.functional.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantization, sign_coding
 from bae_lens.storage import OnStage, Stopwatch, claimed, read_json, unwatched, validated, write_json, written_whole
 from bae_lens.training.recipe import Recipe
 from bae_lens.training.trainer import TrainedDictionary, check_processes, check_widths, train_dictionary
@@ -110,6 +110,8 @@ class Baselines:
     """Of PCA with scalar quantization."""
     gaussian_bound: list[RatePoint]
     """Of Gaussian activations with the same covariance."""
+    sign_coding: list[RatePoint]
+    """Of signs of the activations' own dimensions."""
 
 
 class _Comparing:
@@ -160,6 +162,7 @@ class _Comparing:
             list(self.stopwatch.stages.values()),
             baselines.pca,
             baselines.gaussian_bound,
+            baselines.sign_coding,
             [
                 self._dictionary_result(name, recipe, trials, trained, metrics, losses)
                 for name, (recipe, trials) in chosen.items()
@@ -194,7 +197,7 @@ class _Comparing:
         path = folder / "dictionaries" / name / "trial.json"
         if not path.exists():
             with self.stopwatch.stage(f"tune {name}"):
-                metrics = self._evaluate(name, trained.sae, "tune")
+                metrics = self._evaluate(name, trained.sae, "tune", optimize=False)
             trial = Trial(recipe.to_dict(), metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
             write_json(path, trial)
         return validated(Trial, read_json(path), str(path))
@@ -208,11 +211,11 @@ class _Comparing:
                 name, recipe, states, self.experiment.training, folder, seed, self.device, self.metadata
             )
 
-    def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
+    def _evaluate(self, name: str, sae: SAE[Any], split: str, *, optimize: bool = True) -> DictionaryMetrics:
         hooks = self.contenders[name].hooks(self.experiment.hook_name)
         sides = [self.splits[split][hook] for hook in hooks]
         inputs, *targets = [side.rows(side.content) for side in sides]
-        return evaluate_dictionary(sae, inputs, *targets)
+        return evaluate_dictionary(sae, inputs, *targets, optimize=optimize)
 
     def _measure(self, name: str, seed: int, sae: SAE[Any]) -> DictionaryMetrics:
         path = self._home(name, seed) / "metrics.json"
@@ -246,11 +249,12 @@ class _Comparing:
         if not path.exists():
             with self.stopwatch.stage("PCA and Gaussian bound"):
                 known = train.rows(train.content[:: -(-len(train.content) // BASELINE_ROWS)])
-                pca = pca_quantization(known, test.rows(test.content))
+                new = test.rows(test.content)
+                pca = pca_quantization(known, new)
                 bits = torch.tensor([point.bits for point in pca], dtype=torch.float64)
                 bound = gaussian_bound(torch.linalg.eigvalsh(covariance(known)).clamp(min=0), bits)
                 gaussian = [RatePoint(*point) for point in zip(bits.tolist(), bound.tolist(), strict=True)]
-            write_json(path, Baselines(pca, gaussian))
+            write_json(path, Baselines(pca, gaussian, sign_coding(known, new)))
         return validated(Baselines, read_json(path), str(path))
 
     def _dictionary_result(

@@ -5,9 +5,11 @@ All numbers are little-endian. A digest is BLAKE2b of 8 bytes, keyed by the fing
     preamble   magic (8 bytes), version (4), d_sae (4), fingerprint of the dictionary (16), digest of these
     commit     number of vectors (8), bytes of the file that count (8), digest of these
     chunk      magic (8), first vector (8), number of vectors n (4), number of words m (4), digest of the body,
-               digest of this header; body: how often each feature fired (2 d_sae), then m words of entropy-coded
-               bits (4 m), as `coder` makes them; or, with the other magic and from version 2 on, m words of a tree of
-               pairs and the bits given it (4 m), as `pair_coder` makes them
+               digest of this header; body, of the coding that the magic names:
+      columns  how often each feature fired (2 d_sae), then m words of bits (4 m), as `coder` makes them
+      pairs    from version 2 on: m words of a tree of pairs and the bits given it, as `pair_coder` makes them
+      geometry from version 3 on: m words of a prior and the bits given it and the dictionary, as `geometry_coder`
+               makes them
 
 A chunk's header says where the next one begins, so a range of vectors is found by reading headers alone. The commit is
 written last, after what it counts is on the disk: what follows the bytes that count is an append that did not finish.
@@ -19,23 +21,57 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from bae_lens.compression import geometry_coder, pair_coder
 from bae_lens.compression.coder import decode_columns
-from bae_lens.compression.pair_coder import MOST_FEATURES, decode_pairs
+from bae_lens.compression.geometry_coder import Geometry, decode_geometry
+from bae_lens.compression.pair_coder import decode_pairs
 
-VERSION = 2  # of which version 1 is a part
-MAGIC, CHUNK_MAGIC, PAIRS_MAGIC = b"\x89BAE\r\n\x1a\n", b"\x89chunk\r\n", b"\x89chunk\n\r"
-CHUNK_MARK = b"\x89chunk"  # how both begin
+VERSION = 3  # of which earlier versions are a part
+MAGIC = b"\x89BAE\r\n\x1a\n"
+CHUNK_MARK = b"\x89chunk"  # how the magics of all chunks begin
 PREAMBLE, COMMIT, CHUNK = struct.Struct("<8sII16s"), struct.Struct("<QQ"), struct.Struct("<8sQII8s")
 DIGEST = 8  # bytes
 COMMIT_AT = PREAMBLE.size + DIGEST
 CHUNKS_AT = COMMIT_AT + COMMIT.size + DIGEST
 CHUNK_ROWS, CHUNK_BITS = 16_384, 2**30  # at most; the last chunk may have twice as many, and 256 MiB once decoded
+
+
+class Coding(Enum):
+    """How the bits of a chunk are coded, by the magic that its header begins with."""
+
+    COLUMNS = CHUNK_MARK + b"\r\n"
+    """Each feature by itself."""
+    PAIRS = CHUNK_MARK + b"\n\r"
+    """Given a tree of pairs."""
+    GEOMETRY = CHUNK_MARK + b"\n\n"
+    """Given what the features before decode to."""
+
+    @property
+    def since(self) -> int:
+        """The first version of the format that has it."""
+        return list(Coding).index(self) + 1
+
+    def body_size(self, d_sae: int, n_words: int) -> int:
+        """In bytes."""
+        return 4 * n_words + (2 * d_sae if self is Coding.COLUMNS else 0)
+
+    def possible(self, d_sae: int, n: int, n_words: int) -> bool:
+        """Whether n vectors can take so many words, so that no header makes memory larger than the file it is in."""
+        bits = 1 + n * d_sae // 16  # twice the plain ones, which no code of these kinds needs
+        if self is Coding.COLUMNS:
+            return n_words <= bits
+        if self is Coding.PAIRS:
+            tree = d_sae * math.log2(d_sae + 1) / 32
+            return d_sae <= pair_coder.MOST_FEATURES and tree <= n_words + 1 and n_words <= bits + 3 * tree + d_sae
+        prior = d_sae * geometry_coder.PRIOR_BITS / 32
+        return d_sae <= geometry_coder.MOST_FEATURES and n_words <= bits + prior
 
 
 def digest(content: bytes, key: bytes) -> bytes:
@@ -60,8 +96,7 @@ class Chunk:
     """Of 32 bits, that the body holds."""
     digest: bytes = b""
     """Of the body."""
-    pairs: bool = False
-    """Whether its bits are coded given a tree of pairs."""
+    coding: Coding = Coding.COLUMNS
 
 
 class CodeFile:
@@ -69,11 +104,12 @@ class CodeFile:
 
     Raises ValueError, saying what is wrong, if this is no such file, one of another version, or one that is damaged or
     cut off. With `skip_damaged` chunks that are damaged are left out instead, and `damaged` lists their rows as they
-    are come upon.
+    are come upon. Chunks that are coded given their dictionary's geometry are read with it alone, once
+    `check_fingerprint` has found that it is the one.
     """
 
-    def __init__(self, path: str | Path, skip_damaged: bool = False) -> None:
-        self.path, self.skip_damaged = Path(path), skip_damaged
+    def __init__(self, path: str | Path, skip_damaged: bool = False, geometry: Geometry | None = None) -> None:
+        self.path, self.skip_damaged, self.geometry = Path(path), skip_damaged, geometry
         self.damaged: list[range] = []
         self._file = self.path.open("rb")
         try:
@@ -110,7 +146,7 @@ class CodeFile:
                 yield Chunk(range(row, chunk.rows.start))
             yield chunk
             assert chunk.offset is not None
-            position, row = chunk.offset + self._body_size(chunk.n_words, chunk.pairs), chunk.rows.stop
+            position, row = chunk.offset + chunk.coding.body_size(self.d_sae, chunk.n_words), chunk.rows.stop
         if self._n_rows is not None and row != self._n_rows:
             self._fail(f"it holds {row} vectors instead of {self._n_rows}")
             if row < self._n_rows:
@@ -119,8 +155,8 @@ class CodeFile:
     def codes(self, rows: slice | None = None) -> Iterator[tuple[range, np.ndarray]]:
         """The packed codes (n, ceil(d_sae / 8)) of `rows`, chunk by chunk, and which rows they are.
 
-        Reads those chunks alone that hold some of them. Raises ValueError for a range that is not within the file, and
-        for a damaged chunk.
+        Reads those chunks alone that hold some of them. Raises ValueError for a range that is not within the file, for
+        a damaged chunk, and for one that needs the geometry of a dictionary where there is none.
         """
         wanted = self._range(rows)
         for chunk in self.chunks():
@@ -128,6 +164,11 @@ class CodeFile:
                 break
             part = range(max(chunk.rows.start, wanted.start), min(chunk.rows.stop, wanted.stop))
             if part:
+                if chunk.coding is Coding.GEOMETRY and self.geometry is None:
+                    raise ValueError(
+                        f"{self.path} is coded by the geometry of its dictionary, without which its bits cannot be "
+                        f"read; give the dictionary with fingerprint {self.fingerprint.hex()} as sae"
+                    )
                 packed = self._decode(chunk)
                 if packed is not None:
                     yield part, packed[part.start - chunk.rows.start : part.stop - chunk.rows.start]
@@ -169,26 +210,16 @@ class CodeFile:
         if fields is None:
             return None
         magic, first, n, n_words, body = fields
-        offset, pairs = position + CHUNK.size + DIGEST, magic == PAIRS_MAGIC
+        if magic not in (coding.value for coding in Coding):
+            return None
+        coding, offset = Coding(magic), position + CHUNK.size + DIGEST
         in_order = first >= row if self.skip_damaged else first == row
         fits = (
             0 < n < 2 * chunk_rows(self.d_sae)
-            and self._possible_words(n, n_words, pairs)
-            and offset + self._body_size(n_words, pairs) <= self.end
+            and coding.possible(self.d_sae, n, n_words)
+            and offset + coding.body_size(self.d_sae, n_words) <= self.end
         )
-        return (
-            Chunk(range(first, first + n), offset, n_words, body, pairs)
-            if magic in (CHUNK_MAGIC, PAIRS_MAGIC) and in_order and fits
-            else None
-        )
-
-    def _possible_words(self, n: int, n_words: int, pairs: bool) -> bool:
-        """Whether n vectors can take so many words, so that no header makes memory larger than the file it is in."""
-        most = 1 + n * self.d_sae // 16  # twice the plain bits, which no code of this kind needs
-        if not pairs:
-            return n_words <= most
-        tree = self.d_sae * math.log2(self.d_sae + 1) / 32
-        return self.d_sae <= MOST_FEATURES and tree <= n_words + 1 and n_words <= most + 3 * tree + self.d_sae
+        return Chunk(range(first, first + n), offset, n_words, body, coding) if in_order and fits else None
 
     def _next_chunk(self, position: int, row: int) -> Chunk | None:
         """The first with an undamaged header after `position`."""
@@ -198,27 +229,30 @@ class CodeFile:
                     return chunk
         return None
 
-    def _body_size(self, n_words: int, pairs: bool) -> int:
-        return 4 * n_words if pairs else 2 * self.d_sae + 4 * n_words
-
     def _decode(self, chunk: Chunk) -> np.ndarray | None:
         try:
             if chunk.offset is None:
                 raise ValueError("its header cannot be found")
             self._file.seek(chunk.offset)
-            body = self._file.read(self._body_size(chunk.n_words, chunk.pairs))
+            body = self._file.read(chunk.coding.body_size(self.d_sae, chunk.n_words))
             if digest(body, self.fingerprint) != chunk.digest:
                 raise ValueError("its checksum differs")
-            if chunk.pairs:
-                return decode_pairs(np.frombuffer(body, "<u4").astype(np.uint32), len(chunk.rows), self.d_sae)
-            counts = np.frombuffer(body, "<u2", self.d_sae)
-            words = np.frombuffer(body, "<u4", offset=2 * self.d_sae)
-            return decode_columns(counts, words.astype(np.uint32), len(chunk.rows))
+            return self._decode_body(chunk, body)
         except ValueError as error:
             self._fail(f"the chunk of vectors {chunk.rows.start} to {chunk.rows.stop - 1} is damaged: {error}")
         if chunk.rows not in self.damaged:
             self.damaged.append(chunk.rows)
         return None
+
+    def _decode_body(self, chunk: Chunk, body: bytes) -> np.ndarray:
+        n, at = len(chunk.rows), len(body) - 4 * chunk.n_words
+        words = np.frombuffer(body, "<u4", offset=at).astype(np.uint32)
+        if chunk.coding is Coding.COLUMNS:
+            return decode_columns(np.frombuffer(body, "<u2", self.d_sae), words, n)
+        if chunk.coding is Coding.PAIRS:
+            return decode_pairs(words, n, self.d_sae)
+        assert self.geometry is not None
+        return decode_geometry(words, n, self.d_sae, self.geometry)
 
     def _fail(self, problem: str) -> None:
         if not self.skip_damaged:

@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -9,19 +12,19 @@ import numpy as np
 
 from bae_lens.compression.code_file import (
     CHUNK,
-    CHUNK_MAGIC,
     COMMIT,
     COMMIT_AT,
     DIGEST,
     MAGIC,
-    PAIRS_MAGIC,
     PREAMBLE,
     VERSION,
     CodeFile,
+    Coding,
     chunk_rows,
     digest,
 )
 from bae_lens.compression.coder import encode_columns
+from bae_lens.compression.geometry_coder import Geometry, GeometryCode, sparse_enough
 from bae_lens.compression.pair_coder import MOST_FEATURES, PairCode
 from bae_lens.functional.pair_tree import bernoulli_bits
 
@@ -30,7 +33,8 @@ class CodeWriter:
     """Writes packed codes into a `.bae` file, chunk by chunk; a context manager.
 
     Only the last chunk may be longer or shorter, so that no few vectors at the end have a prior of their own.
-    With `joint`, chunks are coded given trees of pairs where that takes less, which files of version 1 cannot hold.
+    With `joint`, each chunk is coded as it is shortest: feature by feature, given a tree of pairs, or, where there is a
+    `geometry`, given that; but an append to a file of an earlier version only as that version may hold.
     A new file appears under its name only when the block has ended well, and what was there before stays until then.
     An append leaves the file's vectors as they were unless the block ends well, even if the process is killed.
     Raises ValueError for an append to a file of another dictionary (naming both) and to a damaged one, if another
@@ -38,16 +42,24 @@ class CodeWriter:
     """
 
     def __init__(
-        self, path: str | Path, d_sae: int, fingerprint: bytes, append: bool = False, joint: bool = True
+        self,
+        path: str | Path,
+        d_sae: int,
+        fingerprint: bytes,
+        append: bool = False,
+        joint: bool = True,
+        geometry: Geometry | None = None,
     ) -> None:
         self.path, self.d_sae, self.fingerprint, self.append = Path(path), d_sae, fingerprint, append
-        self.joint = joint and d_sae <= MOST_FEATURES
+        self.joint, self.geometry, self.version = joint, geometry, VERSION
         self.n_bytes = 0
         """Bytes added to the file, once the block has ended."""
         self.fired = np.zeros(d_sae, np.int64)
         """How often each feature fired in what was added, once the block has ended."""
         self.joint_bits = 0.0
-        """What the bits that were added need as their chunks are coded, without trees, rates and headers."""
+        """What the bits that were added need as their chunks are coded, without what describes that, and headers."""
+        self.codings: Counter[Coding] = Counter()
+        """Of the chunks that were added."""
         self._rows, self._kept, self._committed = 0, 0, False
         self._pending: list[np.ndarray] = []
         self._partial = self.path.with_name(f"{self.path.name}.partial")
@@ -123,26 +135,35 @@ class CodeWriter:
     def _begin_append(self) -> None:
         with CodeFile(self.path) as existing:
             existing.check_fingerprint(self.fingerprint)
-        self.joint &= existing.version > 1
+        self.version = existing.version
         self._rows, self._kept = existing.n_rows, existing.end
         self._file.truncate(existing.end)
         self._file.seek(existing.end)
 
     def _write_chunk(self, packed: np.ndarray) -> None:
-        pairs = PairCode(packed, self.d_sae) if self.joint else None
-        if pairs is not None and pairs.joint_bits + pairs.side_bits < 16 * self.d_sae + pairs.marginal_bits:
-            magic, words, body = PAIRS_MAGIC, pairs.encode(), b""
-            self.fired += pairs.fired
-            self.joint_bits += pairs.joint_bits
-        else:
-            counts, words = encode_columns(packed, self.d_sae)
-            magic, body = CHUNK_MAGIC, counts.astype("<u2").tobytes()
-            self.fired += counts
-            self.joint_bits += bernoulli_bits(counts.astype(np.int64), len(packed)).sum()
-        body += words.astype("<u4").tobytes()
-        header = CHUNK.pack(magic, self._rows, len(packed), len(words), digest(body, self.fingerprint))
-        self._put(header + digest(header, self.fingerprint) + body)
+        counts, words = encode_columns(packed, self.d_sae)
+        alone = float(bernoulli_bits(counts.astype(np.int64), len(packed)).sum())
+        columns = _Coded(Coding.COLUMNS, alone, words, counts.astype("<u2").tobytes())
+        coded = min([columns, *self._coded_jointly(packed, int(counts.sum()))], key=lambda coded: len(coded.body))
+        header = CHUNK.pack(
+            coded.coding.value, self._rows, len(packed), len(coded.words), digest(coded.body, self.fingerprint)
+        )
+        self._put(header + digest(header, self.fingerprint) + coded.body)
         self._rows += len(packed)
+        self.fired += counts
+        self.joint_bits += coded.joint_bits
+        self.codings[coded.coding] += 1
+
+    def _coded_jointly(self, packed: np.ndarray, n_on: int) -> Iterator["_Coded"]:
+        """In the ways that are asked for, that the version of the file has, and that these vectors admit."""
+        versions = range(self.version + 1) if self.joint else ()
+        if Coding.PAIRS.since in versions and self.d_sae <= MOST_FEATURES:
+            pairs = PairCode(packed, self.d_sae)
+            yield _Coded(Coding.PAIRS, pairs.joint_bits, pairs.encode())
+        geometry = self.geometry if Coding.GEOMETRY.since in versions else None
+        if geometry is not None and sparse_enough(n_on, len(packed), self.d_sae):
+            code = GeometryCode(packed, self.d_sae, geometry)
+            yield _Coded(Coding.GEOMETRY, code.joint_bits, code.words)
 
     def _finish(self) -> None:
         if any(map(len, self._pending)):
@@ -178,3 +199,18 @@ class CodeWriter:
         except OSError as error:
             error.filename = str(self.path)
             raise
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """The bits of a chunk in one of the ways to code them."""
+
+    coding: Coding
+    joint_bits: float
+    words: np.ndarray
+    before: bytes = b""
+    """What the body has before the words."""
+
+    @property
+    def body(self) -> bytes:
+        return self.before + self.words.astype("<u4").tobytes()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bae_lens.compression.code_file import CodeFile
 from bae_lens.compression.code_writer import CodeWriter
+from bae_lens.compression.geometry_coder import MOST_FEATURES, Geometry
 from bae_lens.compression.vector_files import VectorFile, as_tensor, batches_of_rows
 from bae_lens.functional.explained_variance import ExplainedVariance
 from bae_lens.functional.losses import marginal_entropy
@@ -70,8 +71,10 @@ class CompressionReport:
     relative_error: float | None
     """Norm of the error over norm of the vectors, each the root of the sum of squares; None where all vectors are 0."""
     joint_bits: float | None = None
-    """What is left of `entropy_bits` given the trees of pairs that the file is coded with; what describes the trees is
-    in `bits` alone. None for reports of versions without."""
+    """What is left of `entropy_bits` as the file is coded, bits given one another; what describes the trees or priors
+    of its chunks is in `bits` alone. None for reports of versions without."""
+    codings: dict[str, int] | None = None
+    """How many chunks are coded in each way: as columns, pairs or geometry. None for reports of versions without."""
 
     @property
     def bits(self) -> float:
@@ -95,9 +98,10 @@ def compress(
     `vectors` are a tensor or array (..., d_in), at hook_z also (..., heads, d_head), or an iterable of such batches,
     such as `CachedActivations.batches`, gone through once, or a .npy, .pt or .safetensors file of one array
     (..., d_in); memory does not grow with their number. A new file appears under its name when it is whole, and an
-    append counts when it is whole. With `joint`, every some thousand vectors have a tree of pairs of features, along
-    which a bit is coded given another, wherever that takes less than coding each feature by itself, description
-    included; without, writing and reading are faster.
+    append counts when it is whole. With `joint`, every some thousand vectors are coded as is shortest, description
+    included: given what the features before decode to along a feature's encoder, for dictionaries with parameters
+    `W_enc` and `W_dec` and at most 8192 features; along a tree of pairs of features, a bit given another; or each
+    feature by itself. Without, writing and reading are faster, and `read_code` needs no dictionary.
 
     Raises ValueError if there are no vectors, for values that are not real numbers, or not finite in the dictionary's
     dtype, for vectors of another width, for a code that is not binary, for a dictionary that writes another width than
@@ -114,7 +118,7 @@ def compress(
         if first is None:
             raise ValueError("there are no vectors to compress")
         tally = _Tally(first[0].shape[1])
-        with CodeWriter(path, first[1].shape[1], fingerprint(sae), append, joint) as writer:
+        with CodeWriter(path, first[1].shape[1], fingerprint(sae), append, joint, _geometry(sae)) as writer:
             for x, feature_acts in chain([first], encoded):
                 writer.write(pack_code(feature_acts).numpy())
                 tally.add(x, sae.decode(feature_acts))
@@ -137,13 +141,21 @@ def decompress(
 
 
 def read_code(
-    path: str | Path, rows: slice | None = None, *, packed: bool = False, skip_damaged: bool = False
+    path: str | Path,
+    rows: slice | None = None,
+    *,
+    sae: Dictionary | None = None,
+    packed: bool = False,
+    skip_damaged: bool = False,
 ) -> Float[Tensor, "n d_sae"] | UInt8[Tensor, "n n_bytes"]:
     """The exact code in a `.bae` file, or that of the slice `rows`: 0 or 1, or with `packed` as `pack_code` packs it.
 
-    Needs no dictionary. Raises ValueError and warns as `decompress`.
+    Needs the dictionary where vectors are coded by its geometry, and raises ValueError without. Raises ValueError and
+    warns as `decompress`.
     """
     with CodeFile(path, skip_damaged) as file:
+        if sae is not None:
+            _open_with(file, sae)
         parts = [np.zeros((0, -(-file.d_sae // 8)), np.uint8), *(part for _, part in file.codes(rows))]
         _warn_of_damage(file)
     code = torch.from_numpy(np.concatenate(parts))
@@ -157,11 +169,26 @@ def reconstructions(
 
     Raises ValueError as `decompress`.
     """
-    file.check_fingerprint(fingerprint(sae))
+    _open_with(file, sae)
     for part, code in file.codes(rows):
         for first in range(0, len(part), ROWS):
             feature_acts = unpack_code(torch.from_numpy(code[first : first + ROWS]), file.d_sae)
             yield part[first : first + ROWS], _decode(sae, feature_acts)
+
+
+def _open_with(file: CodeFile, sae: Dictionary) -> None:
+    file.check_fingerprint(fingerprint(sae))
+    file.geometry = _geometry(sae)
+
+
+def _geometry(sae: Dictionary) -> Geometry | None:
+    """That of a dictionary whose parameters have one, unless it is too wide."""
+    weights = dict(sae.named_parameters())
+    W_enc, W_dec = weights.get("W_enc"), weights.get("W_dec")
+    if W_enc is None or W_dec is None or W_enc.T.shape != W_dec.shape or len(W_dec) > MOST_FEATURES:
+        return None
+    finite = torch.isfinite(W_enc).all() and torch.isfinite(W_dec).all()
+    return Geometry(W_enc, W_dec) if finite else None
 
 
 def fingerprint(sae: Dictionary) -> bytes:
@@ -202,6 +229,7 @@ class _Tally:
             explained_variance=v.explained if v.varies else None,
             relative_error=(v.error / v.squares) ** 0.5 if v.squares else None,
             joint_bits=writer.joint_bits / v.n,
+            codings={coding.name.lower(): n for coding, n in writer.codings.items()},
         )
 
 

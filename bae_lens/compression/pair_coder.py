@@ -10,12 +10,8 @@ import constriction
 import numpy as np
 
 from bae_lens.compression.coder import FEATURES_AT_ONCE, bernoulli, feature_columns
-from bae_lens.functional.pair_tree import bernoulli_bits, conditional_bits, pair_tree
+from bae_lens.functional.pair_tree import RATE_BITS, RATES, bernoulli_bits, conditional_bits, pair_tree
 
-_LOW = np.array([(4 + quarter) / 2.0 ** (4 + octave) for octave in reversed(range(14)) for quarter in range(4)])
-RATES = np.concatenate([[0.0], _LOW, [0.5], 1 - _LOW[::-1], [1.0]])
-"""Of never, of always, and between them exact numbers, four an octave, from 1 in 32,768 on."""
-RATE_BITS = float(np.log2(len(RATES)))
 MOST_FEATURES = 2**24 - 1  # that the coder can tell apart
 _stream: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
 

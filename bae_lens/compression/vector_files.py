@@ -1,7 +1,6 @@
 """Vectors in files that are larger than memory."""
 
 import pickle
-import zipfile
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -11,6 +10,8 @@ import torch
 from jaxtyping import Float, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from bae_lens.saes.foreign_files import load_tensors
 
 ROWS = 1024  # read at once
 
@@ -33,10 +34,12 @@ class VectorFile:
             self._array = readers[self.path.suffix](self.path)
             self.shape = tuple(self._array.shape)
             dtype = as_tensor(self._array[:0] if self.shape else self._array).dtype
+            if not dtype.is_complex:
+                torch.zeros(1).to(dtype).float()  # raises for a type that torch stores and cannot read
         except (ValueError, RuntimeError, EOFError, SafetensorError) as error:
             reason = (str(error) or "it is empty or breaks off").splitlines()[0]
             raise ValueError(f"{self.path} cannot be read: {reason}") from error
-        if len(self.shape) < 2 or dtype.is_complex or dtype == torch.bool:
+        if len(self.shape) < 2 or self.shape[-1] == 0 or dtype.is_complex or dtype == torch.bool:
             raise ValueError(
                 f"{self.path} must hold vectors (..., d) of real numbers, got {dtype} of shape {self.shape}"
             )
@@ -78,10 +81,8 @@ def _open_npy(path: Path) -> np.ndarray:
 
 
 def _open_pt(path: Path) -> Tensor:
-    if not zipfile.is_zipfile(path):
-        raise ValueError("torch.save did not write it, or not in the format that it has had since version 1.6")
     try:
-        tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        tensor = load_tensors(path)
     except pickle.UnpicklingError as error:
         raise ValueError("it holds code or objects, which are not executed, instead of one tensor") from error
     except (RuntimeError, TypeError, LookupError, AttributeError) as error:

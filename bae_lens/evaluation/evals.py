@@ -6,7 +6,6 @@ from copy import copy, deepcopy
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import torch
 from sae_lens import SAE, ActivationsStore
 from sae_lens import run_evals as saelens_run_evals
@@ -15,12 +14,10 @@ from torch import Tensor
 from bae_lens.activations.forward import stop_layer
 from bae_lens.activations.models import resolve_hook
 from bae_lens.evaluation.hooking import Captured, resolved_hooks
-from bae_lens.evaluation.metrics import CodeCounter, activated_features, firing_rates
+from bae_lens.evaluation.metrics import CodeCounter, activated_features, firing_rates, rate_histogram
 from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.saelens_compat import ActivationScaler, EvalConfig, get_special_token_ids, heads_concatenated
 from bae_lens.saes.transcoder import hooks_of
-
-RATE_BINS = np.linspace(-5, 0, 21)  # of the histogram: log10 of the firing rate
 
 
 def run_evals(
@@ -68,9 +65,8 @@ def run_evals(
         return metrics, feature_metrics
     code = _code_metrics(sae, model, batches, excluded, activation_scaler, model_kwargs or {})
     rates = code.pop("firing_rates")
-    logarithms = np.log10(np.clip(rates, 10.0 ** RATE_BINS[0], 1))[np.array(rates) > 0]
-    histogram = np.histogram(logarithms, RATE_BINS)[0].tolist()
-    return {**metrics, "code": code}, {**feature_metrics, "firing_rate": rates, "firing_rate_histogram": histogram}
+    by_rate = {"firing_rate": rates, "firing_rate_histogram": rate_histogram(rates)}
+    return {**metrics, "code": code}, {**feature_metrics, **by_rate}
 
 
 @torch.no_grad()
@@ -99,7 +95,7 @@ def _code_metrics(
             feature_acts = sae.encode(scaler.scale(x[content.to(x.device)]).to(sae.device))
             yield feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
 
-    counter, prior = CodeCounter(sae.cfg.d_sae), None
+    counter, prior = CodeCounter(sae), None
     with heads_concatenated(sae):
         if is_binary(sae):
             prior = firing_rates(codes())

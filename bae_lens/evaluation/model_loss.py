@@ -215,15 +215,23 @@ class _Targets:
     ) -> "_Targets":
         context, position = scored.nonzero().unbind(1)
         following = tokens[context, position + 1].to(logits.device)
-        return cls(len(tokens), context, position, following, logits[context, position].float().log_softmax(-1))
+        log_probabilities = torch.empty(len(context), logits.shape[-1], device=logits.device)
+        for rows in _parts(len(context), logits):
+            log_probabilities[rows] = logits[context[rows], position[rows]].float().log_softmax(-1)
+        return cls(len(tokens), context, position, following, log_probabilities)
 
     def losses(self, logits: Float[Tensor, "n position d_vocab"]) -> Float[Tensor, "n 2"]:
         """Cross entropy of the next tokens and KL divergence from the model as it is, in nats, summed by context."""
         total = torch.zeros(self.n_contexts, 2, dtype=torch.float64)
-        for rows in torch.arange(len(self.context)).split(max(1, LOGITS_AT_A_TIME // logits.shape[-1])):
+        for rows in _parts(len(self.context), logits):
             context, log_q = self.context[rows], self.log_probabilities[rows]
             log_p = logits[context, self.position[rows]].float().log_softmax(-1)
             cross_entropy = nll_loss(log_p, self.following[rows], reduction="none")
             divergence = kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
             total.index_add_(0, context, torch.stack([cross_entropy, divergence], dim=-1).double().cpu())
         return total
+
+
+def _parts(n: int, logits: Float[Tensor, "n position d_vocab"]) -> tuple[Int[Tensor, " part"], ...]:
+    """The numbers below `n`, so many at a time as have `LOGITS_AT_A_TIME` logits."""
+    return torch.arange(n).split(max(1, LOGITS_AT_A_TIME // logits.shape[-1]))

@@ -1,6 +1,13 @@
-"""What the values of a real-valued code cost: uniform quantization and the entropy of what comes out."""
+"""What the values of a real-valued code cost: uniform quantization and the entropy of what comes out.
 
-from collections.abc import Iterable
+That a sparse code is to be judged by its description length is MDL-SAE's idea (Ayonrinde, Pearce and Sharkey, 2024,
+arXiv 2410.11179), who add up the entropies of each feature's quantized activation, 0 among its levels. The count here
+differs in three ways: which features fire is counted apart, so that a binary code is counted alike and a coder that
+codes features jointly can be; the levels of all features share one step and one table, which no user has to send per
+feature; and the step is the coarsest that costs little explained variance, where theirs is to cost little of the loss.
+"""
+
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,7 +24,7 @@ STEPS = tuple(2.0 ** (1 - half / 2) for half in range(10))  # in units of the ro
 @torch.no_grad()
 def value_coding_curve(
     sae: SAE[Any],
-    batches: Iterable[tuple[Float[Tensor, "_ d_in"], Float[Tensor, "_ d_out"]]],
+    coded: Callable[[], Iterable[tuple[Float[Tensor, "_ d_sae"], Float[Tensor, "_ d_out"]]]],
     support_bits: float,
     variance: float,
 ) -> list[RatePoint]:
@@ -26,19 +33,18 @@ def value_coding_curve(
     Values are measured by what they do to the output, activation times norm of the decoder row, and rounded to
     multiples of a step, one step for all features. Their cost is the empirical entropy of the rounded values, one code
     table shared by all features, so that it can be had by any entropy coder; saying which fire costs `support_bits`.
-    `variance` is the squared distance of all targets to their mean.
+    `coded` gives batches of codes and of what `sae` should decode them to, and is asked twice; `variance` is the
+    squared distance of all targets to their mean.
     """
     norms = sae.W_dec.norm(dim=-1).clamp(min=1e-12)
-    batches = list(batches)
-    root_mean_square = _root_mean_square(sae, batches, norms)
+    root_mean_square = _root_mean_square((feature_acts for feature_acts, _ in coded()), norms)
     if root_mean_square == 0:
         return []
     errors = torch.zeros(len(STEPS), dtype=torch.float64)
     counts: list[dict[int, int]] = [{} for _ in STEPS]
     n = 0
-    for x, y in batches:
-        y, n = y.double(), n + len(x)
-        feature_acts = sae.encode(x.to(sae.device, sae.dtype))
+    for feature_acts, y in coded():
+        y, n = y.double(), n + len(y)
         for index, relative_step in enumerate(STEPS):
             step = relative_step * root_mean_square
             levels = (feature_acts * norms / step).round()
@@ -56,10 +62,9 @@ def cheapest_values(curve: list[RatePoint], explained_variance: float) -> RatePo
     return min(good, key=lambda point: point.bits) if good else curve[-1]
 
 
-def _root_mean_square(sae: SAE[Any], batches: list[tuple[Tensor, Tensor]], norms: Float[Tensor, " d_sae"]) -> float:
+def _root_mean_square(codes: Iterable[Float[Tensor, "_ d_sae"]], norms: Float[Tensor, " d_sae"]) -> float:
     squares = fired = 0.0
-    for x, _ in batches:
-        feature_acts = sae.encode(x.to(sae.device, sae.dtype))
+    for feature_acts in codes:
         squares += (feature_acts * norms).double().square().sum().item()
         fired += (feature_acts != 0).sum().item()
     return (squares / fired) ** 0.5 if fired else 0.0

@@ -27,6 +27,14 @@ def step(x: Float[Tensor, "*shape"], surrogate: Surrogate = "sigmoid") -> Float[
     return cast(Tensor, _Step.apply(x, surrogate))
 
 
+def step_of_largest(
+    x: Float[Tensor, "*batch d_sae"], k: int, surrogate: Surrogate = "sigmoid"
+) -> Float[Tensor, "*batch d_sae"]:
+    """`step(x)` at the k largest of each row, 0 elsewhere, where there is no gradient either (arXiv 2509.25596)."""
+    largest = torch.zeros_like(x).scatter_(-1, x.detach().topk(k, dim=-1, sorted=False).indices, 1.0)
+    return step(x, surrogate) * largest
+
+
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, surrogate: Surrogate) -> Tensor:  # noqa: ARG004

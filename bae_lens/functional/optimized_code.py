@@ -73,6 +73,14 @@ def couplings(W_dec: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "d_sae d_sae
     return (W @ W.T).mul_(2).fill_diagonal_(0)
 
 
+def useful_couplings(W_dec: Float[Tensor, "d_sae d_out"], n_vectors: int) -> Float[Tensor, "d_sae d_sae"] | None:
+    """The couplings; None where `optimize_code` does better without: for few vectors, or if they are over a GiB."""
+    d_sae = len(W_dec)
+    if n_vectors * FLIPS_EXPECTED < d_sae or d_sae**2 > LARGEST_COUPLINGS:
+        return None
+    return couplings(W_dec)
+
+
 class KeptCouplings:
     """The couplings of a decoder, kept until it changes: to compute them takes as long as to encode d_sae vectors."""
 
@@ -81,14 +89,13 @@ class KeptCouplings:
 
     @torch.no_grad()
     def __call__(self, W_dec: Float[Tensor, "d_sae d_out"], n_vectors: int) -> Float[Tensor, "d_sae d_sae"] | None:
-        """None where `optimize_code` does better without: for few vectors, or if they take more than a GiB."""
+        """Those kept, or else `useful_couplings`."""
         if self._kept is not None and self._is_of(W_dec, self._kept[0]):
             return self._kept[1]
-        d_sae = len(W_dec)
-        if n_vectors * FLIPS_EXPECTED < d_sae or d_sae**2 > LARGEST_COUPLINGS:
-            return None
-        self._kept = (W_dec.detach().clone(), couplings(W_dec))
-        return self._kept[1]
+        coupling = useful_couplings(W_dec, n_vectors)
+        if coupling is not None:
+            self._kept = (W_dec.detach().clone(), coupling)
+        return coupling
 
     @staticmethod
     def _is_of(W_dec: Tensor, kept: Tensor) -> bool:
@@ -141,7 +148,7 @@ def _flip(
     """In place, where `sign` is 1 of a bit that is off and -1 of one that is on, and a flip must gain over `least`."""
     for flips in range(1, max_flips + 1):
         gain = sign * field
-        best = _argmax(gain)
+        best = argmax_of_rows(gain)
         index = best[:, None]
         turned = sign.gather(1, index) * (gain.gather(1, index) > least)
         going_on = turned.nonzero()[:, 0]
@@ -160,6 +167,6 @@ def _flip(
             return
 
 
-def _argmax(x: Float[Tensor, "n k"]) -> Int[Tensor, " n"]:
+def argmax_of_rows(x: Float[Tensor, "n k"]) -> Int[Tensor, " n"]:
     """Of each row; on a CPU by numpy, which takes a tenth of torch's time."""
     return torch.from_numpy(x.numpy().argmax(-1)) if x.device.type == "cpu" else x.argmax(-1)

@@ -12,6 +12,11 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from scipy.sparse import csr_array
 
+_LOW = np.array([(4 + quarter) / 2.0 ** (4 + octave) for octave in reversed(range(14)) for quarter in range(4)])
+RATES = np.concatenate([[0.0], _LOW, [0.5], 1 - _LOW[::-1], [1.0]])
+"""Of never, of always, and between them exact numbers, four an octave, from 1 in 32,768 on."""
+RATE_BITS = float(np.log2(len(RATES)))
+"""What it takes to say one of them."""
 ROWS = 1024  # unpacked at once
 MOST_PAIRS = 2**23  # of bits that are on together: if there are more, only every so many vectors are looked at
 
@@ -74,6 +79,23 @@ def pair_tree(packed: UInt8[np.ndarray, "n n_bytes"], d_sae: int, cost: float) -
         return alone - conditional_bits(fired, int(fired[feature]), together, n)
 
     return spanning_forest(worth, d_sae)
+
+
+def pair_bits(packed: UInt8[np.ndarray, "n n_bytes"], d_sae: int) -> float:
+    """What n vectors need coded along their tree of pairs, in bits, with all that describes it, as in a `.bae` file.
+
+    Of each feature its parent, and one or two of `RATES`; then its bits given the parent's.
+    """
+    parents = pair_tree(packed, d_sae, RATE_BITS)
+    paired, n = parents >= 0, len(packed)
+    fired, together = np.zeros((2, d_sae), np.int64)
+    for first in range(0, n, ROWS):
+        bits = np.unpackbits(packed[first : first + ROWS], axis=1, count=d_sae)
+        fired += bits.sum(0, dtype=np.int64)
+        together += (bits & bits[:, parents]).sum(0, dtype=np.int64)
+    given = conditional_bits(fired, np.where(paired, fired[parents], 0), np.where(paired, together, 0), n)
+    side = d_sae * np.log2(d_sae + 1) + (d_sae + paired.sum()) * RATE_BITS
+    return float(given.sum() + side)
 
 
 def _rare_bits(packed: np.ndarray, d_sae: int) -> csr_array:

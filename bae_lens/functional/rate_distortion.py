@@ -1,8 +1,8 @@
 """What other codes need: bits per vector against explained variance, as references for a binary autoencoder.
 
 Bits alone say nothing: any code can be made shorter by reconstructing worse. Here are the curves that a code's point is
-held against, the Gaussian bound and the classical code (PCA, then scalar quantization), and the bits of a family of
-codes at one explained variance, at which different sets of vectors become comparable.
+held against, the Gaussian bound, the classical code (PCA, then scalar quantization) and the simplest (signs), and the
+bits of a family of codes at one explained variance, at which different sets of vectors become comparable.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from torch import Tensor
 SWEPT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
 ROWS_PER_PRODUCT = 8192  # of a float32 product that is then added in float64
 COMPONENTS_AT_A_TIME = 32  # whose coefficients are held at once
+SIGN_POINTS = 8  # of the curve of signs
 ROWS_FOR_CENTROIDS = 16_384  # training vectors from which the values of quantized coefficients are learned
 
 
@@ -111,6 +112,41 @@ def pca_quantization(
             error[i] += part_error
     total = (test.double() - test.double().mean(0)).square().sum()
     return sorted(RatePoint(b, e) for b, e in zip(bits.tolist(), (1 - error / total).tolist(), strict=True))
+
+
+def sign_coding(
+    train: Float[Tensor, "n d"], test: Float[Tensor, "m d_test"], points: int = SIGN_POINTS
+) -> list[RatePoint]:
+    """The curve of signs alone: learned on `train`, measured on `test`, in order of rising bits.
+
+    Dimensions of a hidden state as so many binary registers, no direction learned: "Bag of Dims" (Nalagatla, 2026,
+    arXiv 2606.12629) as a code. Each dimension that is coded takes a bit, on which side of its training mean it is, and
+    is decoded as the mean of the training values on that side; the others are their mean. `points` codes, of which each
+    has as many dimensions more, those first whose sign explains most in training. Bits count with their entropy over
+    `test`. At its end an isotropic Gaussian takes a bit a dimension, which explains 2 / pi.
+
+    Raises ValueError as `pca_quantization` does.
+    """
+    _check(train, test)
+    mean = train.mean(0, dtype=torch.float64)
+    known, new = (x - mean.to(x) for x in (train, test))
+    above, above_new = known >= 0, new >= 0
+    fired = above.sum(0)
+    total, upper = known.sum(0, dtype=torch.float64), (known * above).sum(0, dtype=torch.float64)
+    high, low = upper / fired.clamp(min=1), (total - upper) / (len(train) - fired).clamp(min=1)
+    explained = fired * high.square() + (len(train) - fired) * low.square()
+    alone = new.square().sum(0, dtype=torch.float64)
+    coded = (new - torch.where(above_new, high, low).to(new)).square().sum(0, dtype=torch.float64)
+    share = above_new.double().mean(0)
+    bits = -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / np.log(2)
+    order = explained.argsort(descending=True)
+    at = torch.linspace(0, len(order), points + 1).round().long()[1:].clamp(min=1) - 1
+    error = alone.sum() + (coded - alone)[order].cumsum(0)[at]
+    variance = (test.double() - test.double().mean(0)).square().sum()
+    return [
+        RatePoint(*point)
+        for point in zip(bits[order].cumsum(0)[at].tolist(), (1 - error / variance).tolist(), strict=True)
+    ]
 
 
 def covariance(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:

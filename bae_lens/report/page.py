@@ -11,7 +11,16 @@ from markupsafe import Markup
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from bae_lens.comparison.results import TABLE, Comparison, DictionaryResult
+from bae_lens.comparison.results import (
+    AS_TRAINED,
+    HELP_TABLE,
+    OPTIMIZED,
+    REFITTED,
+    TABLE,
+    Comparison,
+    DictionaryResult,
+    codes_of,
+)
 from bae_lens.comparison.run import L0_TOLERANCE, best_trial
 from bae_lens.evaluation.metrics import DENSE_RATE
 from bae_lens.evaluation.value_bits import QUANTIZATION_LOSS
@@ -57,6 +66,22 @@ EXPLANATIONS = {
     "memory": "Largest memory while it trained: of the whole process, or on a GPU what was allocated there.",
 }
 """What the columns of the table mean, in plain words."""
+HELP_EXPLANATIONS = {
+    AS_TRAINED: "What the encoder gives.",
+    REFITTED: "The encoder's features, with the values that are best for the decoder.",
+    OPTIMIZED: (
+        "Features and values chosen for the decoder: of a binary code, bits flipped where it pays at the price of a "
+        "bit; of real values, for each token the best of what the encoder gives, that with the best values, and as "
+        "many features chosen one after the other."
+    ),
+    "explained variance": "With values rounded as coarsely as value bits count them.",
+    "joint bits": (
+        "Bits per token to say which features fire if each is coded given others, with all that it takes to read them: "
+        "as a .bae file codes them, or given the dictionary's geometry, whichever takes less."
+    ),
+    "bits": "Joint bits and value bits.",
+}
+"""What the rows and the columns of the table of codes mean."""
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
@@ -78,6 +103,10 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         answer=answer(comparison),
         ce_error=_largest_error(comparison),
         answer_figure=embed(draw(series.quality_by_bits(comparison, next(iter(series.by_hook(comparison))))), "answer"),
+        help_table=HELP_TABLE,
+        help_explanations=HELP_EXPLANATIONS,
+        codes=[(dictionary.name, codes_of(dictionary)) for dictionary in comparison.dictionaries],
+        quality_with_help=_panels(comparison, series.quality_with_help, "help"),
         quality_by_bits=_panels(comparison, series.quality_by_bits, "bits"),
         quality_by_l0=_panels(comparison, series.quality_by_l0, "l0"),
         firing_frequencies=embed(draw(series.firing_frequencies(comparison)), "rates"),

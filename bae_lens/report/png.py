@@ -16,6 +16,7 @@ from bae_lens.report.series import (
     firing_frequencies,
     quality_by_bits,
     quality_by_l0,
+    quality_with_help,
 )
 from bae_lens.storage import written_whole
 
@@ -33,6 +34,7 @@ def write_pictures(comparison: Comparison, folder: Path) -> list[Path]:
     hooks = by_hook(comparison)
     pictures = {
         "explained_variance_by_bits": {f"at {hook}": quality_by_bits(comparison, hook) for hook in hooks},
+        "explained_variance_with_every_help": {f"at {hook}": quality_with_help(comparison, hook) for hook in hooks},
         "explained_variance_by_l0": {f"at {hook}": quality_by_l0(comparison, hook) for hook in hooks},
         "firing_frequencies": {"": firing_frequencies(comparison)},
     }

@@ -4,16 +4,14 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Literal
 
-import numpy as np
-
-from bae_lens.comparison.results import Comparison, DictionaryResult
+from bae_lens.comparison.results import OPTIMIZED, REFITTED, Comparison, DictionaryResult, codes_of
+from bae_lens.evaluation.metrics import RATE_BINS, rate_histogram
 from bae_lens.functional.rate_distortion import RatePoint
 
 COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#999933", "#44AA99"
 )  # fmt: skip
 GRAY = "#767676"
-RATE_BINS = np.linspace(-5, 0, 21)  # log10 of the firing rate
 EXPLAINED_VARIANCE = "explained variance (1 is perfect)"
 
 Point = tuple[float | None, float | None]
@@ -83,26 +81,22 @@ def window(dictionaries: list[DictionaryResult]) -> tuple[float, float]:
     return 1.02 * most, min(point.explained_variance for point in points) - 0.1
 
 
-def rate_histogram(dictionary: DictionaryResult) -> list[Point]:
+def histogram_of_rates(dictionary: DictionaryResult) -> list[Point]:
     """Middles of the bins of `RATE_BINS`, and features that fire so often with the first seed; those that never do are
     in no bin.
     """
-    rates = np.array(dictionary.runs[0].metrics.code.firing_rates)
-    counts, _ = np.histogram(np.log10(rates[rates > 0]).clip(RATE_BINS[0]), RATE_BINS)
-    return list(zip(((RATE_BINS[1:] + RATE_BINS[:-1]) / 2).tolist(), counts.astype(float).tolist(), strict=True))
+    counts = rate_histogram(dictionary.runs[0].metrics.code.firing_rates)
+    return list(zip(((RATE_BINS[1:] + RATE_BINS[:-1]) / 2).tolist(), map(float, counts), strict=True))
 
 
 def quality_by_bits(comparison: Comparison, hook: str) -> Chart:
     """Explained variance of the dictionaries that write at `hook` against bits per token.
 
     A dictionary with real values is a curve over quantization steps, marked where the table counts its bits, a binary
-    one is a mark, one for each seed. At the comparison's own hook, what PCA with scalar quantization needs and what no
-    code could do better for Gaussian activations.
+    one is a mark, one for each seed. At the comparison's own hook, what PCA with scalar quantization needs, what no
+    code could do better for Gaussian activations, and what signs alone explain.
     """
-    dictionaries, series = by_hook(comparison)[hook], []
-    if hook == comparison.experiment.hook_name:
-        series.append(Series("PCA, quantized", _points(comparison.pca), GRAY, "dashed"))
-        series.append(Series("Gaussian bound", _points(comparison.gaussian_bound), GRAY, "dotted"))
+    dictionaries, series = by_hook(comparison)[hook], _references(comparison, hook)
     for dictionary in dictionaries:
         if not dictionary.is_binary:
             lines = [point for run in dictionary.runs for point in [*_points(run.metrics.value_curve), (None, None)]]
@@ -117,6 +111,45 @@ def quality_by_bits(comparison: Comparison, hook: str) -> Chart:
         x_range=(0.0, most_bits),
         y_range=(least, 1.02),
     )
+
+
+def quality_with_help(comparison: Comparison, hook: str) -> Chart:
+    """The same with every help: codes chosen for the decoders, features coded jointly.
+
+    A dictionary with real values has two curves, dashed that of its encoder's features with the best values.
+    """
+    dictionaries, series = by_hook(comparison)[hook], _references(comparison, hook)
+    marks, curves = [], []
+    for dictionary in dictionaries:
+        color = colors(comparison)[dictionary.name]
+        for name, style in ((REFITTED, "dashed"), (OPTIMIZED, "line")):
+            codes = codes_of(dictionary).get(name, [])
+            lines = [point for code in codes for point in [*_points(code.joint_value_curve), (None, None)]]
+            if lines and not dictionary.is_binary:
+                series.append(Series(dictionary.name, lines, color, style, in_legend=False))
+            curves += [point.bits for code in codes for point in code.joint_value_curve]
+        coded = [code.jointly_coded for code in codes_of(dictionary).get(OPTIMIZED, [])]
+        series.append(_runs(comparison, dictionary, _points(coded)))
+        marks += coded
+    return Chart(
+        "bits per token, features coded jointly",
+        EXPLAINED_VARIANCE,
+        "%{x:.0f} bits, explained variance %{y:.3f}",
+        series,
+        x_range=(0.0, 1.02 * max([*curves, *(1.5 * point.bits for point in marks), 1.0])),
+        y_range=(min((point.explained_variance for point in marks), default=0.0) - 0.1, 1.02),
+    )
+
+
+def _references(comparison: Comparison, hook: str) -> list[Series]:
+    """What needs no dictionary, at the comparison's own hook."""
+    if hook != comparison.experiment.hook_name:
+        return []
+    return [
+        Series("PCA, quantized", _points(comparison.pca), GRAY, "dashed"),
+        Series("Gaussian bound", _points(comparison.gaussian_bound), GRAY, "dotted"),
+        Series("signs", _points(comparison.sign_coding), GRAY, "line"),
+    ]
 
 
 def quality_by_l0(comparison: Comparison, hook: str) -> Chart:
@@ -154,7 +187,7 @@ def firing_frequencies(comparison: Comparison) -> Chart:
         [
             Series(
                 f"{dictionary.name} ({dictionary.runs[0].metrics.code.dead} never fire)",
-                rate_histogram(dictionary),
+                histogram_of_rates(dictionary),
                 colors(comparison)[dictionary.name],
                 "steps",
             )

@@ -1,4 +1,4 @@
-"""Architectures in SAELens, each with its training twin: the binary autoencoder and transcoders.
+"""Architectures in SAELens, each with its training twin: the binary autoencoder, its Top-k form and transcoders.
 
 Importing this registers them, so that `SAE.load_from_disk` and SAELens' runners know their names.
 """
@@ -6,6 +6,7 @@ Importing this registers them, so that `SAE.load_from_disk` and SAELens' runners
 from bae_lens.saes.authors_checkpoint import load_authors_checkpoint
 from bae_lens.saes.bae import BAE, BAEConfig
 from bae_lens.saes.binary_code import BinaryCode, is_binary
+from bae_lens.saes.binary_topk import BinaryTopK, BinaryTopKConfig, TrainingBinaryTopK, TrainingBinaryTopKConfig
 from bae_lens.saes.saelens_compat import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_bae import TrainingBAE
 from bae_lens.saes.training_config import TrainingBAEConfig
@@ -23,12 +24,16 @@ __all__ = [
     "BAE",
     "BAEConfig",
     "BinaryCode",
+    "BinaryTopK",
+    "BinaryTopKConfig",
     "BinaryTranscoder",
     "BinaryTranscoderConfig",
     "TopKTranscoder",
     "TopKTranscoderConfig",
     "TrainingBAE",
     "TrainingBAEConfig",
+    "TrainingBinaryTopK",
+    "TrainingBinaryTopKConfig",
     "TrainingBinaryTranscoder",
     "TrainingBinaryTranscoderConfig",
     "TrainingTopKTranscoder",
@@ -41,9 +46,11 @@ __all__ = [
 
 # Assigned, not registered through register_sae_class, which raises when a notebook imports the package again.
 SAE_CLASS_REGISTRY["bae"] = (BAE, BAEConfig)
+SAE_CLASS_REGISTRY["binary_topk"] = (BinaryTopK, BinaryTopKConfig)
 SAE_CLASS_REGISTRY["binary_transcoder"] = (BinaryTranscoder, BinaryTranscoderConfig)
 SAE_CLASS_REGISTRY["topk_transcoder"] = (TopKTranscoder, TopKTranscoderConfig)
 SAE_TRAINING_CLASS_REGISTRY["bae"] = (TrainingBAE, TrainingBAEConfig)
+SAE_TRAINING_CLASS_REGISTRY["binary_topk"] = (TrainingBinaryTopK, TrainingBinaryTopKConfig)
 SAE_TRAINING_CLASS_REGISTRY["binary_transcoder"] = (TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig)
 SAE_TRAINING_CLASS_REGISTRY["topk_transcoder"] = (TrainingTopKTranscoder, TrainingTopKTranscoderConfig)
 SAE_TRAINING_CLASS_REGISTRY["transcoder"] = (TrainingTranscoder, TrainingTranscoderConfig)

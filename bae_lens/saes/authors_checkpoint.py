@@ -2,12 +2,14 @@
 
 import io
 import pickle
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bae_lens.saes.bae import BAE, BAEConfig
+from bae_lens.saes.foreign_files import PICKLE_BYTES, check_pickle, load_tensors
 
 STEPS = ("sign", "sign_s")  # their binarizations with the same forward pass as ours
 
@@ -27,7 +29,7 @@ def load_authors_checkpoint(
     if not weights_path.is_file():
         raise FileNotFoundError(f"no checkpoint at {weights_path}")
     try:
-        state = torch.load(weights_path, map_location=device, weights_only=True)
+        state = load_tensors(weights_path)
     except Exception as error:  # damaged archives fail in many ways
         raise ValueError(f"{weights_path} is not a readable state dict: {error}") from error
     _check_weights(state, weights_path)
@@ -53,10 +55,15 @@ def load_authors_checkpoint(
 
 
 def read_plain_pickle(path: str | Path) -> Any:
-    """Unpickles numbers, strings and containers only; raises ValueError before anything named in the file is called."""
-    content = io.BytesIO(Path(path).read_bytes())
+    """Unpickles numbers, strings and containers only, in a time and memory bounded by the size of the file.
+
+    Raises ValueError as `check_pickle`, and before anything named in the file is called.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(PICKLE_BYTES + 1)
     try:
-        return _PlainUnpickler(content).load()
+        check_pickle(content)
+        return _PlainUnpickler(io.BytesIO(content)).load()
     except Exception as error:  # damaged pickles fail in many ways
         raise ValueError(f"{path} is refused as a config: {error}") from error
 
@@ -77,7 +84,9 @@ def _check_weights(state: Any, path: Path) -> None:
         "decoder.bias": (d_in,),
     }
     if shapes != expected:
-        raise ValueError(f"{path} must hold exactly {', '.join(expected)} of matching shapes, got {shapes}")
+        raise ValueError(
+            f"{path} must hold exactly {', '.join(expected)} of matching shapes, got {reprlib.repr(shapes)}"
+        )
 
 
 def _check_variant(config: Any, path: str | Path) -> None:
@@ -87,5 +96,5 @@ def _check_variant(config: Any, path: str | Path) -> None:
     if step not in STEPS or output != "none":
         raise ValueError(
             f"only {' and '.join(STEPS)} with output_activation 'none' can be read as a BAE, "
-            f"but {path} says binarization_type {step!r} and output_activation {output!r}"
+            f"but {path} says binarization_type {reprlib.repr(step)} and output_activation {reprlib.repr(output)}"
         )

@@ -60,7 +60,11 @@ class BAE(BinaryCode[BAEConfig]):
 
     def _encode_alone(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
         """The encoder's own code (Eq. 2), no bit of it flipped."""
-        return self.hook_sae_acts_post(step(self.pre_activation(self.process_sae_in(x))))
+        return self.hook_sae_acts_post(self.code_of(self.pre_activation(self.process_sae_in(x))))
+
+    def code_of(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """The encoder's own code, 0 or 1, from its pre-activations."""
+        return step(hidden_pre)
 
     @torch.no_grad()
     def encode_optimized(
@@ -75,7 +79,7 @@ class BAE(BinaryCode[BAEConfig]):
         self._check_prior()
         _check_bit_price(self.bit_price)
         sae_in = self.process_sae_in(x)
-        feature_acts = step(self.pre_activation(sae_in))
+        feature_acts = self.code_of(self.pre_activation(sae_in))
         target = (sae_in - self.b_dec).reshape(-1, self.cfg.d_in)
         optimized = optimize_code(
             target,

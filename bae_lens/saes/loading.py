@@ -1,6 +1,7 @@
 """Dictionaries from folders that others may have written: whole and finite, or refused in one sentence."""
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> SAE[Any]:
     for name, values in sae.state_dict().items():
         if name != "bit_price" and not torch.isfinite(values).all():  # which is NaN where it is unknown
             raise ValueError(f"the dictionary in {folder} cannot be used: {name} holds NaN or infinity")
+        if name == "prior" and not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"the dictionary in {folder} cannot be used: its prior holds other than shares of 0 to 1")
     return sae
 
 
@@ -60,5 +63,9 @@ def _check_config(path: Path) -> None:
     if not isinstance(architecture, str) or architecture not in SAE_CLASS_REGISTRY:
         known = ", ".join(sorted(SAE_CLASS_REGISTRY))
         raise ValueError(f"{path} must name an architecture, one of {known}, got {architecture!r}")
-    if not isinstance(config.get("metadata", {}), dict):
-        raise ValueError(f"{path} must hold metadata by name, got {config['metadata']!r}")
+    metadata = config.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} must hold metadata by name, got {metadata!r}")
+    for name in ("hook_name", "hook_name_out"):
+        if not isinstance(metadata.get(name, ""), str | None):
+            raise ValueError(f"{path} must name a hook as its {name}, got {reprlib.repr(metadata[name])}")

@@ -64,6 +64,11 @@ def folded(weights: dict[str, Tensor], source: Standardization, target: Standard
     return {name: value.to(weights[name].dtype) for name, value in zip(FOLDED, raw, strict=True)}
 
 
+def raw_price(bit_price: Tensor, scale: float) -> Tensor:
+    """Squared error that a bit is worth, of activations as they are, from that of activations multiplied by `scale`."""
+    return bit_price / scale**2
+
+
 @dataclass(frozen=True)
 class PairStandardization:
     """The standardizations of a transcoder's input and of its output."""
@@ -83,4 +88,4 @@ class PairStandardization:
         for name, weights in raw.items():
             getattr(sae, name).copy_(weights)
         if is_binary(sae):
-            sae.bit_price /= self.target.scale**2
+            sae.bit_price.copy_(raw_price(sae.bit_price, self.target.scale))

@@ -14,7 +14,7 @@ from bae_lens.distributed import all_reduce_sum, gather_rows
 from bae_lens.functional.binarize import step
 from bae_lens.functional.covariance import code_times_signs, covariance_penalty
 from bae_lens.functional.losses import bit_price, marginal_entropy, reconstruction_error, tangent_entropy
-from bae_lens.functional.optimized_code import couplings, firing_bits, optimize_code
+from bae_lens.functional.optimized_code import firing_bits, optimize_code, useful_couplings
 from bae_lens.functional.rate_control import controlled_coefficient, excess, updated_multiplier
 from bae_lens.functional.strength import firing_rate, running_mean_weight
 from bae_lens.saes.bae import BAE
@@ -22,7 +22,7 @@ from bae_lens.saes.binary_code import BinaryCode
 from bae_lens.saes.finite_check import FiniteCheck
 from bae_lens.saes.running_standardization import RunningStandardization, State, add_missing_state
 from bae_lens.saes.saelens_compat import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
-from bae_lens.saes.standardization import FOLDED, PairStandardization, folded
+from bae_lens.saes.standardization import FOLDED, PairStandardization, folded, raw_price
 from bae_lens.saes.training_config import TrainingBAEConfig
 
 
@@ -148,7 +148,8 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         target = self.run_time_activation_norm_fn_in(self.reshape_fn_in(target.to(self.dtype)))
         target = self.standardization.target(target) - self.b_dec
         firing_cost = self.bit_price * firing_bits(self.prior)
-        return optimize_code(target, feature_acts, self.W_dec, firing_cost, self.cfg.max_flips, couplings(self.W_dec))
+        coupling = useful_couplings(self.W_dec, len(target))
+        return optimize_code(target, feature_acts, self.W_dec, firing_cost, self.cfg.max_flips, coupling)
 
     def _firing(self, step_input: TrainStepInput, code: Float[Tensor, "batch d_sae"]) -> Firing:
         rate = firing_rate(code)
@@ -214,7 +215,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
     def _folded_with(self, standardization: PairStandardization) -> dict[str, Tensor]:
         weights = {name: getattr(self, name).data for name in FOLDED}
         folded_weights = folded(weights, standardization.source, standardization.target)
-        return {**folded_weights, "bit_price": self.bit_price / standardization.target.scale**2}
+        return {**folded_weights, "bit_price": raw_price(self.bit_price, standardization.target.scale)}
 
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:

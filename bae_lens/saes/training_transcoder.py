@@ -4,7 +4,7 @@ A training batch holds the activations at both hooks side by side, (batch, d_in 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, no_type_check
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -55,7 +55,6 @@ class TrainingTranscoderConfig(StandardTrainingSAEConfig):
 class TrainingTranscoder(StandardTrainingSAE):
     """A ReLU transcoder with an L1 penalty, trained on pairs; saved as SAELens' `Transcoder`."""
 
-    is_binary: ClassVar[bool] = False
     cfg: TrainingTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @override
@@ -103,7 +102,6 @@ class TrainingTopKTranscoderConfig(TopKTrainingSAEConfig):
 class TrainingTopKTranscoder(TopKTrainingSAE):
     """A transcoder with the k largest activations of each token, trained on pairs; saved as a `TopKTranscoder`."""
 
-    is_binary: ClassVar[bool] = False
     cfg: TrainingTopKTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @override

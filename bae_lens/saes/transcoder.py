@@ -6,7 +6,7 @@ A transcoder reads the activations at one hook and writes those at another. `tra
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, no_type_check
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -45,8 +45,6 @@ class TopKTranscoderConfig(TranscoderConfig):
 
 class TopKTranscoder(Transcoder):
     """SAELens' `Transcoder` with its k largest pre-activations, as far as they are positive, instead of all."""
-
-    is_binary: ClassVar[bool] = False
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:

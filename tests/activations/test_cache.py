@@ -43,7 +43,7 @@ def test_special_tokens_padding_and_outlier_norms_are_not_content(tiny_model, tm
     states = cache_activations(tiny_model, Contexts(tokens, torch.tensor([1, 2])), [HOOK], tmp_path)[HOOK]
     assert states.content.tolist() == [1, 2, 3, 5]
     states = CachedActivations(tmp_path, HOOK)
-    states.norms = torch.tensor([99, 1, 5.1, 0.9, 99, 1, 99, 99])
+    states.norms = torch.tensor([99, 1, 5.1, 0.9, 99, 1, 99, 99])[:, None]
     assert states.outliers.nonzero().flatten().tolist() == [2]
     assert states.content.tolist() == [1, 3, 5]
 
@@ -73,7 +73,7 @@ def test_several_hooks_come_from_one_pass_and_stop_at_the_deepest(tiny_model, co
         assert torch.equal(states.content, both[HOOK].content)
 
 
-def test_first_hook_tells_which_tokens_are_outliers_at_all(tiny_model, contexts, tmp_path, monkeypatch):
+def test_an_outlier_at_any_hook_is_one_at_all_of_them(tiny_model, contexts, tmp_path, monkeypatch):
     hooks = [HOOK, "blocks.1.hook_resid_post"]
     hook_widths(tiny_model, hooks)
     run = tiny_model.run_with_cache
@@ -88,8 +88,8 @@ def test_first_hook_tells_which_tokens_are_outliers_at_all(tiny_model, contexts,
     cache_activations(tiny_model, contexts, hooks, tmp_path, batch_size=len(contexts.tokens))
     for hook in hooks:
         states = CachedActivations(tmp_path, hook)
-        assert states.outliers.nonzero().flatten().tolist() == [3 * 9 + 4]
-        assert len(states.content) == 639
+        assert states.outliers.nonzero().flatten().tolist() == [3 * 9 + 4, 5 * 9 + 6]
+        assert len(states.content) == 638
 
 
 def test_interrupted_cache_of_two_hooks_goes_on_at_both(tiny_model, contexts, tmp_path, monkeypatch):
@@ -214,7 +214,7 @@ def test_cache_of_an_older_version_is_refused(tiny_model, contexts, tmp_path):
     older = {"model": "tiny", "hook_names": [HOOK], "special_tokens": [0, 1, 2, 3]}
     for name in ("source.json", "complete.json"):
         (tmp_path / name).write_text(json.dumps(older))
-    with pytest.raises(ValueError, match=r"holds something else \(model: 'tiny' there, .*; contexts: None there"):
+    with pytest.raises(ValueError, match=r"holds something else \(model: 'tiny' there, .*; contexts: nothing there"):
         cache_activations(tiny_model, contexts, [HOOK], tmp_path)
     with pytest.raises(FileNotFoundError, match=rf"no complete cache of {HOOK} at .*; cache_activations makes one"):
         CachedActivations(tmp_path, HOOK)
@@ -267,6 +267,16 @@ def test_standardized_content_is_centred_with_mean_square_norm_d(states):
     standardized = states.standardization(states.rows(states.content)).double()
     assert standardized.mean(0).abs().max() < 1e-5
     assert standardized.square().sum(1).mean().item() == pytest.approx(16, rel=1e-5)
+
+
+def test_small_variance_far_from_zero_is_that_of_the_content(states, monkeypatch):
+    small = torch.randn(len(states.contexts.tokens.flatten()), 16).sign()  # of variance 1/256^2, beside a mean of 2^16
+    monkeypatch.setattr(states, "rows", lambda indices: 2.0**16 + small[indices] / 2**7)
+    standardized = states.standardization
+    x = states.rows(states.content).double()
+    expected = (16 / (x - x.mean(0)).square().sum(1).mean()).sqrt().item()
+    assert standardized.scale == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(standardized.mean.double(), x.mean(0), rtol=1e-7, atol=0)
 
 
 def test_hidden_states_without_variance_are_refused(states, monkeypatch):

@@ -201,6 +201,25 @@ def test_architecture_that_transformer_lens_does_not_convert_becomes_a_bridge(ti
     assert resolve_hook(model, "blocks.1.hook_resid_post") == "blocks.1.hook_out"
 
 
+def test_context_is_what_the_models_own_config_says(tiny_model_folder, monkeypatch):
+    """TransformerLens gives many models 2048 tokens, whatever they take; here it is 32 of 64."""
+    load = models.load_hooked
+
+    def cut_short(*given):
+        model = load(*given)
+        model.cfg.n_ctx = 32
+        return model
+
+    monkeypatch.setattr(models, "load_hooked", cut_short)
+    for _ in ("compared", "remembered"):
+        assert isinstance(load_model(str(tiny_model_folder), context_size=32), HookedSAETransformer)
+        with pytest.warns(UserWarning, match="becomes a TransformerLens bridge: as a hooked model it takes 32"):
+            model = load_model(str(tiny_model_folder), context_size=33)
+        assert isinstance(model, SAETransformerBridge)
+        assert model.cfg.n_ctx == 64
+    assert isinstance(load_model(str(tiny_model_folder)), HookedSAETransformer)
+
+
 @pytest.mark.parametrize(
     ("name", "loader"), [("gpt2", HookedSAETransformer), ("someone/unlisted-model", SAETransformerBridge)]
 )

@@ -7,6 +7,7 @@ import torch
 
 from bae_lens.activations import position_cache
 from bae_lens.activations.position_cache import PositionActivations, Windows, collect, random_windows
+from bae_lens.storage import checksum
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
 
@@ -14,6 +15,15 @@ HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
 @pytest.fixture
 def windows(tiny_tokenizer, tiny_dataset):
     return random_windows(tiny_tokenizer, tiny_dataset, 8, 40)
+
+
+def overwrite(folder, change):
+    """Another value in the array, as if it had been written there."""
+    array, sums = (np.load(folder / name, mmap_mode="r+") for name in ("activations.npy", "checksums.npy"))
+    change(array)
+    sums[:] = [checksum([array[:, :, window]]) for window in range(len(sums))]
+    array.flush()
+    sums.flush()
 
 
 def test_windows_begin_with_bos_and_are_whole(windows, tiny_tokenizer):
@@ -98,9 +108,7 @@ def test_interrupted_pass_goes_on(tiny_model, windows, tmp_path, monkeypatch):
 
 def test_outliers_take_their_window_out_everywhere(tiny_model, windows, tmp_path):
     collect(tiny_model, windows, HOOKS, [1, 8], tmp_path)
-    array = np.load(tmp_path / "activations.npy", mmap_mode="r+")
-    array[1, 0, 7] *= 100
-    array.flush()
+    overwrite(tmp_path, lambda array: array[1, 0, 7].__imul__(100))
     states = PositionActivations(tmp_path)
     assert 7 not in states.kept
     assert torch.equal(states.documents, windows.document[states.kept])
@@ -112,11 +120,57 @@ def test_outliers_are_over_five_times_the_median_of_their_hook_and_position(tmp_
     norms = np.ones((1, 2, 5, 1), dtype=np.float32)
     norms[0, 0, :, 0] = [1, 5.0, 0.9, 5.1, 1]  # in units of the median, which is 1
     norms[0, 1] *= 1e30  # whose squares are beyond float32
-    for name, array in (("activations.npy", norms), ("documents.npy", np.arange(5))):
+    sums = np.array([checksum([norms[:, :, window]]) for window in range(5)])
+    for name, array in (("activations.npy", norms), ("documents.npy", np.arange(5)), ("checksums.npy", sums)):
         np.save(tmp_path / name, array)
-    for name, content in (("source.json", {"hook_names": HOOKS[:1], "positions": [1, 2]}), ("complete.json", {})):
+    source, complete = {"hook_names": HOOKS[:1], "positions": [1, 2]}, {"documents": checksum([np.arange(5)])}
+    for name, content in (("source.json", source), ("complete.json", complete)):
         (tmp_path / name).write_text(json.dumps(content))
     assert PositionActivations(tmp_path).kept.tolist() == [0, 1, 2, 4]
+
+
+def flip(path, index):
+    array = np.load(path, mmap_mode="r+")
+    array[index] += 1
+    array.flush()
+
+
+def test_damaged_windows_are_found_when_read_and_computed_again(tiny_model, windows, tmp_path, monkeypatch):
+    whole = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path, batch_size=8).activations.copy()
+    flip(tmp_path / "activations.npy", (1, 0, 7, 3))
+    with pytest.raises(ValueError, match=r"1 windows in .* are damaged; run the same again, which computes them again"):
+        _ = PositionActivations(tmp_path).kept
+    calls, original = [], position_cache.run_at_hooks
+    monkeypatch.setattr(position_cache, "run_at_hooks", lambda *given: (calls.append(given), original(*given))[1])
+    with pytest.warns(UserWarning, match="1 of 40 windows in .* are damaged and computed again"):
+        again = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path, batch_size=8)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(again.activations, whole)
+    assert len(again.kept) == 40
+
+
+def test_interrupted_pass_is_checked_before_it_goes_on(tiny_model, windows, tmp_path):
+    whole = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path, batch_size=8).activations.copy()
+    (tmp_path / "complete.json").unlink()
+    flip(tmp_path / "activations.npy", (0, 1, 39, 0))
+    with pytest.warns(UserWarning, match="1 of 40 windows"):
+        again = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path, batch_size=8)
+    np.testing.assert_array_equal(again.activations, whole)
+
+
+def test_damaged_documents_are_refused(tiny_model, windows, tmp_path):
+    collect(tiny_model, windows, HOOKS, [1], tmp_path)
+    flip(tmp_path / "documents.npy", 3)
+    with pytest.raises(ValueError, match=r"documents.npy in .* is damaged; remove the folder to start over"):
+        PositionActivations(tmp_path)
+
+
+def test_pass_of_a_version_without_checksums_is_made_again(tiny_model, windows, tmp_path):
+    collect(tiny_model, windows, HOOKS, [1], tmp_path)
+    (tmp_path / "checksums.npy").unlink()
+    (tmp_path / "complete.json").write_text(json.dumps({"windows": 40}))
+    flip(tmp_path / "activations.npy", (0, 0, 3, 3))
+    assert len(collect(tiny_model, windows, HOOKS, [1], tmp_path).kept) == 40
 
 
 def test_folder_of_something_else_is_refused(tiny_model, windows, tmp_path):

@@ -126,3 +126,9 @@ def test_words_that_pandas_takes_for_missing_are_text(tmp_path):
 def test_documents_that_are_none_are_refused(documents, message):
     with pytest.raises(ValueError, match=message):
         list(texts(documents))
+
+
+def test_name_that_datasets_takes_for_several_places_is_refused(tmp_path):
+    (tmp_path / "a::b.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"a::b.txt has :: in its name, .*; rename it"):
+        load_text(str(tmp_path / "a::b.txt"))

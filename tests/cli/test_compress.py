@@ -8,6 +8,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from safetensors.torch import save_file
 
 from bae_lens import BAE, BAEConfig, compress, read_code
+from bae_lens.cli import decompress as decompress_command
 from bae_lens.cli import main as cli
 from bae_lens.compression import code_file
 
@@ -53,6 +54,7 @@ def test_there_and_back(bae, vectors, command, tmp_path):
     size = (tmp_path / "x.bae").stat().st_size
     assert f"300 vectors, {size} bytes: {8 * size / 300:.1f} bits a vector" in printed
     assert "as 16-bit numbers 256" in printed
+    assert re.search(r"chunks coded: 1 by (columns|pairs|geometry)\n", printed)
     assert re.search(r"entropy of the code \d+\.\d, \d+\.\d jointly", printed)
     save_file({"x": vectors[:7].contiguous()}, tmp_path / "more.safetensors")
     command("compress", "--append", "--vectors", tmp_path / "more.safetensors", *ends, tmp_path / "x.bae")
@@ -65,18 +67,44 @@ def test_there_and_back(bae, vectors, command, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_of_two_decompressions_to_one_file_each_is_whole_and_the_last_to_end_stays(
+    bae, vectors, command, tmp_path, monkeypatch
+):
+    compress(bae, vectors, tmp_path / "x.bae")
+    given = ["--file", tmp_path / "x.bae", "--dictionary", tmp_path / "bae", "--output", tmp_path / "y.npy"]
+    read, seen = decompress_command.reconstructions, []
+
+    def while_another_is_at_work(*arguments):
+        """The second, another process, begins and ends after the first has begun to write."""
+        monkeypatch.setattr(decompress_command, "reconstructions", read)
+        for number, part in enumerate(read(*arguments)):
+            yield part
+            if number == 0:
+                with monkeypatch.context() as other:
+                    other.setattr("bae_lens.storage.os.getpid", lambda: 1)
+                    seen.append(command("decompress", *given, "--stop", 10))
+                seen.append(np.load(tmp_path / "y.npy"))
+
+    monkeypatch.setattr(decompress_command, "reconstructions", while_another_is_at_work)
+    assert command("decompress", *given) == f"300 vectors in {tmp_path / 'y.npy'}\n"
+    expected = bae(vectors).detach().numpy()
+    assert seen[0] == f"10 vectors in {tmp_path / 'y.npy'}\n"
+    np.testing.assert_allclose(seen[1], expected[:10], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.usefixtures("bae", "vectors")
 def test_features_by_themselves(command, tmp_path):
     ends = ("--vectors", tmp_path / "x.npy", "--dictionary", tmp_path / "bae", "--output", tmp_path / "x.bae")
     command("compress", "--no-joint", *ends)
     with code_file.CodeFile(tmp_path / "x.bae") as file:
-        assert not any(chunk.pairs for chunk in file.chunks())
+        assert {chunk.coding for chunk in file.chunks()} == {code_file.Coding.COLUMNS}
 
 
 def test_folder_of_hidden_states(bae, states, command, tmp_path):
     _, test = states
     command("compress", "--vectors", test.folder, "--dictionary", tmp_path / "bae", "--output", tmp_path / "x.bae")
-    assert torch.equal(read_code(tmp_path / "x.bae"), bae.encode(test.rows(test.content)))
+    assert torch.equal(read_code(tmp_path / "x.bae", sae=bae), bae.encode(test.rows(test.content)))
 
 
 def test_damage_is_shown(bae, vectors, command, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from contextlib import contextmanager
 
@@ -189,6 +190,28 @@ def test_a_run_of_another_version_is_refused_with_a_sentence(comsem, run_folder,
         comsem("--embedding-judge")
     assert stop.value.code == 2
     assert "of this version of bae_lens (dataset: Field required" in capsys.readouterr().err
+
+
+def test_a_run_that_was_moved_is_scored_from_anywhere(comsem, run_folder, tmp_path, monkeypatch, capsys):
+    options = ("--embedding-judge", "--accept-failing-judge", "--max-features", "2")
+    comsem(*options)
+    there = capsys.readouterr().out.splitlines()[:3]
+    moved = tmp_path / "another" / "place"
+    moved.parent.mkdir()
+    run_folder.rename(moved)
+    shutil.rmtree(moved / "comsem")
+    monkeypatch.chdir(moved.parent)
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", "place", "--tokens", "600", *options])
+    cli.main()
+    assert capsys.readouterr().out.splitlines()[:3] == there
+
+
+def test_a_text_or_model_that_is_gone_is_named(comsem, run_folder, tmp_path, capsys):
+    (tmp_path / "words.jsonl").unlink()
+    with pytest.raises(SystemExit):
+        comsem("--embedding-judge")
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"error: {run_folder / 'run.json'} names {tmp_path / 'words.jsonl'}, which is not there")
 
 
 def test_run_of_a_model_that_was_replaced_is_not_scored(comsem, run_folder, capsys):

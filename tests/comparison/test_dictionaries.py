@@ -18,6 +18,7 @@ NAMES = {
     "bae": "BAE",
     "standard": "ReLU",
     "topk": "Top-k",
+    "binary_topk": "Binary Top-k",
     "gated": "Gated",
     "jumprelu": "JumpReLU",
     "batchtopk": "BatchTopK",
@@ -87,8 +88,8 @@ def test_a_transcoder_takes_its_hooks_and_reads_what_it_is_wide(tiny_model):
     assert {"d_in": 32, "d_sae": 128, "d_out": 16}.items() <= recipe.to_dict().items()
 
 
-def test_published_presets_have_their_learning_rate(tiny_model):
-    presets: Any = (("default", 6e-3), ("paper", 5e-4), ("authors", 5e-4))
+def test_presets_have_their_learning_rate(tiny_model):
+    presets: Any = (("default", 6e-3), ("optimized", 6e-3), ("paper", 5e-4), ("authors", 5e-4))
     for preset, lr in presets:
         (recipe,) = DictionarySpec("bae", preset=preset).contender(tiny_model, HOOK, 4, 100).trials
         assert recipe.lr == lr
@@ -163,11 +164,33 @@ def test_trials_override_the_config_and_the_learning_rate(tiny_model):
         ("dictionaries: {a: {architecture: bae, rate: 3}}", "dictionary 'a' takes architecture, config"),
         ("dictionaries: {a: bae}", "dictionary 'a' takes architecture, config, .* got 'bae'"),
         ("dictionaries: {a: {architecture: bea}}", "architecture must be one of"),
+        ("a: &a [1]\nb: *a", "aliases are not read; write the value out"),
+        ("a: &a [*a]", "aliases are not read; write the value out"),
+        ("seeds: &a [1, 2]\ndictionaries: {a: {architecture: bae, config: *a}}", "aliases are not read"),
+        ("a: " + "[" * 2000 + "]" * 2000, "is not YAML that can be read: maximum recursion"),
+        ("{[a, b]: 1}", "unhashable key"),
+        ("when: 2001-99-99", "is not YAML that can be read: month"),
+        ("# " + "x" * 2**18, "has more than 262144 bytes"),
+        ("dictionaries: {1: {architecture: bae}}", "the name of a dictionary must be text, got 1; put it in quotes"),
+        ("dictionaries: {no: {architecture: bae}}", "the name of a dictionary must be text, got False; put it in"),
+        ("dictionaries: {a: {architecture: bae, config: {2001-01-01: 1}}}", "names must be text"),
     ],
 )
 def test_file_that_cannot_be_is_refused(write, text, message):
     with pytest.raises(ValueError, match=message):
         read_specs(write(text))
+
+
+def test_what_is_shown_of_a_wrong_value_is_short(write):
+    for text in (f"dictionaries: {{a: {{x: {list(range(9999))}}}}}", f"dictionaries: {list(range(9999))}"):
+        with pytest.raises(ValueError, match=r"config\.yaml: dictionar") as refused:
+            read_specs(write(text))
+        assert len(str(refused.value)) < 400
+
+
+def test_many_keys_are_read_in_time_that_grows_with_them(write):
+    content, _ = read_specs(write("".join(f"a{i}: 1\n" for i in range(20_000))))
+    assert len(content) == 20_000
 
 
 WRONG_TYPES = {

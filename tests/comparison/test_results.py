@@ -7,24 +7,31 @@ from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.comparison.experiment import Experiment
 from bae_lens.comparison.results import (
+    AS_TRAINED,
+    HELP_TABLE,
+    OPTIMIZED,
+    REFITTED,
     Comparison,
     Corpus,
     DictionaryResult,
     Run,
     Trial,
+    codes_of,
     corpus_of,
     over_seeds,
     saebench_core,
 )
 from bae_lens.evaluation.features import FeatureDashboard, Neighbor, TokenInContext
-from bae_lens.evaluation.metrics import CodeMetrics, DictionaryMetrics
+from bae_lens.evaluation.metrics import CodeMetrics, DictionaryMetrics, OptimizedCode
 from bae_lens.evaluation.model_loss import LanguageModelLoss
 from bae_lens.functional.rate_distortion import RatePoint
 from bae_lens.storage import Stage, validated
 from bae_lens.training.recipe import TrainingSettings
 
-CODE = CodeMetrics(100, 6.5, 5.25, 20.4, 1, 2, 3, 4, [0.0, 1.0, 0.005, 0.05, 0.1, 0.11, 0.5, 0.02])
-METRICS = DictionaryMetrics(CODE, 0.751, 12.5, 0.9, 0.8, 30.2, [RatePoint(50.6, 0.742), RatePoint(60.0, 0.75)], False)
+CODE = CodeMetrics(100, 6.5, 5.25, 20.4, 16.4, 1, 2, 3, 4, [0.0, 1.0, 0.005, 0.05, 0.1, 0.11, 0.5, 0.02])
+CURVE = [RatePoint(50.6, 0.742), RatePoint(60.0, 0.75)]
+BETTER = OptimizedCode(replace(CODE, joint_bits=18.4, dead=0), 0.83, 29.2, [RatePoint(49.6, 0.82)])
+METRICS = DictionaryMetrics(CODE, 0.751, 12.5, 0.9, 0.8, 30.2, CURVE, False, BETTER, replace(BETTER, value_bits=9.0))
 LOSS = LanguageModelLoss(90, clean=2.0, with_sae=2.5, ablated=7.0, kl_with_sae=0.4, kl_ablated=4.0)
 DASHBOARD = FeatureDashboard(3, 0.05, [TokenInContext("before", "token", "after", 1.5)], [Neighbor(5, 0.25)], ["yes"])
 
@@ -48,6 +55,7 @@ def comparison() -> Comparison:
         [Stage("train", 1.5, 0.5)],
         [RatePoint(10.0, 0.5)],
         [RatePoint(10.0, 0.6)],
+        [RatePoint(9.0, 0.4)],
         [
             DictionaryResult("BAE", "bae", "h", "h", 8, trials, {"lr": 0.2}, [run(3, 0.7), run(4, 0.8)], [DASHBOARD]),
             DictionaryResult("TC", "transcoder", "h", "out", 8, [], {"lr": 0.1}, [run(3, 0.5), run(4, 0.5)], []),
@@ -68,6 +76,11 @@ def test_comparison_survives_json(comparison, tmp_path):
     ("change", "where"),
     [
         (lambda content: content.pop("pca"), "pca: Field required"),
+        (lambda content: content.pop("sign_coding"), "sign_coding: Field required"),  # as in results before there was
+        (
+            lambda content: content["dictionaries"][0]["runs"][0]["metrics"].pop("optimized"),
+            r"dictionaries\.0\.runs\.0\.metrics\.optimized: Field required",
+        ),
         (lambda content: content["experiment"].update(seeds=[1, 1]), "experiment: .*seeds must be different"),
         (
             lambda content: content["dictionaries"][0]["runs"][1]["metrics"].pop("is_binary"),
@@ -81,6 +94,30 @@ def test_what_is_no_result_is_refused_with_its_place(comparison, change, where):
     change(content)
     with pytest.raises(ValueError, match=rf"this result is no Comparison of this version of bae_lens \({where}"):
         Comparison.from_dict(content)
+
+
+def test_codes_are_measured_alike_before_and_after_help(comparison):
+    before, values, after = codes_of(comparison.dictionaries[0]).items()
+    assert [name for name, _ in (before, values, after)] == [AS_TRAINED, REFITTED, OPTIMIZED]
+    assert {heading: cell(after[1]) for heading, cell in HELP_TABLE.items()} == {
+        "explained variance": "0.820 ± 0.000",
+        "support bits": "20 ± 0",
+        "joint bits": "18 ± 0",
+        "value bits": "29 ± 0",
+        "bits": "48 ± 0",  # 18.4 + 29.2
+        "L0": "6.5 ± 0.0",
+        "dead": "0 ± 0",
+        "dense": "3 ± 0",
+        "Feature Activated": "4 ± 0",
+    }
+    assert HELP_TABLE["bits"](before[1]) == "47 ± 0"  # 16.4 + 30.2
+    assert HELP_TABLE["value bits"](values[1]) == "9 ± 0"
+
+
+def test_codes_that_were_not_measured_are_left_out(comparison):
+    binary = comparison.dictionaries[0]
+    runs = [replace(run, metrics=replace(run.metrics, refitted=None, optimized=None)) for run in binary.runs]
+    assert list(codes_of(replace(binary, runs=runs))) == [AS_TRAINED]
 
 
 def test_table_has_a_row_a_dictionary_with_mean_and_standard_deviation(comparison):

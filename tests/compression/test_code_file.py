@@ -9,25 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bae_lens.compression import code_file, code_writer
+from bae_lens.compression import code_file, code_writer, geometry_coder
 from bae_lens.compression.code_file import (
     CHUNK,
-    CHUNK_MAGIC,
     CHUNKS_AT,
     COMMIT,
     COMMIT_AT,
     DIGEST,
     MAGIC,
-    PAIRS_MAGIC,
     PREAMBLE,
     CodeFile,
+    Coding,
     chunk_rows,
     digest,
 )
 from bae_lens.compression.code_writer import CodeWriter
+from bae_lens.compression.geometry_coder import Geometry
 
 KEY = bytes(range(16))
 D_SAE, ROWS = 20, 50
@@ -36,6 +37,16 @@ D_SAE, ROWS = 20, 50
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     monkeypatch.setattr(code_file, "CHUNK_ROWS", ROWS)
+    monkeypatch.setattr(geometry_coder, "ONE_IN", 2)
+
+
+def random_geometry(seed=0, d_sae=D_SAE):
+    """Directions of whole numbers, so that they are the same on every machine."""
+    W_dec = torch.from_numpy(np.random.default_rng(seed).integers(-9, 10, (d_sae, 6))).float()
+    return Geometry(W_dec.T, W_dec)
+
+
+GEOMETRY = random_geometry()
 
 
 def random_code(n, d_sae=D_SAE, seed=0):
@@ -51,31 +62,42 @@ def dependent_code(n, seed=0):
     return np.packbits(bits, axis=1)
 
 
-def write(path, packed, append=False, key=KEY, d_sae=D_SAE, joint=True):
-    with CodeWriter(path, d_sae, key, append, joint) as writer:
+def geometric_code(n, seed=0):
+    """Eight coins, and features that mostly fire where those before decode to something near them."""
+    rng, products = np.random.default_rng(seed), GEOMETRY.W_dec.numpy() @ GEOMETRY.W_enc.numpy()
+    bits = (rng.random((n, D_SAE)) < 0.5).astype(np.uint8)
+    for j in range(8, D_SAE):
+        bits[:, j] = (bits[:, :j] @ products[:j, j] > 60) ^ (rng.random(n) < 0.01)
+    return np.packbits(bits, axis=1)
+
+
+def write(path, packed, append=False, key=KEY, d_sae=D_SAE, joint=True, geometry=None):
+    with CodeWriter(path, d_sae, key, append, joint, geometry) as writer:
         for first in range(0, len(packed), 30):
             writer.write(packed[first : first + 30])
     return writer
 
 
-def read(path, rows=None, skip_damaged=False):
-    with CodeFile(path, skip_damaged) as file:
+def read(path, rows=None, skip_damaged=False, geometry=GEOMETRY):
+    with CodeFile(path, skip_damaged, geometry) as file:
         parts = [np.zeros((0, -(-file.d_sae // 8)), np.uint8), *(packed for _, packed in file.codes(rows))]
         return np.concatenate(parts), file.damaged
 
 
-@pytest.fixture(scope="module", params=["features", "pairs"])
+@pytest.fixture(scope="module", params=Coding, ids=lambda coding: coding.name.lower())
 def content(tmp_path_factory, request):
     """A file of 130 vectors in three chunks: 50 and 60, then an append of 20."""
-    joint = request.param == "pairs"
+    geometry = GEOMETRY if request.param is Coding.GEOMETRY else None
+    joint = request.param is not Coding.COLUMNS
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_file, "CHUNK_ROWS", ROWS)
+        patch.setattr(geometry_coder, "ONE_IN", 2)
         path = tmp_path_factory.mktemp("content") / "x.bae"
-        code = random_code(130)
-        write(path, code[:110], joint=joint)
-        write(path, code[110:], append=True, joint=joint)
+        code = geometric_code(130) if geometry else random_code(130)
+        write(path, code[:110], joint=joint, geometry=geometry)
+        write(path, code[110:], append=True, joint=joint, geometry=geometry)
         with CodeFile(path) as file:
-            assert [chunk.pairs for chunk in file.chunks()] == [joint] * 3
+            assert [chunk.coding for chunk in file.chunks()] == [request.param] * 3
         return path.read_bytes(), code
 
 
@@ -129,11 +151,11 @@ def test_a_range_is_read_without_the_rest(tmp_path, content, monkeypatch):
     path = tmp_path / "x.bae"
     path.write_bytes(content[0])
     decoded = []
-    for name in ("decode_columns", "decode_pairs"):
+    for name in ("decode_columns", "decode_pairs", "decode_geometry"):
         decode = getattr(code_file, name)
         spied = lambda *arguments, decode=decode: decoded.append(0) or decode(*arguments)  # noqa: E731
         monkeypatch.setattr(code_file, name, spied)
-    with CodeFile(path) as file:
+    with CodeFile(path, geometry=GEOMETRY) as file:
         sizes = []
 
         class Spied(io.BufferedReader):
@@ -451,7 +473,7 @@ def test_swapped_chunks_are_noticed(tmp_path, content):
         read(path)
 
 
-def hostile(d_sae=D_SAE, version=2, n_rows=0, end=None, chunks=(), magic=CHUNK_MAGIC):
+def hostile(d_sae=D_SAE, version=3, n_rows=0, end=None, chunks=(), magic=Coding.COLUMNS.value):
     """A file whose digests are all right, whatever it says."""
     preamble = PREAMBLE.pack(MAGIC, version, d_sae, KEY)
     parts = []
@@ -471,7 +493,7 @@ BODY = struct.pack("<20H", *range(20)) + bytes(8)
     "file",
     [
         {"version": 0},
-        {"version": 3},
+        {"version": 4},
         {"d_sae": 0},
         {"n_rows": HUGE_64},
         {"end": HUGE_64},
@@ -486,14 +508,20 @@ BODY = struct.pack("<20H", *range(20)) + bytes(8)
         {"n_rows": 25, "chunks": [(0, 25, 2, BODY)]},
         {"n_rows": 5, "chunks": [(0, 5, 0, BODY)]},
         {"n_rows": 3, "chunks": [(0, 5, 0, bytes(40))]},
-        {"d_sae": HUGE_32, "n_rows": 5, "chunks": [(0, 5, 2, bytes(8))], "magic": PAIRS_MAGIC},
-        {"d_sae": 2**24 - 1, "n_rows": 5, "chunks": [(0, 5, 2, bytes(8))], "magic": PAIRS_MAGIC},
-        {"n_rows": HUGE_32, "chunks": [(0, HUGE_32, 2, bytes(8))], "magic": PAIRS_MAGIC},
-        {"n_rows": 5, "chunks": [(0, 5, HUGE_32, bytes(8))], "magic": PAIRS_MAGIC},
-        {"n_rows": 5, "chunks": [(0, 5, 0, b"")], "magic": PAIRS_MAGIC},
-        {"n_rows": 5, "chunks": [(0, 5, 9, bytes(36))], "magic": PAIRS_MAGIC},
-        {"n_rows": 5, "chunks": [(0, 5, 9, bytes(range(36)))], "magic": PAIRS_MAGIC},
+        {"d_sae": HUGE_32, "n_rows": 5, "chunks": [(0, 5, 2, bytes(8))], "magic": Coding.PAIRS.value},
+        {"d_sae": 2**24 - 1, "n_rows": 5, "chunks": [(0, 5, 2, bytes(8))], "magic": Coding.PAIRS.value},
+        {"n_rows": HUGE_32, "chunks": [(0, HUGE_32, 2, bytes(8))], "magic": Coding.PAIRS.value},
+        {"n_rows": 5, "chunks": [(0, 5, HUGE_32, bytes(8))], "magic": Coding.PAIRS.value},
+        {"n_rows": 5, "chunks": [(0, 5, 0, b"")], "magic": Coding.PAIRS.value},
+        {"n_rows": 5, "chunks": [(0, 5, 9, bytes(36))], "magic": Coding.PAIRS.value},
+        {"n_rows": 5, "chunks": [(0, 5, 9, bytes(range(36)))], "magic": Coding.PAIRS.value},
         {"n_rows": 5, "chunks": [(0, 5, 2, BODY)], "magic": MAGIC},
+        {"d_sae": HUGE_32, "n_rows": 5, "chunks": [(0, 5, 2, bytes(8))], "magic": Coding.GEOMETRY.value},
+        {"d_sae": 8192, "n_rows": 5, "chunks": [(0, 5, 2, bytes(8))], "magic": Coding.GEOMETRY.value},
+        {"n_rows": HUGE_32, "chunks": [(0, HUGE_32, 2, bytes(8))], "magic": Coding.GEOMETRY.value},
+        {"n_rows": 5, "chunks": [(0, 5, HUGE_32, bytes(8))], "magic": Coding.GEOMETRY.value},
+        {"n_rows": 5, "chunks": [(0, 5, 9, bytes(36))], "magic": Coding.GEOMETRY.value},
+        {"n_rows": 5, "chunks": [(0, 5, 9, bytes(range(36)))], "magic": Coding.GEOMETRY.value},
     ],
 )
 def test_hostile_headers(tmp_path, file):
@@ -514,7 +542,7 @@ def test_memory_does_not_grow_with_what_a_file_says_or_how_many_chunks_it_has(tm
     path = tmp_path / "many.bae"
     path.write_bytes(hostile(n_rows=4_000, chunks=[(i, 1, 0, empty) for i in range(4_000)]))
     words = 2**26
-    header = CHUNK.pack(CHUNK_MAGIC, 0, 5, words, bytes(DIGEST))
+    header = CHUNK.pack(Coding.COLUMNS.value, 0, 5, words, bytes(DIGEST))
     commit = COMMIT.pack(5, CHUNKS_AT + len(header) + DIGEST + 2 * D_SAE + 4 * words)
     with (tmp_path / "long.bae").open("wb") as file:
         file.write(hostile()[:COMMIT_AT] + commit + digest(commit, KEY) + header + digest(header, KEY))
@@ -572,28 +600,64 @@ def test_garbage(garbage, whole, tmp_path_factory):
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.mark.parametrize("name", ["code.bae", "pairs.bae"])
+@pytest.mark.parametrize("name", ["code.bae", "pairs.bae", "geometry.bae"])
 def test_files_written_by_earlier_versions_stay_readable(name):
-    """Of version 1 of the format, and of version 2 with trees of pairs."""
+    """Of version 1 of the format, of version 2 with trees of pairs, and of version 3 given a geometry."""
+    version, coding, expected = {
+        "code.bae": (1, Coding.COLUMNS, random_code(120)),
+        "pairs.bae": (2, Coding.PAIRS, dependent_code(120)),
+        "geometry.bae": (3, Coding.GEOMETRY, geometric_code(120)),
+    }[name]
     with CodeFile(GOLDEN / name) as file:
-        assert (file.version, {chunk.pairs for chunk in file.chunks()}) == {
-            "code.bae": (1, {False}),
-            "pairs.bae": (2, {True}),
-        }[name]
-    expected = random_code(120) if name == "code.bae" else dependent_code(120)
+        assert (file.version, {chunk.coding for chunk in file.chunks()}) == (version, {coding})
     np.testing.assert_array_equal(read(GOLDEN / name)[0], expected)
 
 
-def test_a_file_of_version_1_grows_as_such(tmp_path):
+@pytest.mark.parametrize("name", ["code.bae", "pairs.bae"])
+def test_files_of_earlier_versions_grow_as_such(tmp_path, name):
     path = tmp_path / "x.bae"
-    path.write_bytes((GOLDEN / "code.bae").read_bytes())
+    path.write_bytes((GOLDEN / name).read_bytes())
+    before = read(path)[0]
     with CodeFile(path) as file:
         key = file.fingerprint
-    write(path, dependent_code(120), append=True, key=key)
+    write(path, geometric_code(120), append=True, key=key, geometry=GEOMETRY)
     with CodeFile(path) as file:
-        assert file.version == 1
-        assert not any(chunk.pairs for chunk in file.chunks())
-    np.testing.assert_array_equal(read(path)[0], np.concatenate([random_code(120), dependent_code(120)]))
+        assert file.version == (1 if name == "code.bae" else 2)
+        assert all(chunk.coding.since <= file.version for chunk in file.chunks())
+    np.testing.assert_array_equal(read(path)[0], np.concatenate([before, geometric_code(120)]))
+
+
+def test_a_file_grows_by_chunks_of_every_coding(tmp_path):
+    path = tmp_path / "x.bae"
+    write(path, random_code(60), joint=False)
+    write(path, geometric_code(120), append=True, geometry=GEOMETRY)
+    write(path, dependent_code(60), append=True, geometry=GEOMETRY)
+    writer = write(path, geometric_code(70, seed=1), append=True, geometry=GEOMETRY)
+    with CodeFile(path) as file:
+        codings = [chunk.coding for chunk in file.chunks()]
+    assert codings == [Coding.COLUMNS, *[Coding.GEOMETRY] * 2, Coding.PAIRS, Coding.GEOMETRY]
+    assert writer.codings == {Coding.GEOMETRY: 1}
+    code = np.concatenate([random_code(60), geometric_code(120), dependent_code(60), geometric_code(70, seed=1)])
+    np.testing.assert_array_equal(read(path)[0], code)
+    np.testing.assert_array_equal(read(path, slice(0, 60), geometry=None)[0], code[:60])
+    np.testing.assert_array_equal(read(path, slice(55, 245))[0], code[55:245])
+
+
+def test_a_code_that_is_all_off(tmp_path):
+    path = tmp_path / "x.bae"
+    write(path, np.zeros((60, 3), np.uint8), geometry=GEOMETRY)
+    with CodeFile(path) as file:
+        assert [(chunk.coding, chunk.n_words) for chunk in file.chunks()] == [(Coding.GEOMETRY, 0)]
+    np.testing.assert_array_equal(read(path)[0], np.zeros((60, 3), np.uint8))
+
+
+@pytest.mark.parametrize("skip_damaged", [False, True])
+def test_a_geometry_is_asked_for_where_it_is_needed(tmp_path, skip_damaged):
+    """It is not damage that it is missing."""
+    path = tmp_path / "x.bae"
+    write(path, geometric_code(60), geometry=GEOMETRY)
+    with pytest.raises(ValueError, match=f"by the geometry of its dictionary.*{KEY.hex()} as sae"):
+        read(path, geometry=None, skip_damaged=skip_damaged)
 
 
 def test_every_chunk_is_coded_as_it_is_shortest(tmp_path, monkeypatch):
@@ -610,7 +674,7 @@ def test_every_chunk_is_coded_as_it_is_shortest(tmp_path, monkeypatch):
         sizes[joint] = (first.n_bytes, second.n_bytes)
         np.testing.assert_array_equal(read(path)[0], np.concatenate([related, few]))
     with CodeFile(tmp_path / "True.bae") as file:
-        assert [chunk.pairs for chunk in file.chunks()] == [True, False]
+        assert [chunk.coding for chunk in file.chunks()] == [Coding.PAIRS, Coding.COLUMNS]
     assert sizes[True][0] < 0.5 * sizes[False][0]
     assert sizes[True][1] == sizes[False][1]
 

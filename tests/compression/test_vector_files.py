@@ -105,6 +105,10 @@ def test_files_that_hold_anything_else_are_refused(vectors, tmp_path, capsys):
     torch.save([vectors], tmp_path / "list.pt")
     torch.save(Exploding(), tmp_path / "code.pt")
     torch.save(vectors.to_sparse(), tmp_path / "sparse.pt")
+    torch.save(torch.zeros(10**12, 0), tmp_path / "narrow.pt")
+    np.save(tmp_path / "narrow.npy", np.zeros((10**6, 0)))
+    torch.save(torch.zeros(1).expand(10**6, 10**6), tmp_path / "expanded.pt")
+    torch.save(torch.zeros(2, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), tmp_path / "quarter.pt")
     torch.save(vectors.to("meta"), tmp_path / "meta.pt")
     torch.save(vectors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     torch.save(vectors, tmp_path / "whole.pt")
@@ -130,6 +134,10 @@ def test_files_that_hold_anything_else_are_refused(vectors, tmp_path, capsys):
         "meta.pt": "on the device meta",
         "old.pt": "since version 1.6",
         "half.pt": "cannot be read",
+        "narrow.pt": r"must hold vectors .* shape \(1000000000000, 0\)",
+        "narrow.npy": r"must hold vectors .* shape \(1000000, 0\)",
+        "expanded.pt": "repeats its values",
+        "quarter.pt": "cannot be read",
         "x.csv": r"ends in \.npy, \.pt, \.safetensors",
     }
     for name, message in messages.items():

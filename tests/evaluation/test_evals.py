@@ -20,8 +20,7 @@ from bae_lens import (
     TopKTranscoderConfig,
     run_evals,
 )
-from bae_lens.evaluation.evals import RATE_BINS
-from bae_lens.evaluation.metrics import evaluate_dictionary
+from bae_lens.evaluation.metrics import RATE_BINS, evaluate_dictionary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

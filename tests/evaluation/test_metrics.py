@@ -136,6 +136,6 @@ def test_bae_that_folds_to_rare_features_has_the_same_metrics(identity_bae):
     assert (before.code.always_on, before.code.dead, after.code.always_on, after.code.dead) == (1, 0, 0, 1)
 
 
-def test_code_of_no_token_has_no_metrics():
+def test_code_of_no_token_has_no_metrics(identity_bae):
     with pytest.raises(ValueError, match="there are no activations to evaluate on"):
-        CodeCounter(4).metrics()
+        CodeCounter(identity_bae(4)).metrics()

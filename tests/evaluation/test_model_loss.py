@@ -1,11 +1,16 @@
 import dataclasses
 import math
+import weakref
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens import HookedSAETransformer, StandardSAE, StandardSAEConfig
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.saes.sae import SAEMetadata
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformer_lens import HookedTransformerConfig
 
 from bae_lens import BinaryTranscoder, BinaryTranscoderConfig
 from bae_lens.activations.cache import CachedActivations, cache_activations
@@ -183,6 +188,62 @@ def test_loss_is_the_same_whatever_is_made_at_a_time(tiny_model, states, transco
     assert dataclasses.asdict(parts) == pytest.approx(dataclasses.asdict(whole), rel=1e-5)
 
 
+class Largest(TorchDispatchMode):
+    """The most values that each operation made at a time, of tensors as wide as the vocabulary."""
+
+    def __init__(self, d_vocab: int) -> None:
+        super().__init__()
+        self.d_vocab, self.sizes = d_vocab, Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.shape[-1:] == (self.d_vocab,):
+            name = str(function.overloadpacket)
+            self.sizes[name] = max(self.sizes[name], made.numel())
+        return made
+
+
+def test_no_more_logits_are_made_at_a_time_than_of_a_thousand_tokens(tiny_tokenizer, states, monkeypatch):
+    """Whatever the length of contexts and the vocabulary; of probabilities, no more than are asked for."""
+    tiny_model = wide_model(tiny_tokenizer)
+    states = cache_activations(tiny_model, states.contexts, [HOOK], states.folder.with_name("wide"))[HOOK]
+    monkeypatch.setattr(model_loss, "TOKENS_PER_PASS", 40)  # two contexts of 16
+    monkeypatch.setattr(model_loss, "LOGITS_AT_A_TIME", 7 * 1009)
+    meter = LossMeter(tiny_model, states, n_contexts=12)
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def count(_module: Any, _given: Any, logits: torch.Tensor) -> None:
+        nonlocal most
+        alive.append(weakref.ref(logits))
+        most = max(most, sum(each() is not None for each in alive))
+
+    tiny_model.unembed.register_forward_hook(count)
+    with Largest(1009) as largest:
+        meter({"one": relu_identity(16), "two": relu_identity(16)})
+    assert len(alive) == 6 * 4  # the clean pass, that with zeros, and one for each dictionary
+    assert most == 2  # the clean ones, and those that are compared with them
+    assert largest.sizes.pop("aten._log_softmax") == 7 * 1009
+    assert max(largest.sizes.values()) == 2 * 16 * 1009
+
+
+def wide_model(tokenizer: Any) -> HookedSAETransformer:
+    """A vocabulary that is the largest of all sizes, as it is in real models."""
+    cfg = HookedTransformerConfig(
+        n_layers=1,
+        d_model=16,
+        n_ctx=32,
+        d_head=8,
+        n_heads=2,
+        d_mlp=32,
+        d_vocab=1009,
+        act_fn="gelu",
+        seed=0,
+        device="cpu",
+    )
+    return HookedSAETransformer(cfg, tokenizer=tokenizer)
+
+
 def test_nothing_is_recovered_where_zeros_make_no_difference(tiny_model, tmp_path, states):
     tiny_model.blocks[1].mlp.W_out.data.zero_()
     hook = "blocks.1.mlp.hook_post"
@@ -240,3 +301,23 @@ def test_standard_error_of_a_ratio_is_that_of_repeated_draws():
 
 def test_one_context_has_no_standard_error():
     assert model_loss.ratio_error(torch.ones(1), torch.ones(1)) is None
+
+
+@pytest.mark.filterwarnings("ignore:run_with_cache. skipped:UserWarning")
+def test_bridge_on_which_a_dictionary_was_attached_is_refused_or_measured_right(tiny_model_folder, states, tmp_path):
+    """After `run_with_saes` the hooks of a bridge may be reached by none of `run_with_hooks`, in silence."""
+    bridge = SAETransformerBridge.boot_transformers(str(tiny_model_folder), device="cpu")
+    hook = "blocks.0.hook_out"
+    cached = cache_activations(bridge, states.contexts, [hook], tmp_path / "bridge")[hook]
+    sae = relu_identity(16, hook)
+    sae.b_dec.data[3] = 7
+    meter = LossMeter(bridge, cached, n_contexts=3)
+    expected = meter({"it": sae})["it"]
+    assert expected.kl_with_sae > 1e-3
+    bridge.run_with_saes(torch.tensor([[5, 6, 7]]), saes=[relu_identity(16, hook)], prepend_bos=False)
+    try:
+        found = meter({"it": sae})["it"]
+    except ValueError as error:
+        assert "load the model anew" in str(error)  # noqa: PT017
+    else:
+        assert found == expected

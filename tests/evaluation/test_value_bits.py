@@ -23,7 +23,8 @@ def test_bits_and_errors_are_those_of_a_direct_computation():
     x, y = torch.randn(60, 4).double(), torch.randn(60, 4).double()
     variance = (y - y.mean(0)).square().sum().item()
 
-    curve = value_coding_curve(sae, zip(x.split(17), y.split(17), strict=True), support_bits=5.0, variance=variance)
+    coded = [(sae.encode(rows), target) for rows, target in zip(x.split(17), y.split(17), strict=True)]
+    curve = value_coding_curve(sae, lambda: coded, support_bits=5.0, variance=variance)
 
     acts = sae.encode(x).detach()
     norms = sae.W_dec.detach().norm(dim=1)
@@ -44,7 +45,7 @@ def test_finer_steps_cost_more_bits_and_lose_less():
     sae = sae_with(torch.eye(6), torch.eye(6))
     x = -torch.rand(500, 6).double().log()
     variance = (x - x.mean(0)).square().sum().item()
-    curve = value_coding_curve(sae, [(x, x)], 0.0, variance)
+    curve = value_coding_curve(sae, lambda: [(sae.encode(x), x)], 0.0, variance)
     bits, explained = [point.bits for point in curve], [point.explained_variance for point in curve]
     assert list(STEPS) == sorted(STEPS, reverse=True)
     assert bits == sorted(bits)
@@ -57,7 +58,7 @@ def test_hand_number():
     # makes 0, 0, 0, 1 of them: 0.8113 bits for each of four values over four tokens.
     sae = sae_with(torch.tensor([[1.0], [0]]), torch.tensor([[0.0, 2]]))
     x = torch.tensor([[1.0, 0], [1, 0], [2, 0], [4, 0]]).double()
-    curve = value_coding_curve(sae, [(x, x)], support_bits=1.0, variance=1.0)
+    curve = value_coding_curve(sae, lambda: [(sae.encode(x), x)], support_bits=1.0, variance=1.0)
     assert STEPS[0] == 2
     assert curve[0].bits == pytest.approx(1 + 0.25 * 2 + 0.75 * math.log2(4 / 3))
 
@@ -66,14 +67,15 @@ def test_feature_that_does_not_fire_costs_nothing_and_zeros_are_not_coded():
     sae = sae_with(torch.eye(3), torch.eye(3))
     x = torch.zeros(1000, 3).double()
     x[:4, 0] = torch.tensor([1.0, 1, 2, 4])
-    (few, *_), (alone, *_) = (value_coding_curve(sae, [(rows, rows)], 0.0, 1.0) for rows in (x, x[:4]))
+    few, *_ = value_coding_curve(sae, lambda: [(sae.encode(x), x)], 0.0, 1.0)
+    alone, *_ = value_coding_curve(sae, lambda: [(sae.encode(x[:4]), x[:4])], 0.0, 1.0)
     assert few.bits * 1000 == pytest.approx(alone.bits * 4)
 
 
 def test_code_in_which_nothing_fires_has_no_curve():
     sae = sae_with(torch.eye(3), torch.eye(3))
     x = -torch.rand(9, 3).double()
-    assert value_coding_curve(sae, [(x, x)], 3.0, 1.0) == []
+    assert value_coding_curve(sae, lambda: [(sae.encode(x), x)], 3.0, 1.0) == []
 
 
 def test_cheapest_values_are_the_fewest_bits_within_a_hundredth():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bae_lens import step
+from bae_lens.functional.binarize import step_of_largest
 
 
 @pytest.mark.parametrize("surrogate", ["sigmoid", "straight_through", "authors"])
@@ -57,6 +58,16 @@ def test_reference_squashes_the_incoming_gradient():
     step(x, "authors").backward(torch.tensor([0.5, -1.0, 0.1]))
 
     torch.testing.assert_close(x.grad, torch.tensor([0.25, -2.0, 0.09]))
+
+
+def test_step_of_the_largest_by_hand():
+    x = torch.tensor([[3.0, -1.0, 2.0, 1.0], [-2.0, -1.0, -3.0, 0.0]], requires_grad=True)
+    code = step_of_largest(x, 2)
+    assert code.tolist() == [[1, 0, 1, 0], [0, 0, 0, 1]]
+    code.backward(torch.full_like(x, 2.0))
+    assert x.grad is not None
+    s = torch.sigmoid(x.detach())
+    torch.testing.assert_close(x.grad, 2 * s * (1 - s) * torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1]]))
 
 
 def test_refuses_an_unknown_surrogate():

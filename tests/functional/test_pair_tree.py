@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import minimum_spanning_tree
 
+from bae_lens.compression.pair_coder import PairCode
 from bae_lens.functional import pair_tree as module
-from bae_lens.functional.pair_tree import bernoulli_bits, conditional_bits, pair_tree, spanning_forest
+from bae_lens.functional.pair_tree import bernoulli_bits, conditional_bits, pair_bits, pair_tree, spanning_forest
 
 
 def tree_bits(bits, parents):
@@ -137,3 +138,11 @@ def test_more_pairs_than_are_counted(monkeypatch):
     some = pair_tree(pack(bits), 20, 7.0)
     pairs = [{frozenset((i, p)) for i, p in enumerate(parents.tolist()) if p >= 0} for parents in (whole, some)]
     assert pairs[0] >= {frozenset((2 * i, 2 * i + 1)) for i in range(10)} <= pairs[1]
+
+
+def test_bits_of_the_tree_are_those_of_a_file_up_to_the_rounding_of_its_rates():
+    packed = np.packbits(np.random.default_rng(0).random((3000, 40)) < 0.2, axis=1)
+    packed[:, 3:] &= packed[:, :2]
+    pairs = PairCode(packed, 40)
+    assert pair_bits(packed, 40) == pytest.approx(pairs.joint_bits + pairs.side_bits)
+    assert 32 * len(pairs.encode()) == pytest.approx(pair_bits(packed, 40), rel=0.02)

@@ -11,6 +11,7 @@ from bae_lens.functional.rate_distortion import (
     gaussian_bits,
     gaussian_bound,
     pca_quantization,
+    sign_coding,
     water_level,
 )
 
@@ -139,6 +140,35 @@ def test_components_and_rows_beyond_a_block_count():
 def test_pca_refuses(train, test, message):
     with pytest.raises(ValueError, match=message):
         pca_quantization(train, test)
+
+
+def test_signs_of_an_isotropic_gaussian_explain_two_over_pi_at_a_bit_a_dimension():
+    x = 5 + 3 * torch.randn(40_000, 16)
+    curve = sign_coding(x[:20_000], x[20_000:])
+    assert len(curve) == 8
+    for i, point in enumerate(curve, 1):
+        assert point.bits == pytest.approx(2 * i, rel=1e-3)
+        assert point.explained_variance == pytest.approx(i / 8 * 2 / math.pi, abs=6e-3)
+
+
+def test_signs_explain_coins_and_cost_their_entropy():
+    coin = (torch.rand(8000, 1) < 0.25).float()
+    x = torch.cat([torch.zeros(8000, 1), 0.1 * coin, coin.flip(0)], dim=1)
+    first, second, third = sign_coding(x, x, points=3)
+    entropy = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
+    assert first.bits == pytest.approx(entropy, rel=0.05)
+    assert first.explained_variance == pytest.approx(1 / 1.01, abs=1e-3)
+    assert second.bits == third.bits == pytest.approx(2 * entropy, rel=0.05)
+    assert third.explained_variance == pytest.approx(1)
+
+
+def test_signs_are_judged_on_vectors_they_were_not_learned_from():
+    known, new = torch.randn(5000, 4), 10 + torch.randn(5000, 4)
+    (point,) = sign_coding(known, new, points=1)
+    assert point.bits == pytest.approx(0, abs=1e-3)
+    assert point.explained_variance < -10
+    with pytest.raises(ValueError, match="must be finite"):
+        sign_coding(known, torch.full((3, 4), torch.nan))
 
 
 def test_bits_at_goes_through_the_members_and_between_them_in_the_logarithm():

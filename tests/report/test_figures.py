@@ -40,6 +40,19 @@ def test_real_values_are_a_curve_with_a_mark_where_the_table_counts_their_bits(c
     assert titles(figure) == ("bits per token", "explained variance (1 is perfect)")
 
 
+def test_help_has_a_curve_for_each_code_of_values_and_counts_joint_bits(comparison):
+    figure: Any = draw(series.quality_with_help(comparison, HOOK))
+    refitted, optimized, marks = traces(figure, "Top-k")
+    (bits,) = traces(figure, "BAE")
+    codes = [run.metrics.optimized for run in comparison.dictionaries[0].runs]
+    assert (refitted.line.dash, optimized.line.dash) == ("dash", "solid")
+    assert list(optimized.x[:8]) == [point.bits for point in codes[0].joint_value_curve]
+    assert list(marks.x) == pytest.approx([0.8 * code.code.support_bits + 120 for code in codes])
+    assert list(bits.y) == [run.metrics.optimized.explained_variance for run in comparison.dictionaries[1].runs]
+    assert [trace.name for trace in figure.data[:3]] == ["PCA, quantized", "Gaussian bound", "signs"]
+    assert max(*marks.x, *bits.x) < figure.layout.xaxis.range[1]
+
+
 def test_one_entry_of_the_legend_hides_a_dictionary(comparison):
     for figure in (draw(series.quality_by_bits(comparison, HOOK)), draw(series.quality_by_l0(comparison, HOOK))):
         first, second = traces(figure, "Top-k")
@@ -51,7 +64,7 @@ def test_references_are_at_the_hook_where_they_were_measured(comparison):
     here: Any
     elsewhere: Any
     here, elsewhere = (draw(series.quality_by_bits(comparison, hook)) for hook in (HOOK, MLP_OUT))
-    assert [trace.name for trace in here.data[:2]] == ["PCA, quantized", "Gaussian bound"]
+    assert [trace.name for trace in here.data[:3]] == ["PCA, quantized", "Gaussian bound", "signs"]
     assert list(here.data[0].y) == [point.explained_variance for point in comparison.pca]
     assert list(here.data[1].y) == [point.explained_variance for point in comparison.gaussian_bound]
     assert {trace.name for trace in elsewhere.data} == {"Transcoder"}
@@ -93,7 +106,7 @@ def test_firing_rates_are_counted_once_in_bins_of_a_quarter_of_a_power_of_ten(co
     rates = [0.0, 0.0, 1e-7, 0.0011, 0.0012, 1.0]  # none, none, below the first bin, two together, the last bin
     code = replace(bae.runs[0].metrics.code, firing_rates=rates, dead=2)
     run = replace(bae.runs[0], metrics=replace(bae.runs[0].metrics, code=code))
-    histogram = series.rate_histogram(replace(bae, runs=[run]))
+    histogram = series.histogram_of_rates(replace(bae, runs=[run]))
     assert {middle: count for middle, count in histogram if count} == {-4.875: 1, -2.875: 2, -0.125: 1}
     figure: Any = draw(series.firing_frequencies(replace(comparison, dictionaries=[replace(bae, runs=[run])])))
     assert figure.data[0].name == "BAE (2 never fire)"

@@ -5,10 +5,18 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bae_lens.comparison.results import TABLE, Comparison
+from bae_lens.comparison.results import (
+    AS_TRAINED,
+    HELP_TABLE,
+    OPTIMIZED,
+    REFITTED,
+    TABLE,
+    Comparison,
+    codes_of,
+)
 from bae_lens.comparison.run import best_trial
 from bae_lens.evaluation.features import TokenInContext
-from bae_lens.report.page import EXPLANATIONS, write_report
+from bae_lens.report.page import EXPLANATIONS, HELP_EXPLANATIONS, write_report
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -70,7 +78,7 @@ def test_report_is_one_page_that_loads_nothing(comparison, page):
 
 
 def test_figures_have_one_panel_for_each_hook(comparison, page):
-    names = ["answer", "bits-0", "bits-1", "l0-0", "l0-1", "rates", "loss", "l0-curves"]
+    names = ["answer", "bits-0", "bits-1", "help-0", "help-1", "l0-0", "l0-1", "rates", "loss", "l0-curves"]
     assert page(comparison).figures == [f"figure-{name}" for name in names]
 
 
@@ -83,6 +91,19 @@ def test_table_shows_what_the_comparison_says(comparison, page):
     shown = page(comparison)
     expected = [[cell(dictionary) for cell in TABLE.values()] for dictionary in comparison.dictionaries]
     assert [row for row in shown.rows if len(row) == len(TABLE)] == expected
+
+
+def test_codes_are_shown_as_trained_and_with_every_help(comparison, page):
+    shown = page(comparison)
+    rows = [row for row in shown.rows if len(row) == 2 + len(HELP_TABLE)]
+    expected = [
+        [dictionary.name if i == 0 else "", name, *(cell(codes) for cell in HELP_TABLE.values())]
+        for dictionary in comparison.dictionaries
+        for i, (name, codes) in enumerate(codes_of(dictionary).items())
+    ]
+    assert rows == expected
+    assert [row[1] for row in rows[:5]] == [AS_TRAINED, REFITTED, OPTIMIZED, AS_TRAINED, OPTIMIZED]
+    assert {*HELP_TABLE, AS_TRAINED, REFITTED, OPTIMIZED} <= {*HELP_EXPLANATIONS, *EXPLANATIONS}
 
 
 def test_every_column_is_explained(comparison, page):

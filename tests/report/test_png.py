@@ -7,7 +7,12 @@ from matplotlib.image import imread
 from bae_lens.report.png import write_pictures
 from bae_lens.report.series import colors
 
-NAMES = ["explained_variance_by_bits.png", "explained_variance_by_l0.png", "firing_frequencies.png"]
+NAMES = [
+    "explained_variance_by_bits.png",
+    "explained_variance_with_every_help.png",
+    "explained_variance_by_l0.png",
+    "firing_frequencies.png",
+]
 
 
 def test_pictures_are_written_and_leave_nothing_open(comparison, tmp_path):
@@ -18,7 +23,7 @@ def test_pictures_are_written_and_leave_nothing_open(comparison, tmp_path):
 
 
 def test_a_panel_for_each_hook(comparison, tmp_path):
-    wide, _, narrow = (imread(path) for path in write_pictures(comparison, tmp_path))
+    wide, *_, narrow = (imread(path) for path in write_pictures(comparison, tmp_path))
     assert wide.shape[1] == 2 * narrow.shape[1] == 1800
 
 
@@ -41,4 +46,4 @@ def test_names_are_no_markup(make_comparison, tmp_path, name, other):
 def test_nothing_asked_and_nothing_tried(make_comparison, tmp_path):
     comparison = make_comparison(n_trials=0)
     comparison = replace(comparison, experiment=replace(comparison.experiment, l0=None))
-    assert len(write_pictures(comparison, tmp_path)) == 3
+    assert len(write_pictures(comparison, tmp_path)) == 4

@@ -201,6 +201,17 @@ def test_variants_that_a_bae_cannot_represent_are_refused(checkpoint, config):
         load_authors_checkpoint(checkpoint)
 
 
+def test_nested_config_is_refused_in_one_short_sentence(checkpoint):
+    deep = b"\x80\x02}X\x06\0\0\0params}X\x11\0\0\0binarization_type)" + b"\x85" * 15_000 + b"ss."
+    for content in (deep, pickle.dumps({"params": {**VARIANT, "binarization_type": "sign" * 2000}})):
+        checkpoint.with_suffix(".config.pkl").write_bytes(content)
+        with pytest.raises(
+            ValueError, match="only sign and sign_s with output_activation 'none' can be read"
+        ) as refused:
+            load_authors_checkpoint(checkpoint)
+        assert len(str(refused.value)) < 400
+
+
 def test_config_can_lie_elsewhere(checkpoint, golden, tmp_path):
     shutil.copy(golden / "sign.config.pkl", tmp_path / "good.pkl")
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"params": {**VARIANT, "binarization_type": "tanh"}}))

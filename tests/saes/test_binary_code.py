@@ -51,7 +51,6 @@ def test_binary_codes_say_so_and_are(sae):
 
 @pytest.mark.parametrize("sae", REAL, ids=name)
 def test_other_dictionaries_of_ours_say_so(sae):
-    assert not sae.is_binary
     assert not is_binary(sae)
 
 

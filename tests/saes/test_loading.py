@@ -58,6 +58,12 @@ DAMAGES = {
     "an unknown architecture": (config(lambda c: c.update(architecture="bae2")), "one of .*, got 'bae2'"),
     "an architecture that is no name": (config(lambda c: c.update(architecture=["bae"])), r"got \['bae'\]"),
     "metadata null": (config(lambda c: c.update(metadata=None)), "must hold metadata by name, got None"),
+    "a hook that is no name": (
+        config(lambda c: c["metadata"].update(hook_name=[1])),
+        r"must name a hook as its hook_name, got \[1\]",
+    ),
+    "a prior over 1": (weights(lambda tensors: tensors["prior"][2:3].fill_(1.5)), "prior holds other than shares of 0"),
+    "a prior under 0": (weights(lambda tensors: tensors["prior"][2:3].fill_(-0.1)), "prior holds other than shares"),
     "another d_sae": (config(lambda c: c.update(d_sae=8)), "no dictionary that can be loaded .*size mismatch"),
     "no d_in": (config(lambda c: c.pop("d_in")), "no dictionary that can be loaded"),
     "a d_in that is no number": (config(lambda c: c.update(d_in="x")), "no dictionary that can be loaded"),

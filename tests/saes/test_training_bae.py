@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
@@ -398,6 +399,14 @@ class TestConfig:
             cfg.reconstruction,
         )
 
+    def test_preset_for_optimized_codes_is_the_default_until_the_learning_rate_falls(self):
+        sizes = {"d_in": 4, "d_sae": 16, "training_steps": 1000}
+
+        cfg, default = (TrainingBAEConfig.preset(name, **sizes) for name in ("optimized", "default"))
+
+        assert (cfg.max_flips, cfg.optimized_start_step) == (128, 800)
+        assert cfg == dataclasses.replace(default, max_flips=128, optimized_start_step=800)
+
     def test_the_authors_surrogate_under_its_earlier_name(self, bae_config):
         saved = bae_config(surrogate="authors").to_dict()
 
@@ -414,7 +423,7 @@ class TestConfig:
         assert (cfg.entropy_start_step, cfg.surrogate, cfg.reconstruction) == (3, "authors", "l2_norm")
 
     def test_refuses_an_unknown_preset(self):
-        with pytest.raises(ValueError, match="preset must be one of default, paper, authors, got 'best'"):
+        with pytest.raises(ValueError, match="preset must be one of default, optimized, paper, authors, got 'best'"):
             TrainingBAEConfig.preset("best", d_in=4, d_sae=16, training_steps=10)  # pyright: ignore[reportArgumentType]
 
 

@@ -1,7 +1,6 @@
 """What a chat server's answer says, whatever it leaves out or sends in another shape."""
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ END_TOKENS = re.compile(r"(?:<\|\w+\|>|</s>)\s*$")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 CUT_OFF = ("length", "max_tokens")
 TEXT_PARTS = ("text", "output_text")
+MOST_TOKENS = 2**53  # of an answer; more were never billed
 LARGEST_LOGPROB = 1e-3  # 0, with room for rounding
 
 
@@ -119,14 +119,15 @@ def _is_logprob(value: Any) -> bool:
 
 def _usage(usage: Any) -> tuple[int | None, int | None]:
     counts = [_mapping(usage).get(name) for name in ("prompt_tokens", "completion_tokens")]
-    if any(not (count is None or (_is_number(count) and math.isfinite(count) and count >= 0)) for count in counts):
+    if any(not (count is None or (_is_number(count) and 0 <= count <= MOST_TOKENS)) for count in counts):
         return None, None
     sent, came = (None if count is None else int(count) for count in counts)
     return sent, came
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """A whole number of hundreds of digits is none: nothing that is counted here is so large, and no float holds it."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -69,6 +69,9 @@ def test_a_complaint_in_the_place_of_an_answer_is_told():
 @pytest.mark.parametrize(
     ("usage", "counts"),
     [
+        ({"prompt_tokens": 10**400, "completion_tokens": 1}, (None, None)),
+        ({"prompt_tokens": 1, "completion_tokens": -(10**400)}, (None, None)),
+        ({"prompt_tokens": 1e308, "completion_tokens": 1}, (None, None)),
         ({"prompt_tokens": 10, "completion_tokens": 2}, (10, 2)),
         ({"prompt_tokens": 10.0, "completion_tokens": 0}, (10, 0)),
         ({"prompt_tokens": 10}, (10, None)),
@@ -125,6 +128,7 @@ def test_probabilities_are_not_read_from_reasoning():
         {"content": [{"token": "Yes", "top_logprobs": [None, {}, {"token": "Yes"}, {"token": 3, "logprob": -1}]}]},
         {"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": x} for x in (None, "0", 1e6)]}]},
         {"content": [{"token": "Yes", "top_logprobs": [{"token": "No", "logprob": float("nan")}]}]},
+        {"content": [{"token": "Yes", "top_logprobs": [{"token": "No", "logprob": -(10**400)}]}]},
     ],
 )
 def test_log_probabilities_of_any_shape_give_probabilities_or_none(logprobs):

@@ -1,0 +1,121 @@
+"""Binary Sparse Coding (Quirke, Shabalin and Belrose, 2025, arXiv 2509.25596): the k largest pre-activations as bits.
+
+What they call a binary autoencoder has the weights of a `BAE` and another code: the features that fire are the k of
+largest pre-activation, as far as it is positive. It is trained on the squared error alone, with the sigmoid's
+derivative as the gradient of a bit that was chosen, and none for the others. Their code (EleutherAI/sparsify) also has
+a threshold above 0 for each feature to learn, which starts at .004; here it is 0, and the encoder's bias learns.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import no_type_check
+
+import torch
+from jaxtyping import Float
+from sae_lens import TopKSAE, TopKSAEConfig
+from torch import Tensor
+from typing_extensions import override
+
+from bae_lens.functional.binarize import step_of_largest
+from bae_lens.saes.bae import BAE, BAEConfig
+from bae_lens.saes.saelens_compat import TrainStepInput
+from bae_lens.saes.training_bae import Firing, TrainingBAE
+from bae_lens.saes.training_config import TrainingBAEConfig
+
+
+@no_type_check
+@dataclass
+class BinaryTopKConfig(BAEConfig):
+    """Config of a `BinaryTopK` for inference. Raises ValueError for a k below 1 or above d_sae."""
+
+    k: int = 32
+    """Features per token, at most; those whose pre-activation is negative do not fire."""
+
+    @classmethod
+    @override
+    def architecture(cls) -> str:
+        return "binary_topk"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_k(self)
+
+
+class BinaryTopK(BAE):
+    """A `BAE` of whose features only the k with the largest pre-activations fire."""
+
+    cfg: BinaryTopKConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @override
+    def code_of(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        return step_of_largest(hidden_pre, self.cfg.k)
+
+    @override
+    def fold_polarity(self) -> Float[Tensor, " d_sae"]:
+        raise NotImplementedError(
+            "of a Top-k code no feature can exchange 0 and 1: it would not be among the k largest"
+        )
+
+    @override
+    def to_graded_sae(self) -> TopKSAE:
+        """A Top-k SAE with the same weights: it fires where this one does, with how far above the threshold.
+
+        For tools that need graded activations. It is for looking at features: it does not reconstruct.
+        """
+        own = ("architecture", "metadata", "max_flips")
+        fields = {name: value for name, value in self.cfg.to_dict().items() if name not in own}
+        graded = TopKSAE(TopKSAEConfig(**fields, metadata=deepcopy(self.cfg.metadata)))
+        graded.load_state_dict(self.weights())
+        if not self.hook_z_reshaping_mode:
+            graded.turn_off_forward_pass_hook_z_reshaping()
+        return graded
+
+
+@no_type_check
+@dataclass
+class TrainingBinaryTopKConfig(TrainingBAEConfig):
+    """Config of a `TrainingBinaryTopK`: the fields of a BAE, by default without entropy and bias, and k.
+
+    Raises ValueError as `TrainingBAEConfig` does, and for a k below 1 or above d_sae.
+    """
+
+    k: int = 32
+    """Features per token, at most."""
+    entropy_coefficient: float = 0.0
+    """Weight of the marginal entropy; the rate is fixed by k."""
+    encoder_bias_init: float = 0.0
+    """Encoder bias at the start."""
+
+    @classmethod
+    @override
+    def architecture(cls) -> str:
+        return "binary_topk"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_k(self)
+
+
+class TrainingBinaryTopK(TrainingBAE):
+    """A `BinaryTopK` in training; what a bit is worth stays unknown, since k decides how many there are."""
+
+    cfg: TrainingBinaryTopKConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @override
+    def encode_with_hidden_pre(
+        self, x: Float[Tensor, "*input"]
+    ) -> tuple[Float[Tensor, "*batch d_sae"], Float[Tensor, "*batch d_sae"]]:
+        hidden_pre = self.pre_activation(self.process_sae_in(x))
+        return self.hook_sae_acts_post(step_of_largest(hidden_pre, self.cfg.k, self.cfg.surrogate)), hidden_pre
+
+    @override
+    def _update_statistics(
+        self, firing: Firing, step_input: TrainStepInput, reconstruction_loss: Float[Tensor, ""]
+    ) -> None:
+        super()._update_statistics(firing, step_input, reconstruction_loss)
+        self.bit_price = torch.full_like(self.bit_price, torch.nan)
+
+
+def _check_k(cfg: BinaryTopKConfig | TrainingBinaryTopKConfig) -> None:
+    if not 1 <= cfg.k <= cfg.d_sae:
+        raise ValueError(f"k must lie between 1 and d_sae = {cfg.d_sae}, got {cfg.k}")
