@@ -33,7 +33,7 @@ class Demo:
     output: Path = Path("demo")
     """Folder for everything the demo writes; run it again to go on after an interruption or to reuse what is there."""
     full: bool = False
-    """Twice the tokens to train on and to measure on, in more than twice the time."""
+    """Twice the tokens to train on and to measure on, and codes with every help, in several times the time."""
     hook_name: str = "blocks.10.hook_resid_post"
     """Where in the model the activations are taken."""
     expansion: int = 4
@@ -60,6 +60,7 @@ class Demo:
             l0=float(self.l0),
             seed=self.seed,
             seeds=(self.seed,),
+            every_help=self.full,
         )
         progress = Progress(self.expected_seconds())
         comparison = run_experiment(

@@ -197,7 +197,7 @@ class _Comparing:
         path = folder / "dictionaries" / name / "trial.json"
         if not path.exists():
             with self.stopwatch.stage(f"tune {name}"):
-                metrics = self._evaluate(name, trained.sae, "tune", optimize=False)
+                metrics = self._evaluate(name, trained.sae, "tune")
             trial = Trial(recipe.to_dict(), metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
             write_json(path, trial)
         return validated(Trial, read_json(path), str(path))
@@ -211,11 +211,11 @@ class _Comparing:
                 name, recipe, states, self.experiment.training, folder, seed, self.device, self.metadata
             )
 
-    def _evaluate(self, name: str, sae: SAE[Any], split: str, *, optimize: bool = True) -> DictionaryMetrics:
+    def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
         hooks = self.contenders[name].hooks(self.experiment.hook_name)
         sides = [self.splits[split][hook] for hook in hooks]
         inputs, *targets = [side.rows(side.content) for side in sides]
-        return evaluate_dictionary(sae, inputs, *targets, optimize=optimize)
+        return evaluate_dictionary(sae, inputs, *targets, optimize=self.experiment.every_help and split == "test")
 
     def _measure(self, name: str, seed: int, sae: SAE[Any]) -> DictionaryMetrics:
         path = self._home(name, seed) / "metrics.json"

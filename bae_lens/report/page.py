@@ -106,7 +106,9 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         help_table=HELP_TABLE,
         help_explanations=HELP_EXPLANATIONS,
         codes=[(dictionary.name, codes_of(dictionary)) for dictionary in comparison.dictionaries],
-        quality_with_help=_panels(comparison, series.quality_with_help, "help"),
+        quality_with_help=_panels(comparison, series.quality_with_help, "help")
+        if comparison.experiment.every_help
+        else {},
         quality_by_bits=_panels(comparison, series.quality_by_bits, "bits"),
         quality_by_l0=_panels(comparison, series.quality_by_l0, "l0"),
         firing_frequencies=embed(draw(series.firing_frequencies(comparison)), "rates"),

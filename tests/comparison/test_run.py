@@ -207,6 +207,16 @@ def test_best_trial_is_the_best_near_the_l0_asked_for_or_else_the_nearest(trials
     assert best_trial(trials, l0) == best
 
 
+def test_codes_are_measured_with_every_help_if_that_is_asked_for(run):
+    made = {"BAE": Contender((bae(),)), "ReLU": Contender((relu(),))}
+    helped = run(made, replace(EXPERIMENT, l0=None), "helped").dictionaries
+    without = run(made, replace(EXPERIMENT, l0=None, every_help=False), "without").dictionaries
+    for with_help, alone in zip(helped, without, strict=True):
+        measured = with_help.runs[0].metrics
+        assert measured.optimized is not None
+        assert alone.runs[0].metrics == replace(measured, optimized=None, refitted=None)
+
+
 def test_tuning_chooses_on_the_tuning_documents(run, tmp_path, monkeypatch):
     """The measures of two trials are turned round on the tuning documents alone, and the choice turns with them."""
     made = {

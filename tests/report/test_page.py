@@ -93,6 +93,13 @@ def test_table_shows_what_the_comparison_says(comparison, page):
     assert [row for row in shown.rows if len(row) == len(TABLE)] == expected
 
 
+def test_a_comparison_without_help_has_no_section_for_it(comparison, tmp_path):
+    without = replace(comparison, experiment=replace(comparison.experiment, every_help=False))
+    page = write_report(without, tmp_path).read_text(encoding="utf-8")
+    assert "With every help" not in page
+    assert "figure-help" not in page
+
+
 def test_codes_are_shown_as_trained_and_with_every_help(comparison, page):
     shown = page(comparison)
     rows = [row for row in shown.rows if len(row) == 2 + len(HELP_TABLE)]
