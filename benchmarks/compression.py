@@ -110,7 +110,7 @@ class Compression:
         middle = time.process_time()
         back = decompress(path, bae)
         speed = [len(x) / (middle - start), len(x) / (time.process_time() - middle)]
-        packed = read_code(path, packed=True).numpy()
+        packed = read_code(path, sae=bae, packed=True).numpy()
         curve = pca_quantization(known, x)
         codecs = {
             "BAE, .bae file": (report.bits, lambda x: _there_and_back(bae, x, path)),

@@ -56,10 +56,11 @@ print(f"float16 would take {16 * report.d_in} bits; explained variance {report.e
 
 # %% [markdown]
 # `decompress` gives the reconstructions, `read_code` the code itself, and both read only the rows they are asked for.
+# Bits are coded given what other features decode to, so reading them takes the dictionary as well.
 
 # %%
 states = test.rows(test.content)
-code = read_code(folder / "states.bae", slice(0, 128))
+code = read_code(folder / "states.bae", slice(0, 128), sae=bae)
 print("code is exact:", torch.equal(code, bae.encode(states[:128])))
 back = decompress(folder / "states.bae", bae, slice(0, 128))
 print("reconstruction is its decoding:", torch.allclose(back, bae.decode(code), atol=1e-4))

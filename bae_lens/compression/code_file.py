@@ -71,7 +71,7 @@ class Coding(Enum):
             tree = d_sae * math.log2(d_sae + 1) / 32
             return d_sae <= pair_coder.MOST_FEATURES and tree <= n_words + 1 and n_words <= bits + 3 * tree + d_sae
         prior = d_sae * geometry_coder.PRIOR_BITS / 32
-        return d_sae <= geometry_coder.MOST_FEATURES and prior <= n_words + 1 and n_words <= bits + prior
+        return d_sae <= geometry_coder.MOST_FEATURES and n_words <= bits + prior
 
 
 def digest(content: bytes, key: bytes) -> bytes:

@@ -107,6 +107,8 @@ def decode_geometry(words: np.ndarray, n: int, d_sae: int, geometry: Geometry) -
 
     Raises ValueError if they are not such words.
     """
+    if len(geometry.W_dec) != d_sae:
+        raise ValueError(f"the dictionary has {len(geometry.W_dec)} features instead of {d_sae}")
     coder, packed = _stream.stack.AnsCoder(words), np.zeros((n, -(-d_sae // 8)), np.uint8)
     weights = coder.decode(_stream.model.Uniform(N_WEIGHTS), d_sae)
     biases = coder.decode(_stream.model.Uniform(N_BIASES), d_sae)

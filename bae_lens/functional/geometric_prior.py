@@ -26,7 +26,7 @@ PRIOR_DEVIATION = 8.0  # of weights, in nats a standard deviation of the score, 
 LARGEST_BIAS = 16.0  # nats, either way
 BIASES_PER_NAT = 4
 WEIGHTS_PER_OCTAVE = 8
-BITS_PER_NUMBER = 8  # of a weight or a bias, with room for 16 octaves or 32 nats and for a weight of 0
+BITS_PER_NUMBER = 8  # of a weight or a bias, more than what 16 octaves of weights or 32 nats need
 
 
 class GeometricBits(NamedTuple):
@@ -70,8 +70,8 @@ def geometric_bits(
 def fit_prior(scores: Float[Tensor, "n k"], on: Bool[Tensor, "n k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
     """Weight and bias of k features' logits: logistic regression of each on its score, by Newton's method.
 
-    A weight has a weak Gaussian prior around 0 and a bias is bounded, so that both are finite for features that never
-    fire or that their scores tell without fail. A score that does not vary has weight 0.
+    A weight is at least 0, with a weak Gaussian prior around it, so that it is finite where the score tells without
+    fail. A score that does not vary has weight 0.
     """
     y, n = on.to(scores), len(scores)
     mean, deviation = scores.mean(0), scores.std(0, correction=0)

@@ -520,7 +520,6 @@ BODY = struct.pack("<20H", *range(20)) + bytes(8)
         {"d_sae": 8192, "n_rows": 5, "chunks": [(0, 5, 2, bytes(8))], "magic": Coding.GEOMETRY.value},
         {"n_rows": HUGE_32, "chunks": [(0, HUGE_32, 2, bytes(8))], "magic": Coding.GEOMETRY.value},
         {"n_rows": 5, "chunks": [(0, 5, HUGE_32, bytes(8))], "magic": Coding.GEOMETRY.value},
-        {"n_rows": 5, "chunks": [(0, 5, 0, b"")], "magic": Coding.GEOMETRY.value},
         {"n_rows": 5, "chunks": [(0, 5, 9, bytes(36))], "magic": Coding.GEOMETRY.value},
         {"n_rows": 5, "chunks": [(0, 5, 9, bytes(range(36)))], "magic": Coding.GEOMETRY.value},
     ],
@@ -642,6 +641,14 @@ def test_a_file_grows_by_chunks_of_every_coding(tmp_path):
     np.testing.assert_array_equal(read(path)[0], code)
     np.testing.assert_array_equal(read(path, slice(0, 60), geometry=None)[0], code[:60])
     np.testing.assert_array_equal(read(path, slice(55, 245))[0], code[55:245])
+
+
+def test_a_code_that_is_all_off(tmp_path):
+    path = tmp_path / "x.bae"
+    write(path, np.zeros((60, 3), np.uint8), geometry=GEOMETRY)
+    with CodeFile(path) as file:
+        assert [(chunk.coding, chunk.n_words) for chunk in file.chunks()] == [(Coding.GEOMETRY, 0)]
+    np.testing.assert_array_equal(read(path)[0], np.zeros((60, 3), np.uint8))
 
 
 @pytest.mark.parametrize("skip_damaged", [False, True])

@@ -350,3 +350,49 @@ def test_what_cannot_be_compressed(bae, vectors, tmp_path):
         with pytest.raises(ValueError, match=message):
             compress(sae, x, tmp_path / "x.bae")
     assert list(tmp_path.iterdir()) == []
+
+
+def geometric_bae():
+    """A dictionary whose features tell of each other."""
+    torch.manual_seed(0)
+    bae = BAE(BAEConfig(d_in=16, d_sae=50))
+    bae.W_dec.data = torch.randn(50, 16)
+    bae.W_enc.data, bae.b_enc.data[:] = bae.W_dec.data.T.clone(), -22.0
+    return bae
+
+
+def test_bits_that_the_geometry_tells(tmp_path, monkeypatch):
+    monkeypatch.setattr(code_file, "CHUNK_ROWS", 16_384)
+    bae, vectors = geometric_bae(), 3 * torch.randn(3000, 16)
+    report = compress(bae, vectors, tmp_path / "x.bae")
+    assert report.codings == {"geometry": 1}
+    assert report.joint_bits is not None
+    assert report.joint_bits < 0.9 * report.entropy_bits
+    assert torch.equal(read_code(tmp_path / "x.bae", sae=bae), bae.encode(vectors))
+    assert torch.equal(read_code(tmp_path / "x.bae", slice(7, 9), sae=bae), bae.encode(vectors[7:9]))
+    torch.testing.assert_close(decompress(tmp_path / "x.bae", bae), bae.decode(bae.encode(vectors)))
+    with pytest.raises(ValueError, match=rf"by the geometry of its dictionary.*{fingerprint(bae).hex()} as sae"):
+        read_code(tmp_path / "x.bae")
+    with pytest.raises(ValueError, match="was made by the dictionary"):
+        read_code(tmp_path / "x.bae", sae=random_bae())
+
+
+def test_geometry_of_weights_in_bfloat16(tmp_path):
+    bae, vectors = geometric_bae().to(torch.bfloat16), 3 * torch.randn(2000, 16)
+    compress(bae, vectors, tmp_path / "x.bae")
+    assert torch.equal(read_code(tmp_path / "x.bae", sae=bae), bae.encode(vectors.bfloat16()).float())
+
+
+def test_dictionaries_without_geometry(tmp_path, monkeypatch, vectors):
+    bae = geometric_bae()
+    unknown = Signs(16, 16)
+    infinite, wide = geometric_bae(), geometric_bae()
+    infinite.W_dec.data[0, 0] = torch.inf
+    assert codec._geometry(bae) is not None
+    assert codec._geometry(unknown) is None
+    assert codec._geometry(infinite) is None
+    monkeypatch.setattr(codec, "MOST_FEATURES", 49)
+    assert codec._geometry(wide) is None
+    report = compress(wide, vectors, tmp_path / "x.bae")
+    assert set(report.codings or {}) <= {"pairs", "columns"}
+    assert torch.equal(read_code(tmp_path / "x.bae"), wide.encode(vectors))

@@ -104,7 +104,7 @@ def test_some_vectors_are_enough_to_learn_from(monkeypatch):
 def test_fit_finds_the_weights_that_made_the_bits(scale):
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(200_000, 3, generator=generator) + torch.tensor([0.0, 2.0, -3.0])
-    weight, bias = torch.tensor([1.5, -0.5, 2.0]), torch.tensor([-2.0, 0.5, 3.0])
+    weight, bias = torch.tensor([1.5, 0.5, 2.0]), torch.tensor([-2.0, -2.5, 3.0])
     on = torch.rand(scores.shape, generator=generator) < torch.sigmoid(weight * scores + bias)
     found = fit_prior(scale * scores, on)
     torch.testing.assert_close(scale * found[0], weight, rtol=0.03, atol=0.03)
@@ -114,7 +114,7 @@ def test_fit_finds_the_weights_that_made_the_bits(scale):
 def test_fit_is_the_most_likely():
     generator = torch.Generator().manual_seed(1)
     scores = 3 * torch.randn(3000, 8, generator=generator).double()
-    on = torch.rand(scores.shape, generator=generator) < torch.sigmoid(scores * torch.linspace(-1, 1, 8) - 2)
+    on = torch.rand(scores.shape, generator=generator) < torch.sigmoid(scores * torch.linspace(0.05, 1, 8) - 2)
     error = torch.sigmoid(scores * fit_prior(scores, on)[0] + fit_prior(scores, on)[1]) - on.double()
     assert error.mean(0).abs().max() < 1e-4
     assert (error * scores).mean(0).abs().max() < 1e-3
@@ -127,13 +127,16 @@ def test_scores_that_do_not_vary_or_tell_without_fail():
     assert bias.item() == pytest.approx(-np.log(3), rel=1e-2)
     weight, bias = fit_prior(on.float(), on)
     assert 8 < weight.item() < 60
+    weight, bias = fit_prior(-on.float(), on)  # a feature never becomes rarer by what tells of it
+    assert weight.item() == 0
+    assert bias.item() == pytest.approx(-np.log(3), rel=1e-2)
     never, _ = fit_prior(torch.randn(400, 1), torch.zeros(400, 1, dtype=torch.bool))
     assert never.abs().item() < 1
 
 
 def test_rounding_by_hand():
-    weights = torch.tensor([0.0, 1.0, 1.06, 1.07, 15.4, -0.26, 0.99])
-    assert rounded_weight(weights).tolist() == [0.0, 1.0, 1.0, 1.125, 15.0, -0.25, 1.0]
+    weights = torch.tensor([0.0, 1.0, 1.06, 1.07, 15.4, 0.26, 0.99])
+    assert rounded_weight(weights).tolist() == [0.0, 1.0, 1.0, 1.125, 15.0, 0.25, 1.0]
     assert rounded_bias(torch.tensor([0.1, 0.13, -3.4, -99.0])).tolist() == [0.0, 0.25, -3.5, -16.0]
 
 
