@@ -10,6 +10,10 @@ from bae_lens.evaluation.joint_bits import JointBits
 from bae_lens.functional.geometric_prior import geometric_bits
 
 
+def entropy(p):
+    return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+
+
 def bits_of(sae, *batches):
     counter = JointBits(sae)
     for batch in batches:
@@ -56,16 +60,23 @@ def test_they_are_what_a_file_takes(identity_bae, tmp_path):
 
 
 def test_geometry_counts_where_it_takes_less():
-    # A last feature that is likelier the more of the ten before it fire: no pair says much.
+    # Ten coins and a feature that fires if most of them do, which follows from what they decode to: 10 bits, and side
+    # information.
     sae = StandardSAE(StandardSAEConfig(d_in=1, d_sae=11, apply_b_dec_to_input=False))
     sae.W_enc.data.copy_(torch.eye(11)[-1:])
     sae.W_dec.data.fill_(1)
-    first = (torch.rand(20_000, 10) < 0.5).float()
-    last = torch.rand(20_000) < torch.sigmoid(2 * first.sum(1) - 10)
-    code = torch.cat([first, last[:, None].float()], dim=1)
-    geometric = geometric_bits(code, sae.W_enc, sae.W_dec).total * len(code)
-    assert bits_of(sae, code) == pytest.approx(geometric)
-    assert geometric < bits_of(without_geometry(11), code) - 0.1 * len(code)
+    coins = (torch.arange(2**10)[:, None] >> torch.arange(10) & 1).repeat(16, 1)
+    code = torch.cat([coins, coins.sum(1, keepdim=True) > 5], dim=1).float()
+    geometric = geometric_bits(code, sae.W_enc, sae.W_dec)
+    assert bits_of(sae, code) == pytest.approx(geometric.total * len(code), rel=1e-9)
+    assert geometric.joint == pytest.approx(10, abs=0.05)
+    # Along a tree each coin shares with the majority, which fires in 386 of 1024 vectors, what alone it says of it.
+    fires = sum(math.comb(10, k) for k in range(6, 11))
+    with_coin = sum(math.comb(9, k) for k in range(5, 10))
+    majority, given_coin = entropy(fires / 1024), (entropy(with_coin / 512) + entropy((fires - with_coin) / 512)) / 2
+    along_tree = 10 + majority - 10 * (majority - given_coin)
+    assert bits_of(without_geometry(11), code) / len(code) == pytest.approx(along_tree, abs=0.02)
+    assert 10.4 < along_tree < 10 + majority
 
 
 def test_nothing_costs_nothing():
