@@ -93,7 +93,7 @@ class GeometryCode:
             scores = _sums(before[::step], products.astype(np.float32))
             weights[part], biases[part] = _indices(scores, torch.from_numpy(columns[:, ::step].T.astype(bool)))
             scores = _scores(before, _changes(products, weights[part]))
-            for column, own, bias in zip(columns[::-1], scores[::-1], biases[part][::-1], strict=True):
+            for column, own, bias in zip(columns[::-1], scores[::-1], biases[part].tolist()[::-1], strict=True):
                 coder.encode_reverse(column, _bernoulli, _rates(own, bias))
         self.joint_bits = float(coder.num_valid_bits())
         """What the bits need given the prior."""
@@ -119,7 +119,7 @@ def decode_geometry(words: np.ndarray, n: int, d_sae: int, geometry: Geometry) -
         changes = _changes(geometry.products[: part.stop, part], weights[part])
         scores = _scores(before, changes[:first])
         within, columns = changes[first:].astype(np.int32), np.zeros((len(scores), n), bool)
-        for j, (own, bias) in enumerate(zip(scores, biases[part], strict=True)):
+        for j, (own, bias) in enumerate(zip(scores, biases[part].tolist(), strict=True)):
             columns[j] = coder.decode(_bernoulli, _rates(own, bias))
             on = np.flatnonzero(columns[j])
             scores[j + 1 :, on] += within[j, j + 1 :, None]
@@ -178,5 +178,6 @@ def _scores(on: csr_array, changes: Float[np.ndarray, "d k"]) -> Int[np.ndarray,
 
 def _rates(scores: Int[np.ndarray, " n"], bias: int) -> Float[np.ndarray, " n"]:
     """At which a feature fires: by `RATES` at its score less the mean, plus the bias; beyond their ends as at them."""
-    middle = bias * (PER_NAT // BIASES_PER_NAT) - int(LARGEST_BIAS) * PER_NAT + LARGEST_LOGIT
-    return RATES.take(scores + (int(middle) - int(scores.sum(dtype=np.int64)) // len(scores)), mode="clip")
+    at_mean = bias * (PER_NAT // BIASES_PER_NAT) - int(LARGEST_BIAS) * PER_NAT + LARGEST_LOGIT
+    mean = int(scores.sum(dtype=np.int64)) // len(scores)
+    return RATES.take(scores + (at_mean - mean), mode="clip")
