@@ -63,7 +63,7 @@ def test_a_mean_far_from_0_changes_nothing():
     bits = (np.random.default_rng(1).random((n, 60)) < 0.05).astype(np.uint8)
     bits[:, 0] = 1
     for j in range(20, 60):
-        bits[:, j] = (bits[:, 1:j] @ (decoder.T @ encoder)[1:j, j] > 3) & (np.random.default_rng(j).random(n) < 0.9)
+        bits[:, j] = (bits[:, 1:j] @ (decoder.T @ encoder)[1:j, j] > 6) & (np.random.default_rng(j).random(n) < 0.9)
     lengths = []
     for always in (0.0, 30.0):
         decoder[:, 0] = always * encoder.mean(1)
