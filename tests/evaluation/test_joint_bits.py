@@ -32,6 +32,11 @@ def test_two_features_that_are_the_same_cost_one():
     assert bits == pytest.approx(4096 + 2 * math.log2(3) + 3 * math.log2(115), rel=2e-3)
 
 
+def test_many_features_that_say_little_of_each_other_are_coded_alone():
+    code = torch.eye(4).repeat(1, 256)  # 3.2 bits that two of them share do not pay for a rate
+    assert bits_of(without_geometry(1024), code) == pytest.approx(1024 * (4 * entropy(1 / 4) + 16))
+
+
 def test_values_count_as_bits_do():
     values = torch.randn(500, 8).relu() * (torch.rand(500, 8) < 0.3)
     sae = without_geometry(8)
