@@ -49,10 +49,9 @@ def test_batches_are_cut_as_a_file_cuts_them(monkeypatch):
     code[:, 8:] *= code[:, :8]
     whole = bits_of(sae, code)
     assert bits_of(sae, *code.split(7)) == whole
+    chunks = sum(bits_of(sae, part) for part in code.split([300, 300, 400]))
     monkeypatch.setattr(joint_bits, "CHUNK_ROWS", 300)
-    assert bits_of(sae, *code.split(7)) == pytest.approx(
-        sum(bits_of(sae, part) for part in code.split([300, 300, 400]))
-    )
+    assert bits_of(sae, *code.split(7)) == pytest.approx(chunks)
 
 
 def test_they_are_what_a_file_takes(identity_bae, tmp_path):
