@@ -21,6 +21,7 @@ from bae_lens.saes.training_config import Preset
 from bae_lens.training.recipe import Recipe
 
 BAE_LR = {"default": 6e-3, "optimized": 6e-3, "paper": 5e-4, "authors": 5e-4}
+BINARY_TOPK_LR = 4e-3
 SAE_LR = 1e-3
 TRIAL_FACTOR = 1.6  # between neighboring trials of a default grid
 WARM_UP_SHARE = 8  # a sparsity penalty grows over an eighth of the steps
@@ -39,7 +40,8 @@ class DictionarySpec:
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its training config."""
     lr: float | None = None
-    """Learning rate; by default 6e-3 for a binary code (5e-4 for the published presets) and 1e-3 for the others."""
+    """Learning rate; by default 6e-3 for a BAE or a binary transcoder (5e-4 for the published presets), 4e-3 for
+    binary_topk, and 1e-3 for the others."""
     preset: Preset = "default"
     """For a binary code: our defaults, the paper's formulas, or those of its authors' code."""
     trials: tuple[dict[str, Any], ...] = ({},)
@@ -88,7 +90,7 @@ class DictionarySpec:
         given = {**self.config, **trial}
         lr = as_given(float | None, given.pop("lr", self.lr), "lr")
         if lr is None:
-            lr = BAE_LR[self.preset] if self.architecture in BINARY else SAE_LR
+            lr = default_lr(self.architecture, self.preset)
         known = _field_names(self.architecture) - widths.keys()
         for key in given:
             if key not in known:
@@ -112,6 +114,17 @@ class DictionarySpec:
         except (TypeError, RuntimeError) as error:
             raise ValueError(f"{self.architecture} cannot be made with {given}: {error}") from error
         return Recipe(cfg, lr)
+
+
+def default_lr(architecture: str, preset: Preset = "default") -> float:
+    """Learning rate where none is said.
+
+    Of a `binary_topk` with 32 features of 2304, in the middle of SmolLM2-135M: on 65,536 tokens the explained variance
+    is 0.570 at 1e-3, 0.645 at 2e-3, 0.672 at 4e-3 and 0.644 at 8e-3.
+    """
+    if architecture in BINARY:
+        return BAE_LR[preset]
+    return BINARY_TOPK_LR if architecture == "binary_topk" else SAE_LR
 
 
 def default_spec(architecture: str, l0: int, d_sae: int, trials: int = 1) -> tuple[str, DictionarySpec]:
@@ -142,7 +155,7 @@ def default_spec(architecture: str, l0: int, d_sae: int, trials: int = 1) -> tup
             f"{architecture!r} has no default settings; it must be one of {', '.join(defaults)}, or described in a file"
         )
     name, config, tuned = defaults[architecture]
-    middle = config.get(tuned, BAE_LR["default"] if architecture in BINARY else SAE_LR)
+    middle = config.get(tuned, default_lr(architecture))
     factors = [TRIAL_FACTOR ** (index - (trials - 1) / 2) for index in range(trials)]
     return name, DictionarySpec(architecture, config, trials=tuple({tuned: middle * factor} for factor in factors))
 

@@ -15,7 +15,7 @@ from bae_lens.functional.rate_distortion import RatePoint
 from bae_lens.storage import Stage, validated, write_json
 
 RESULT_FILE = "result.json"
-AS_TRAINED, REFITTED, OPTIMIZED = "as trained", "best values", "every help"
+AS_TRAINED, REFITTED, OPTIMIZED = "as trained", "best values", "with every help"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Entropy coding of packed codes given the dictionary's geometry: a feature's bits given what those before decode to.
 
 The prior is that of `functional.geometric_prior`, in whole numbers, so that every machine decodes by the same rates.
+A feature is decoded for all vectors before the next one, whose mean score is then known.
 `Geometry` has the products `W_dec_k . W_enc_j`, which the file does not hold; what describes a chunk's prior is coded
 with its bits: of each feature a weight and a bias, in 7 bits each.
 """
@@ -91,9 +92,9 @@ class GeometryCode:
             before = before[:, : part.stop]
             scores = _sums(before[::step], products.astype(np.float32))
             weights[part], biases[part] = _indices(scores, torch.from_numpy(columns[:, ::step].T.astype(bool)))
-            logits = _logits(_sums(before, _changes(products, weights[part])), biases[part])
-            for column, logit in zip(columns[::-1], logits[::-1], strict=True):
-                coder.encode_reverse(column, _bernoulli, RATES.take(logit, mode="clip"))
+            scores = _scores(before, _changes(products, weights[part]))
+            for column, own, bias in zip(columns[::-1], scores[::-1], biases[part].tolist()[::-1], strict=True):
+                coder.encode_reverse(column, _bernoulli, _rates(own, bias))
         self.joint_bits = float(coder.num_valid_bits())
         """What the bits need given the prior."""
         coder.encode_reverse(biases, _stream.model.Uniform(N_BIASES))
@@ -116,12 +117,12 @@ def decode_geometry(words: np.ndarray, n: int, d_sae: int, geometry: Geometry) -
     for first in range(0, d_sae, FEATURES_AT_ONCE):
         part = slice(first, min(first + FEATURES_AT_ONCE, d_sae))
         changes = _changes(geometry.products[: part.stop, part], weights[part])
-        logits = _logits(_sums(before, changes[:first]), biases[part])
-        within, columns = changes[first:].astype(np.int32), np.zeros((len(logits), n), bool)
-        for j, logit in enumerate(logits):
-            columns[j] = coder.decode(_bernoulli, RATES.take(logit, mode="clip"))
+        scores = _scores(before, changes[:first])
+        within, columns = changes[first:].astype(np.int32), np.zeros((len(scores), n), bool)
+        for j, (own, bias) in enumerate(zip(scores, biases[part].tolist(), strict=True)):
+            columns[j] = coder.decode(_bernoulli, _rates(own, bias))
             on = np.flatnonzero(columns[j])
-            logits[j + 1 :, on] += within[j, j + 1 :, None]
+            scores[j + 1 :, on] += within[j, j + 1 :, None]
         bits = np.packbits(columns, axis=0).T
         packed[:, first // 8 : first // 8 + bits.shape[1]] = bits
         before = csr_array(hstack([before, _sparse(bits, len(columns))], format="csr"))
@@ -170,7 +171,13 @@ def _changes(products: Int[np.ndarray, "d k"], weights: Int[np.ndarray, " k"]) -
     return np.rint(products * factor.astype(np.float32)).clip(-LARGEST_CHANGE, LARGEST_CHANGE)
 
 
-def _logits(sums: Float[np.ndarray, "n k"], biases: Int[np.ndarray, " k"]) -> Int[np.ndarray, "k n"]:
-    """Where in `RATES` each feature's rate for each vector is; beyond its ends counts as at them."""
-    bias = biases * (PER_NAT // BIASES_PER_NAT) - int(LARGEST_BIAS) * PER_NAT + LARGEST_LOGIT
-    return sums.T.astype(np.int32, order="C") + bias[:, None].astype(np.int32)
+def _scores(on: csr_array, changes: Float[np.ndarray, "d k"]) -> Int[np.ndarray, "k n"]:
+    """For each feature and vector, by how many units the features that are on change the logit."""
+    return _sums(on, changes).T.astype(np.int32, order="C")
+
+
+def _rates(scores: Int[np.ndarray, " n"], bias: int) -> Float[np.ndarray, " n"]:
+    """At which a feature fires: by `RATES` at its score less the mean, plus the bias; beyond their ends as at them."""
+    at_mean = bias * (PER_NAT // BIASES_PER_NAT) - int(LARGEST_BIAS) * PER_NAT + LARGEST_LOGIT
+    mean = int(scores.sum(dtype=np.int64)) // len(scores)
+    return RATES.take(scores + (at_mean - mean), mode="clip")

@@ -24,13 +24,13 @@ PRICES_TRIED = 10
 
 
 class BestCode:
-    """Chooses codes for the decoder of a dictionary that are at least as near to their targets as the encoder's own.
+    """Chooses codes for the decoder of a dictionary, starting from the encoder's own.
 
     Of a binary code, bits are flipped where it pays at the dictionary's `bit_price`, see `optimize_code`; where the
-    price is unknown or 0, at the price at which the code takes as many marginal bits as the encoder's own. Of a
-    real-valued code, the nearest of three is taken for each vector: the encoder's own; its features with the best
-    values; and as many features, chosen one after the other, see `pursue`. Vectors with more than 256 features keep the
-    encoder's code. Values are at least 0, but for the encoder's own.
+    price is unknown or 0, at the lowest price found at which the code takes no more marginal bits than the encoder's
+    own. Of a real-valued code, the one nearest to its target is taken for each vector: the encoder's own; its features
+    with the best values; or as many features, chosen one after the other, see `pursue`. Vectors with more than 256
+    features keep the encoder's code. Values are at least 0, but for the encoder's own.
     """
 
     def __init__(self, sae: SAE[Any]) -> None:

@@ -1,6 +1,7 @@
 """What a dictionary does to activations it has not seen: reconstruction, rate in bits, and which features fire.
 
-Everything is measured twice: on the code that the encoder gives, and on the code that is chosen for the decoder.
+A dictionary is measured twice: as trained, by the code that its encoder gives, and with every help, by one that is
+chosen for its decoder.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -176,7 +177,8 @@ def evaluate_dictionary(
     """Measures a dictionary on raw activations, accumulating in float64; `targets` are what a transcoder should give.
 
     Strength in a binary code is relative to its firing rates on these activations; the prior of `sae` stays as it is.
-    With `optimize`, the code that is chosen for the decoder is measured too, which takes most of the time.
+    With `optimize`, the code that is chosen for the decoder is measured too, which takes most of the time. Bits leave
+    out the norms of vectors that a dictionary with a normalization of each vector needs; it has no other code.
     Raises ValueError if there are no activations, and for some that are not finite.
     """
     if len(activations) == 0:

@@ -1,12 +1,12 @@
 """What the values of a real-valued code cost: uniform quantization and the entropy of what comes out.
 
-That a sparse code is to be judged by its description length is MDL-SAE's idea (Ayonrinde, Pearce and Sharkey, 2024,
-arXiv 2410.11179), who add up the entropies of each feature's quantized activation, 0 among its levels. The count here
-differs in three ways: which features fire is counted apart, so that a binary code is counted alike and a coder that
-codes features jointly can be; the levels of all features share one step and one table, which no user has to send per
-feature; and the step is the coarsest that costs little explained variance, where theirs is to cost little of the loss.
+That a sparse code is to be judged by its description length is the idea of MDL-SAE (Ayonrinde, Pearce and Sharkey,
+2024, arXiv 2410.11179), who round all features' activations to one precision and take the entropy of each feature's
+histogram. Here which features fire is counted apart, so that a binary code is counted alike, and features can be coded
+jointly; and one table of levels serves all features, so that no table has to be sent for each.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,27 +33,24 @@ def value_coding_curve(
     Values are measured by what they do to the output, activation times norm of the decoder row, and rounded to
     multiples of a step, one step for all features. Their cost is the empirical entropy of the rounded values, one code
     table shared by all features, so that it can be had by any entropy coder; saying which fire costs `support_bits`.
-    `coded` gives batches of codes and of what `sae` should decode them to, and is asked twice; `variance` is the
-    squared distance of all targets to their mean.
+    `coded` gives batches of codes and of what `sae` should decode them to. It is asked for each step anew, so that one
+    that encodes does so right before each batch is decoded, as dictionaries that normalize each vector want it.
+    `variance` is the squared distance of all targets to their mean.
     """
     norms = sae.W_dec.norm(dim=-1).clamp(min=1e-12)
     root_mean_square = _root_mean_square((feature_acts for feature_acts, _ in coded()), norms)
     if root_mean_square == 0:
         return []
-    errors = torch.zeros(len(STEPS), dtype=torch.float64)
-    counts: list[dict[int, int]] = [{} for _ in STEPS]
-    n = 0
-    for feature_acts, y in coded():
-        y, n = y.double(), n + len(y)
-        for index, relative_step in enumerate(STEPS):
-            step = relative_step * root_mean_square
+    curve = []
+    for step in (relative_step * root_mean_square for relative_step in STEPS):
+        error, counts, n = 0.0, Counter[int](), 0
+        for feature_acts, y in coded():
             levels = (feature_acts * norms / step).round()
-            errors[index] += (sae.decode(levels * step / norms).double().cpu() - y).square().sum()
-            _add_counts(counts[index], levels[feature_acts != 0])
-    return [
-        RatePoint(support_bits + _entropy_times_total(count) / n, 1 - errors[index].item() / variance)
-        for index, count in enumerate(counts)
-    ]
+            error += (sae.decode(levels * step / norms).double().cpu() - y.double()).square().sum().item()
+            counts.update(_counts(levels[feature_acts != 0]))
+            n += len(y)
+        curve.append(RatePoint(support_bits + _entropy_times_total(counts) / n, 1 - error / variance))
+    return curve
 
 
 def cheapest_values(curve: list[RatePoint], explained_variance: float) -> RatePoint:
@@ -70,12 +67,12 @@ def _root_mean_square(codes: Iterable[Float[Tensor, "_ d_sae"]], norms: Float[Te
     return (squares / fired) ** 0.5 if fired else 0.0
 
 
-def _add_counts(counts: dict[int, int], levels: Float[Tensor, " fired"]) -> None:
-    for level, count in zip(*(part.tolist() for part in levels.long().unique(return_counts=True)), strict=True):
-        counts[level] = counts.get(level, 0) + count
+def _counts(levels: Float[Tensor, " fired"]) -> dict[int, int]:
+    values, counts = levels.long().unique(return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _entropy_times_total(counts: dict[int, int]) -> float:
+def _entropy_times_total(counts: Counter[int]) -> float:
     """Bits of an ideal code for all values together, whose table is their own distribution."""
     count = torch.tensor(list(counts.values()), dtype=torch.float64)
     return (count * (count.sum() / count).log2()).sum().item()

@@ -3,9 +3,10 @@
 A feature whose direction the earlier ones have decoded already is likely to fire too. With `h` the code, feature j
 fires at the rate
 
-    sigmoid(weight_j * (sum_{k<j} h_k W_dec_k) . W_enc_j + bias_j),
+    sigmoid(weight_j * (score_j - mean score_j) + bias_j),    score_j = (sum_{k<j} h_k W_dec_k) . W_enc_j,
 
-so the dictionary itself says how any two features relate, and two numbers a feature are all that is learned.
+so the dictionary itself says how any two features relate, and two numbers a feature are all that is learned. The mean
+is over all vectors, of which whoever decodes them feature by feature knows the earlier ones; less it, scores are small.
 The sum of the bits that each feature needs given those before it is a bound on the joint entropy.
 """
 
@@ -61,14 +62,13 @@ def geometric_bits(
     nats, step = 0.0, -(-n // ROWS_OF_FIT)
     for scores, on in _scores(feature_acts, W_enc, W_dec):
         weight, bias = fit_prior(scores[::step], on[::step])
-        weight, bias = rounded_weight(weight), rounded_bias(bias)
-        logits = weight * scores + bias
+        logits = rounded_weight(weight) * (scores - scores.mean(0)) + rounded_bias(bias)
         nats += binary_cross_entropy_with_logits(logits, on.float(), reduction="none").sum(dtype=torch.float64).item()
     return GeometricBits(nats / log(2) / n, 2 * BITS_PER_NUMBER * d_sae / n)
 
 
 def fit_prior(scores: Float[Tensor, "n k"], on: Bool[Tensor, "n k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """Weight and bias of k features' logits: logistic regression of each on its score, by Newton's method.
+    """Weight and bias of k features' logits: logistic regression on their scores less the means, by Newton's method.
 
     A weight is at least 0, with a weak Gaussian prior around it, so that it is finite where the score tells without
     fail. A score that does not vary has weight 0.
@@ -94,8 +94,7 @@ def fit_prior(scores: Float[Tensor, "n k"], on: Bool[Tensor, "n k"]) -> tuple[Fl
         step /= determinant
         step *= (LONGEST_STEP / step.abs().amax(0)).clamp(max=1)
         weight, bias = (weight - step[0]).clamp(min=0), bias - step[1]
-    weight = torch.where(varies, weight / deviation.where(varies, torch.ones_like(mean)), 0)
-    return weight, bias - weight * mean
+    return torch.where(varies, weight / deviation.where(varies, torch.ones_like(mean)), 0), bias
 
 
 def rounded_weight(weight: Float[Tensor, " k"]) -> Float[Tensor, " k"]:

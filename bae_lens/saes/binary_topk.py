@@ -1,9 +1,11 @@
 """Binary Sparse Coding (Quirke, Shabalin and Belrose, 2025, arXiv 2509.25596): the k largest pre-activations as bits.
 
-What they call a binary autoencoder has the weights of a `BAE` and another code: the features that fire are the k of
-largest pre-activation, as far as it is positive. It is trained on the squared error alone, with the sigmoid's
-derivative as the gradient of a bit that was chosen, and none for the others. Their code (EleutherAI/sparsify) also has
-a threshold above 0 for each feature to learn, which starts at .004; here it is 0, and the encoder's bias learns.
+After the code of its first authors (EleutherAI/sparsify, activation `topk_binary` of the branch `binary`): the features
+that fire are the k of largest pre-activation, as far as they are over a threshold that each feature learns, and the
+gradient of a bit among these k is the sigmoid's derivative, that of the others 0. A threshold is a bias with another
+sign, so that here the encoder's bias is all there is. What else differs is what a `BAE` has of its own: activations are
+standardized, the rows of the decoder have any norm, where theirs have norm 1, and the sigmoid has a temperature of 1,
+where their default is 2.
 """
 
 from copy import deepcopy

@@ -58,7 +58,7 @@ def test_default_of_every_architecture_trains(architecture, tiny_model, tiny_con
         assert asked["l1_warm_up_steps"] == 2
     else:
         assert 8 in (asked.get("k"), asked.get("target_l0"))
-        lr = 6e-3 if architecture in BINARY else 1e-3
+        lr = 6e-3 if architecture in BINARY else 4e-3 if architecture == "binary_topk" else 1e-3
         assert [recipe.lr for recipe in contender.trials] == pytest.approx([lr / 1.6, lr, lr * 1.6])
     hooks = (contender.hook_name, str(contender.hook_name_out)) if contender.hook_name else (HOOK,)
     if "transcoder" in architecture:

@@ -647,7 +647,8 @@ def test_a_code_that_is_all_off(tmp_path):
     path = tmp_path / "x.bae"
     write(path, np.zeros((60, 3), np.uint8), geometry=GEOMETRY)
     with CodeFile(path) as file:
-        assert [(chunk.coding, chunk.n_words) for chunk in file.chunks()] == [(Coding.GEOMETRY, 0)]
+        # Of each feature no parent and the rate 0: 4 words along a tree, where the numbers of a geometry take 10.
+        assert [(chunk.coding, chunk.n_words) for chunk in file.chunks()] == [(Coding.PAIRS, 4)]
     np.testing.assert_array_equal(read(path)[0], np.zeros((60, 3), np.uint8))
 
 

@@ -57,6 +57,23 @@ def test_length_is_what_the_prior_says():
     assert expected.joint < -0.85 * (rates * np.log2(rates) + (1 - rates) * np.log2(1 - rates)).sum()
 
 
+def test_a_mean_far_from_0_changes_nothing():
+    """A feature that is always on says the same of every vector."""
+    n, (encoder, decoder) = 3000, np.random.default_rng(0).standard_normal((2, 12, 60))
+    bits = (np.random.default_rng(1).random((n, 60)) < 0.05).astype(np.uint8)
+    bits[:, 0] = 1
+    for j in range(20, 60):
+        bits[:, j] = (bits[:, 1:j] @ (decoder.T @ encoder)[1:j, j] > 6) & (np.random.default_rng(j).random(n) < 0.9)
+    lengths = []
+    for always in (0.0, 30.0):
+        decoder[:, 0] = always * encoder.mean(1)
+        geometry = Geometry(torch.from_numpy(encoder), torch.from_numpy(decoder.T.copy()))
+        code = GeometryCode(np.packbits(bits, axis=1), 60, geometry)
+        np.testing.assert_array_equal(decode_geometry(code.words, n, 60, geometry), np.packbits(bits, axis=1))
+        lengths.append(code.joint_bits)
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.01)
+
+
 def test_products_by_hand():
     W_enc, W_dec = torch.tensor([[5.0, 1.0, 3.0]]), torch.tensor([[2.0], [-0.25], [7.0]])
     # 2 and (6, -0.75) in units in which the largest of a column has 15 bits.

@@ -10,6 +10,10 @@ from bae_lens.evaluation.joint_bits import JointBits
 from bae_lens.functional.geometric_prior import geometric_bits
 
 
+def entropy(p):
+    return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+
+
 def bits_of(sae, *batches):
     counter = JointBits(sae)
     for batch in batches:
@@ -28,6 +32,11 @@ def test_two_features_that_are_the_same_cost_one():
     assert bits == pytest.approx(4096 + 2 * math.log2(3) + 3 * math.log2(115), rel=2e-3)
 
 
+def test_many_features_that_say_little_of_each_other_are_coded_alone():
+    code = torch.eye(4).repeat(1, 256)  # 3.2 bits that two of them share do not pay for a rate
+    assert bits_of(without_geometry(1024), code) == pytest.approx(1024 * (4 * entropy(1 / 4) + 16))
+
+
 def test_values_count_as_bits_do():
     values = torch.randn(500, 8).relu() * (torch.rand(500, 8) < 0.3)
     sae = without_geometry(8)
@@ -40,10 +49,9 @@ def test_batches_are_cut_as_a_file_cuts_them(monkeypatch):
     code[:, 8:] *= code[:, :8]
     whole = bits_of(sae, code)
     assert bits_of(sae, *code.split(7)) == whole
+    chunks = sum(bits_of(sae, part) for part in code.split([300, 300, 400]))
     monkeypatch.setattr(joint_bits, "CHUNK_ROWS", 300)
-    assert bits_of(sae, *code.split(7)) == pytest.approx(
-        sum(bits_of(sae, part) for part in code.split([300, 300, 400]))
-    )
+    assert bits_of(sae, *code.split(7)) == pytest.approx(chunks)
 
 
 def test_they_are_what_a_file_takes(identity_bae, tmp_path):
@@ -56,16 +64,24 @@ def test_they_are_what_a_file_takes(identity_bae, tmp_path):
 
 
 def test_geometry_counts_where_it_takes_less():
-    # A last feature that is likelier the more of the ten before it fire: no pair says much.
+    # Ten coins and a feature that fires if most of them do, which follows from what they decode to: 10 bits, and side
+    # information.
     sae = StandardSAE(StandardSAEConfig(d_in=1, d_sae=11, apply_b_dec_to_input=False))
     sae.W_enc.data.copy_(torch.eye(11)[-1:])
     sae.W_dec.data.fill_(1)
-    first = (torch.rand(20_000, 10) < 0.5).float()
-    last = torch.rand(20_000) < torch.sigmoid(2 * first.sum(1) - 10)
-    code = torch.cat([first, last[:, None].float()], dim=1)
-    geometric = geometric_bits(code, sae.W_enc, sae.W_dec).total * len(code)
-    assert bits_of(sae, code) == pytest.approx(geometric)
-    assert geometric < bits_of(without_geometry(11), code) - 0.1 * len(code)
+    coins = (torch.arange(2**10)[:, None] >> torch.arange(10) & 1).repeat(8, 1)
+    code = torch.cat([coins, coins.sum(1, keepdim=True) > 5], dim=1).float()
+    geometric = geometric_bits(code, sae.W_enc, sae.W_dec)
+    assert bits_of(sae, code) == pytest.approx(geometric.total * len(code), rel=1e-9)
+    assert geometric.joint == pytest.approx(10, abs=0.05)
+    # Along a tree each coin shares with the majority, which fires in 386 of 1024 vectors, what alone it says of it.
+    fires = sum(math.comb(10, k) for k in range(6, 11))
+    with_coin = sum(math.comb(9, k) for k in range(5, 10))
+    majority, given_coin = entropy(fires / 1024), (entropy(with_coin / 512) + entropy((fires - with_coin) / 512)) / 2
+    along_tree = 10 + majority - 10 * (majority - given_coin)
+    side = 11 * math.log2(12) + 21 * math.log2(115)
+    assert bits_of(without_geometry(11), code) == pytest.approx(along_tree * len(code) + side, rel=1e-9)
+    assert 10.4 < along_tree < 10 + majority
 
 
 def test_nothing_costs_nothing():

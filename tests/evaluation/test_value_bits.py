@@ -5,6 +5,7 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
+from bae_lens import evaluate_dictionary
 from bae_lens.evaluation.value_bits import STEPS, cheapest_values, value_coding_curve
 from bae_lens.functional.rate_distortion import RatePoint
 
@@ -39,6 +40,27 @@ def test_bits_and_errors_are_those_of_a_direct_computation():
         decoded = ((effects / step).round() * step / norms) @ sae.W_dec + sae.b_dec
         assert point.bits == pytest.approx(5 + bits)
         assert point.explained_variance == pytest.approx(1 - (decoded - y).square().sum().item() / variance)
+
+
+@pytest.mark.parametrize("normalization", ["layer_norm", "constant_norm_rescale"])
+def test_each_batch_is_decoded_with_the_norms_of_its_own_vectors(normalization):
+    sae = StandardSAE(
+        StandardSAEConfig(d_in=6, d_sae=10, apply_b_dec_to_input=False, normalize_activations=normalization)
+    )
+    sae.W_dec.data.normal_()
+    sae.W_enc.data.copy_(sae.W_dec.data.T)
+    x = torch.randn(90, 6) * torch.rand(90, 1).mul(5).exp() + 3
+    variance = (x.double() - x.double().mean(0)).square().sum().item()
+    metrics = evaluate_dictionary(sae, x, batch_size=20)
+    norms = sae.W_dec.detach().norm(dim=1)
+    effects = sae.encode(x).detach() * norms
+    root_mean_square = effects[effects > 0].double().square().mean().sqrt().item()
+    assert len(metrics.value_curve) == len(STEPS)
+    for point, relative_step in zip(metrics.value_curve, STEPS, strict=True):
+        step = relative_step * root_mean_square
+        sae.encode(x)
+        decoded = sae.decode((effects / step).round() * step / norms).detach().double()
+        assert point.explained_variance == pytest.approx(1 - (decoded - x).square().sum().item() / variance, abs=1e-5)
 
 
 def test_finer_steps_cost_more_bits_and_lose_less():

@@ -67,6 +67,16 @@ def test_a_code_that_is_known_needs_nothing():
     assert geometric_bits(code, torch.ones(1, 30), torch.ones(30, 1)).joint == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("always", [0.0, 1e4])
+def test_what_follows_from_two_coins_needs_no_bits(always):
+    """A third feature fires if both do: with large weights, around a mean that may be far from 0."""
+    coins = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).repeat(1024, 1)
+    code = torch.cat([torch.ones(4096, 1), coins, coins.prod(1, keepdim=True)], dim=1)
+    W_dec = torch.tensor([[always, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    W_enc = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    assert geometric_bits(code, W_enc, W_dec).joint == pytest.approx(2, abs=0.02)
+
+
 @pytest.mark.parametrize("d_in", [1, 5])
 def test_edges(d_in):
     one = torch.ones(3, 1)
@@ -108,14 +118,15 @@ def test_fit_finds_the_weights_that_made_the_bits(scale):
     on = torch.rand(scores.shape, generator=generator) < torch.sigmoid(weight * scores + bias)
     found = fit_prior(scale * scores, on)
     torch.testing.assert_close(scale * found[0], weight, rtol=0.03, atol=0.03)
-    torch.testing.assert_close(found[1], bias, rtol=0.03, atol=0.03)
+    torch.testing.assert_close(found[1], bias + weight * scores.mean(0), rtol=0.03, atol=0.03)
 
 
 def test_fit_is_the_most_likely():
     generator = torch.Generator().manual_seed(1)
     scores = 3 * torch.randn(3000, 8, generator=generator).double()
     on = torch.rand(scores.shape, generator=generator) < torch.sigmoid(scores * torch.linspace(0.05, 1, 8) - 2)
-    error = torch.sigmoid(scores * fit_prior(scores, on)[0] + fit_prior(scores, on)[1]) - on.double()
+    weight, bias = fit_prior(scores, on)
+    error = torch.sigmoid(weight * (scores - scores.mean(0)) + bias) - on.double()
     assert error.mean(0).abs().max() < 1e-4
     assert (error * scores).mean(0).abs().max() < 1e-3
 

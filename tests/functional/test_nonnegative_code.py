@@ -93,6 +93,19 @@ def test_pursuit_finds_what_vectors_are_made_of():
     assert torch.allclose(found, code, atol=1e-4)
 
 
+def test_what_is_left_decides_by_hand():
+    # Of (4, 3, 2) the first two leave (0, 0, 2), along which the third row points; the last points against the first.
+    W = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0]])
+    assert pursue(torch.tensor([[4.0, 3, 2]]), torch.tensor([3]), W).tolist() == [[4, 3, 2, 0]]
+
+
+def test_no_feature_is_chosen_twice():
+    """Of rows that point much the same way, the first chosen still explains most of what is left."""
+    drawing = torch.Generator().manual_seed(0)
+    W, code = 1 + 0.3 * torch.randn(12, 20, generator=drawing), 1 + torch.rand(30, 12, generator=drawing)
+    assert torch.allclose(pursue(code @ W, torch.full((30,), 12), W), code, atol=1e-3)
+
+
 def test_pursuit_comes_near_the_best_of_all_supports():
     W, target = torch.randn(10, 5), torch.randn(30, 5)
     found = squared_error(target, pursue(target, torch.full((30,), 3), W), W)

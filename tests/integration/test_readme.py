@@ -62,7 +62,9 @@ def test_the_first_example_and_those_that_go_on_from_it_run(tmp_path, monkeypatc
     compressed = run(compression, tmp_path / "compression.py", names)
     assert compressed["first_codes"].equal(names["bae"].encode(compressed["states"])[:2])
     assert compressed["reconstructions"].shape == compressed["states"].shape
-    (steering,) = code_blocks("bae_lens/evaluation/README.md", "python")
+    measures, steering = code_blocks("bae_lens/evaluation/README.md", "python")
+    measured = run(measures, tmp_path / "measures.py", names)
+    assert measured["helped"].code.n_tokens == measured["trained"].code.n_tokens == len(measured["states"])
     steered = run(steering, tmp_path / "steering.py", names)
     assert steered["edited"].startswith("My fellow Americans")
     assert len(steered["effects"].up) == len(steered["effects"].down) == 8
