@@ -226,6 +226,25 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Holds the place of a file that takes long to write, alone among processes.
+
+    Raises ValueError if another one holds it, and FileNotFoundError if its folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it, or choose another for {path.name}")
+    lock = path.with_name(f".{path.name}{LOCK_FILE}")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise ValueError(f"another process is writing {path}; wait for it, or choose another file") from error
+
+
+@contextmanager
 def claimed(folder: Path, purpose: dict[str, Any]) -> Iterator[None]:
     """Holds `folder` for a run of this purpose, made of JSON values, alone among processes.
 
