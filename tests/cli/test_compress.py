@@ -79,7 +79,9 @@ def test_two_decompressions_to_one_file_at_a_time(bae, vectors, command, tmp_pat
 
     monkeypatch.setattr(decompress_command, "reconstructions", while_another_is_started)
     assert command("decompress", *given) == f"300 vectors in {tmp_path / 'y.npy'}\n"
-    assert seen[0].endswith(f"error: another process is writing {tmp_path / 'y.npy'}; wait for it, or choose another file\n")
+    assert seen[0].endswith(
+        f"error: another process is writing {tmp_path / 'y.npy'}; wait for it, or choose another file\n"
+    )
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), bae(vectors).detach().numpy(), rtol=1e-5, atol=1e-5)
     assert {path.name for path in tmp_path.iterdir()} == {"bae", "x.npy", "x.bae", "y.npy"}
     assert "the folder" in command("decompress", *given[:-1], tmp_path / "none" / "y.npy", status=2)
