@@ -229,10 +229,12 @@ def locked(folder: Path) -> Iterator[None]:
 def locked_file(path: Path) -> Iterator[None]:
     """Holds the place of a file that takes long to write, alone among processes.
 
-    Raises ValueError if another one holds it, and FileNotFoundError if its folder does not exist.
+    Raises ValueError if another one holds it, and OSError if it is a folder or has none to be in.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it, or choose another for {path.name}")
+        raise FileNotFoundError(f"there is no folder {path.parent}; make it, or choose another for {path.name}")
     lock = path.with_name(f".{path.name}{LOCK_FILE}")
     try:
         with FileLock(lock, timeout=0):

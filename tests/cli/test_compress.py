@@ -84,7 +84,19 @@ def test_two_decompressions_to_one_file_at_a_time(bae, vectors, command, tmp_pat
     )
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), bae(vectors).detach().numpy(), rtol=1e-5, atol=1e-5)
     assert {path.name for path in tmp_path.iterdir()} == {"bae", "x.npy", "x.bae", "y.npy"}
-    assert "the folder" in command("decompress", *given[:-1], tmp_path / "none" / "y.npy", status=2)
+
+
+def test_places_that_cannot_be_written_to_are_refused_before_the_work(bae, vectors, command, tmp_path):
+    compress(bae, vectors, tmp_path / "x.bae")
+    (tmp_path / "folder.npy").mkdir()
+    there = ["--file", tmp_path / "x.bae", "--dictionary", tmp_path / "bae", "--output"]
+    assert "folder.npy is a folder; name a file" in command("decompress", *there, tmp_path / "folder.npy", status=2)
+    assert "there is no folder" in command("decompress", *there, tmp_path / "none" / "y.npy", status=2)
+    assert "name a .bae file" in command("decompress", "--file", tmp_path / "bae", *there[2:], "y.npy", status=2)
+    back = ["--vectors", tmp_path / "x.npy", "--dictionary", tmp_path / "bae", "--output"]
+    assert "there is no folder" in command("compress", *back, tmp_path / "none" / "y.bae", status=2)
+    assert "ends in .bae, got" in command("compress", *back, tmp_path / "x.npy", status=2)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), vectors.numpy())
 
 
 @pytest.mark.usefixtures("bae", "vectors")

@@ -24,7 +24,6 @@ pytestmark = [
 SMALL = "--cached-tokens 600 --held-out-tokens 300 --context-size 16 --training-tokens 640 --batch-size 32"
 SIZES = SMALL.split()
 EVERYWHERE = (
-    "blocks.1.hook_resid_pre",
     "blocks.1.hook_resid_mid",
     "blocks.1.hook_resid_post",
     "blocks.1.hook_attn_out",
@@ -36,7 +35,6 @@ EVERYWHERE = (
     "blocks.1.attn.hook_z",
     "blocks.1.attn.hook_q",
     "blocks.1.attn.hook_k",
-    "blocks.1.attn.hook_v",
     "blocks.1.mlp.hook_in",
     "blocks.1.mlp.hook_pre",
     "blocks.1.mlp.hook_post",
@@ -61,7 +59,6 @@ REFUSED = {
         "blocks.1.attn.hook_out",
         "blocks.1.attn.hook_q",
         "blocks.1.attn.hook_k",
-        "blocks.1.attn.hook_v",
         "blocks.1.attn.hook_pattern",
         "blocks.1.attn.hook_result",
     },
