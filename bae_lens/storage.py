@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
@@ -161,6 +161,8 @@ RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 NAMED_DIFFERENCES = 4  # in the message that a folder is for something else
 
+OnStage = Callable[[str, float | None], None]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -174,22 +176,31 @@ class Stage:
     """Largest resident memory of a process up to the end of this stage."""
 
 
-class Stopwatch:
-    """Times the stages of a run, adding to the times of earlier runs in the same folder."""
+def unwatched(*_: Any) -> None:
+    """For a run of whose progress nobody is told."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "stages.json"
+
+class Stopwatch:
+    """Times the stages of a run, adding to the times of earlier runs in the same folder.
+
+    `on_stage` is told of each stage when it begins, with None, and when it has ended, with the seconds that it took.
+    """
+
+    def __init__(self, folder: Path, on_stage: OnStage = unwatched) -> None:
+        self.path, self.on_stage = folder / "stages.json", on_stage
         earlier = read_json(self.path) if self.path.exists() else []
         self.stages = {s.name: s for s in (validated(Stage, stage, str(self.path)) for stage in earlier)}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time that the block takes, even if it is interrupted."""
+        self.on_stage(name, None)
         start = time.monotonic()
         try:
             yield
         finally:
             self.add(name, time.monotonic() - start)
+        self.on_stage(name, time.monotonic() - start)
 
     def add(self, name: str, seconds: float) -> None:
         """Adds time to a stage, in seconds, and notes the peak memory."""

@@ -3,7 +3,7 @@
     python benchmarks/recipe.py --output runs/recipe
 
 The activations of SmolLM2 are cached in one pass and stay in the output folder, as do all dictionaries; the same
-command goes on after an interruption. What is measured goes to `results/recipe_LAYER.json`, the pictures beside it.
+command goes on after an interruption. What is measured goes to `results/NAME_LAYER.json`, the pictures beside it.
 """
 
 import json
@@ -49,7 +49,7 @@ FEATURES = {"topk": (8, 16, 32, 64, 128), "batchtopk": (16, 32, 64), "binary_top
 TOKENS = 393_216
 AS_TRAINED, HELPED = "as trained", "with every help"
 EQUAL_BITS = (50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 350.0, 400.0, 450.0, 500.0, 600.0)
-HELPED_PARTS = ("rate", "seeds", "width")  # whose codes are measured with every help as well
+HELPED_PARTS = ("rate", "seeds", "flips", "width")  # whose codes are measured with every help as well
 REFERENCES = {
     "pca": ("PCA, quantized", "--"),
     "sign_coding": ("signs", "-."),
@@ -83,9 +83,11 @@ class RecipeBenchmark:
     output: Path
     """Folder for activations and dictionaries."""
     layers: tuple[int, ...] = (10, 20)
-    parts: tuple[str, ...] = ("rate", "seeds", "ablation", "epochs", "tokens", "width")
+    parts: tuple[str, ...] = ("rate", "seeds", "flips", "ablation", "epochs", "tokens", "width")
     contexts: ContextSettings = field(default_factory=lambda: ContextSettings(cached_tokens=262_144))
     results: Path = RESULTS
+    name: str = "recipe"
+    """Of the files of results."""
 
     def run(self) -> None:
         model = load_model("smollm2")
@@ -103,8 +105,8 @@ class RecipeBenchmark:
         for layer, hook_name in zip(self.layers, hook_names, strict=True):
             splits = {split: at_hooks[hook_name] for split, at_hooks in cached.items()}
             result = self.measured(model, hook_name, splits, self.output / f"layer_{layer}")
-            write_text(self.results / f"recipe_{layer}.json", json.dumps(result, indent=1))
-            draw(result).savefig(self.results / f"recipe_{layer}.png", dpi=110)
+            write_text(self.results / f"{self.name}_{layer}.json", json.dumps(result, indent=1))
+            draw(result).savefig(self.results / f"{self.name}_{layer}.png", dpi=110)
             draw_quality_alone(result).savefig(self.results / f"quality_{layer}.png", dpi=110)
             print(markdown(result))
 
@@ -188,6 +190,10 @@ def cells() -> Iterator[Cell]:
         name, spec = default_spec("topk", 32, 2304)
         yield Cell("seeds", f"{name} 32", spec, seed=seed)
         yield Cell("seeds", "optimized BAE 200 bits", optimized(200.0), seed=seed)
+    for share in (0.5, 0.9):
+        start = round(share * TrainingSettings(TOKENS).steps)
+        yield Cell("flips", f"optimized from {share:.0%} on", optimized(200.0, optimized_start_step=start))
+    yield Cell("flips", "at most 10 flips", optimized(200.0, max_flips=10))
     for name, spec in {
         "price falls with the rate": bae(tangent_rate=1.0),
         "tangent at 10 %": bae(tangent_rate=0.1),
@@ -211,6 +217,7 @@ def cells() -> Iterator[Cell]:
     for expansion in (8, 16):
         yield Cell("width", "BAE 200 bits", bae(), expansion=expansion)
         yield Cell("width", "Top-k 32", topk, expansion=expansion)
+    yield Cell("width", "optimized BAE 200 bits", optimized(200.0), expansion=8)
 
 
 def bae(target_bits: float = 200.0, **config: Any) -> DictionarySpec:

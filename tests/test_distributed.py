@@ -285,7 +285,7 @@ def test_torchrun_trains_what_one_process_trains_and_says_it_once(tiny_model_fol
     command += ["--hook-name", "blocks.0.hook_resid_post", "--set", "covariance_coefficient", "0.01"]
     shared = _run(*TORCHRUN, *command, "--output", str(tmp_path / "two"))
     assert shared.returncode == 0, shared.stderr[-3000:]
-    assert shared.stdout.count("| bae |") == 1
+    assert shared.stdout.count("\nbae  ") == 1
     assert (tmp_path / "two" / "report.html").exists()
     assert _run(sys.executable, *command, "--output", str(tmp_path / "one")).returncode == 0
     one, two = (

@@ -43,6 +43,8 @@ class ContextSettings:
     """Tokens to cache from held-out documents."""
     tuning_tokens: int = 8_192
     """Tokens to cache from documents held out for tuning, if there is anything to tune."""
+    loss_contexts: int = 32
+    """Held-out contexts on which the model's loss is measured."""
     contexts_per_document: int = 8
     """At most so many contexts, at random places, from one document, so that a few long ones do not make the corpus."""
 

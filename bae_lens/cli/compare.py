@@ -62,6 +62,8 @@ class Compare:
     """How long each dictionary is trained, and on how much at a time."""
     seed: int = 0
     """Seed of the choice of documents."""
+    every_help: bool = True
+    """Measure codes with every help too: chosen for the decoder. Takes most of the time of measuring."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
 
@@ -87,6 +89,7 @@ class Compare:
             float(self.l0),
             self.seed,
             self.seeds,
+            self.every_help,
         )
         return summary(run_experiment(experiment, self.contenders, self.output, self.device), self.output)
 

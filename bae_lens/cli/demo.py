@@ -1,5 +1,6 @@
 """`bae-lens demo`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,30 +10,39 @@ from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.cli.device import DEFAULT_DEVICE
-from bae_lens.cli.experiment import run_experiment, summary
+from bae_lens.cli.experiment import LOADING, REPORT, run_experiment, summary
+from bae_lens.cli.progress import Progress
 from bae_lens.comparison.dictionaries import ARCHITECTURES, default_spec
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.training.recipe import TrainingSettings
+
+CONTEXTS = ContextSettings(cached_tokens=49_152, held_out_tokens=8_192, loss_contexts=16)
+TRAINING = TrainingSettings(training_tokens=196_608)
+FULL_CONTEXTS = ContextSettings(cached_tokens=98_304)
+FULL_TRAINING = TrainingSettings(training_tokens=393_216)
+TRAINING_SECONDS = {"bae": 47.0, "standard": 65.0, "topk": 92.0, "gated": 141.0, "topk_transcoder": 88.0}
 
 
 @dataclass(frozen=True)
 class Demo:
     """Train a BAE, ReLU, Top-k and Gated SAEs and a transcoder side by side on the embedded model and text.
 
-    Needs the extra bae-lens[demo], no network, and some ten to twenty minutes on two cores.
+    Needs the extra bae-lens[demo] and no network.
     """
 
     output: Path = Path("demo")
     """Folder for everything the demo writes; run it again to go on after an interruption or to reuse what is there."""
+    full: bool = False
+    """Twice the tokens to train on and to measure on, and codes with every help, in several times the time."""
     hook_name: str = "blocks.10.hook_resid_post"
     """Where in the model the activations are taken."""
     expansion: int = 4
     """Features per dimension of the activations (d_sae / d_in)."""
     l0: int = 32
     """Features per token that BAE and Top-k are held at; the penalties of the others are fixed to come near 32."""
-    contexts: ContextSettings = field(default_factory=lambda: ContextSettings(cached_tokens=98_304))
+    contexts: ContextSettings = field(default_factory=lambda: CONTEXTS)
     """How documents are cut into contexts, and how many are cached."""
-    training: TrainingSettings = field(default_factory=lambda: TrainingSettings(training_tokens=393_216))
+    training: TrainingSettings = field(default_factory=lambda: TRAINING)
     """How long each dictionary is trained, and on how much at a time."""
     seed: int = 0
     """Seed of the choice of documents, the order of tokens and the initial weights."""
@@ -40,7 +50,7 @@ class Demo:
     """Where the model and the dictionaries run."""
 
     def run(self) -> str:
-        """Compares, writes the results into `output`, and returns the table."""
+        """Compares, saying how it goes on, writes the results into `output`, and returns the table."""
         experiment = Experiment(
             DEMO_MODEL,
             DEMO_TEXT,
@@ -50,11 +60,34 @@ class Demo:
             l0=float(self.l0),
             seed=self.seed,
             seeds=(self.seed,),
+            every_help=self.full,
         )
-        return summary(run_experiment(experiment, self.contenders, self.output, self.device), self.output)
+        progress = Progress(self.expected_seconds())
+        comparison = run_experiment(
+            experiment, self.contenders, self.output, self.device, progress.on_stage, progress.on_measured
+        )
+        return summary(comparison, self.output)
 
     def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
         """The demo's dictionaries at the width of the hook."""
         d_sae = self.expansion * hook_widths(model, [hook_name])[hook_name]
         specs = [default_spec(architecture, self.l0, d_sae) for architecture in ARCHITECTURES]
         return {name: spec.contender(model, hook_name, self.expansion, self.training.steps) for name, spec in specs}
+
+    def expected_seconds(self) -> dict[str, float]:
+        """The stages in their order, with what they took on two idle cores, scaled to what is asked for."""
+        tokens = self.contexts.cached_tokens + self.contexts.held_out_tokens
+        seconds = {LOADING: 9.0, "choose contexts": tokens / 20_000, "activations": tokens / 1_050}
+        names = {architecture: default_spec(architecture, self.l0, 1)[0] for architecture in ARCHITECTURES}
+        for architecture, name in names.items():
+            share = self.training.training_tokens / FULL_TRAINING.training_tokens
+            seconds[f"train {name}"] = TRAINING_SECONDS[architecture] * share
+            seconds[f"measure {name}"] = self.contexts.held_out_tokens / 2_300
+        seconds["language model's loss"] = 2.0 * self.contexts.loss_contexts
+        seconds["PCA and Gaussian bound"] = 2.0
+        return {**seconds, **{f"dashboards of {name}": 1.0 for name in names.values()}, REPORT: 2.0}
+
+    @classmethod
+    def defaults(cls, arguments: Sequence[str]) -> "Demo":
+        """What holds where these arguments of the command say nothing: with --full, the larger budget."""
+        return cls(full=True, contexts=FULL_CONTEXTS, training=FULL_TRAINING) if "--full" in arguments else cls()

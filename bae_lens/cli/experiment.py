@@ -1,7 +1,7 @@
 """What commands that train dictionaries share: models and texts by name, checked, then compared and reported."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,45 +10,88 @@ from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text, located
 from bae_lens.cli.device import check_device
 from bae_lens.comparison.experiment import Contender, Experiment
-from bae_lens.comparison.results import Comparison
-from bae_lens.comparison.run import compare
+from bae_lens.comparison.results import TABLE, Comparison
+from bae_lens.comparison.run import OnMeasured, compare
 from bae_lens.extras import COMMANDS, missing_packages
-from bae_lens.storage import check_folder
+from bae_lens.storage import OnStage, check_folder, unwatched
 
 REPORT_LIBRARIES = ("jinja2", "markupsafe", "matplotlib", "plotly")
+LOADING, REPORT = "load model and text", "report"
+COLUMNS = ("dictionary", "explained variance", "CE recovered", "L0", "support bits", "value bits", "dead", "training")
 
 
 def run_experiment(
-    experiment: Experiment, contenders: Callable[[Any, str], Mapping[str, Contender]], folder: Path, device: str
+    experiment: Experiment,
+    contenders: Callable[[Any, str], Mapping[str, Contender]],
+    folder: Path,
+    device: str,
+    on_stage: OnStage = unwatched,
+    on_measured: OnMeasured = unwatched,
 ) -> Comparison:
     """Loads what the experiment names, compares, and writes results and, if its libraries are there, a report.
 
     `contenders` makes the dictionaries for the loaded model and the hook. Raises ValueError, before anything
-    is written, for sizes, devices, folders, texts, models and hooks that cannot be.
+    is written, for sizes, devices, folders, texts, models and hooks that cannot be. `on_stage` and `on_measured` are
+    told how it goes on; see `compare`.
     """
     check_device(device)
     check_folder(folder)
     experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
+    on_stage(LOADING, None)
     start = time.monotonic()
     text = load_text(experiment.dataset, experiment.text_column, experiment.dataset_split)
     model = load_model(experiment.model, device, experiment.contexts.context_size)
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
-    comparison = compare(model, text, made, experiment, folder, device, loading)
+    on_stage(LOADING, loading)
+    comparison = compare(model, text, made, experiment, folder, device, loading, on_stage, on_measured)
     if not missing_packages(REPORT_LIBRARIES):
         from bae_lens.report.page import write_report
         from bae_lens.report.png import write_pictures
 
+        on_stage(REPORT, None)
+        start = time.monotonic()
         write_pictures(comparison, folder)
         write_report(comparison, folder)
+        on_stage(REPORT, time.monotonic() - start)
     return comparison
 
 
 def summary(comparison: Comparison, folder: Path) -> str:
-    """The table, and where the rest is."""
+    """The table for a terminal, and where the rest is; the report comes last."""
     if missing_packages(REPORT_LIBRARIES):
         command = COMMANDS[REPORT_LIBRARIES[0]]
         where = f"results and dictionaries are in {folder}; after {command} the same command adds a report"
     else:
-        where = f"report, results and dictionaries are in {folder}"
-    return f"{comparison.table()}\n\n{where}"
+        where = f"results and dictionaries are in {folder}; the report to open is {folder / 'report.html'}"
+    elsewhere = [
+        f"{dictionary.name} writes at {dictionary.hook_name_out}: what it explains and recovers is that of other "
+        "activations.\n"
+        for dictionary in comparison.dictionaries
+        if dictionary.hook_name_out != comparison.experiment.hook_name
+    ]
+    return f"{terminal_table(comparison)}\n\n{''.join(elsewhere)}{where}"
+
+
+def terminal_table(comparison: Comparison) -> str:
+    """The columns of the table that matter most, in at most 100 characters unless names are long."""
+    rows = [[TABLE[column](dictionary) for column in COLUMNS] for dictionary in comparison.dictionaries]
+    return aligned([wrapped(column) for column in COLUMNS], rows)
+
+
+def wrapped(heading: str) -> tuple[str, str]:
+    """A heading over two lines: its last word under the others."""
+    return heading.rpartition(" ")[::2]
+
+
+def aligned(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """Columns under headings of two lines: the first to the left, the others, of numbers, to the right."""
+    lines = [*([heading[line] for heading in headings] for line in (0, 1)), *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(2, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            [cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for cells in lines
+    )

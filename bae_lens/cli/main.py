@@ -72,9 +72,9 @@ def _run(name: str, arguments: list[str]) -> None:
 
 
 def _command(name: str, arguments: list[str]) -> Any:
-    """The command's dataclass, filled from its flags; a comparison also from its file."""
+    """The command's dataclass, filled from its flags; some have defaults that depend on the arguments."""
     import tyro
 
     kind = getattr(import_module(f"bae_lens.cli.{name}"), name.title())
-    defaults = {"default": kind.defaults(arguments)} if name == "compare" else {}
+    defaults = {"default": kind.defaults(arguments)} if hasattr(kind, "defaults") else {}
     return tyro.cli(kind, prog=f"bae-lens {name}", args=arguments, config=(tyro.conf.OmitArgPrefixes,), **defaults)

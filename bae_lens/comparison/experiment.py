@@ -37,6 +37,8 @@ class Experiment:
     """Seed of the choice of documents."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the trainings: of the order of tokens and the initial weights."""
+    every_help: bool = True
+    """Whether codes are measured with every help too, see `BestCode`, which takes most of the time of measuring."""
 
     def __post_init__(self) -> None:
         """Raises ValueError without seeds or with one twice, for an L0 of 0, and for fewer tokens than a batch."""

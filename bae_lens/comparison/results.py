@@ -232,16 +232,16 @@ def saebench_core(comparison: Comparison, dictionary: DictionaryResult, run: Run
     }
 
 
-def corpus_of(states: CachedActivations, tokenizer: Any) -> Corpus:
+def corpus_of(activations: CachedActivations, tokenizer: Any) -> Corpus:
     """Counts what is content and what is not."""
-    tokens = states.contexts.tokens.flatten()
-    values, counts = tokens[states.outliers].unique(return_counts=True)
+    tokens = activations.contexts.tokens.flatten()
+    values, counts = tokens[activations.outliers].unique(return_counts=True)
     frequent = values[counts.argsort(descending=True)][:8].tolist()
     return Corpus(
-        contexts=len(states.contexts.tokens),
-        tokens=len(states.content),
-        special_tokens=int((states.special & (tokens >= 0)).sum()),
-        outlier_tokens=int(states.outliers.sum()),
-        largest_norm=states.relative_norms[~states.special].max().item(),
+        contexts=len(activations.contexts.tokens),
+        tokens=len(activations.content),
+        special_tokens=int((activations.special & (tokens >= 0)).sum()),
+        outlier_tokens=int(activations.outliers.sum()),
+        largest_norm=activations.relative_norms[~activations.special].max().item(),
         outlier_examples=[tokenizer.decode([token]) for token in frequent],
     )

@@ -1,7 +1,7 @@
 """Several dictionaries on the same activations with the same budget, tuned alike, as one result (Table 1)."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from math import log
@@ -25,19 +25,20 @@ from bae_lens.comparison.results import (
     Trial,
     corpus_of,
 )
-from bae_lens.distributed import leave_the_rest_to_the_first
+from bae_lens.distributed import leave_the_rest_to_the_first, n_processes
 from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
 from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary
 from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
 from bae_lens.functional.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantization, sign_coding
-from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json, written_whole
+from bae_lens.storage import OnStage, Stopwatch, claimed, read_json, unwatched, validated, write_json, written_whole
 from bae_lens.training.recipe import Recipe
 from bae_lens.training.trainer import TrainedDictionary, check_processes, check_widths, train_dictionary
 
-LOSS_CONTEXTS = 32  # held-out contexts on which the model's loss is measured
 L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
 BASELINE_ROWS = 65_536  # training tokens on which PCA is fitted, at most
+
+OnMeasured = Callable[[str, DictionaryMetrics], None]
 
 
 def compare(
@@ -48,6 +49,8 @@ def compare(
     folder: Path,
     device: str = "cpu",
     loading_seconds: float = 0.0,
+    on_stage: OnStage = unwatched,
+    on_measured: OnMeasured = unwatched,
 ) -> Comparison:
     """Trains and measures all contenders on the activations of one pass of the model over the text.
 
@@ -61,7 +64,8 @@ def compare(
     `folder` keeps the activations, every dictionary (`dictionaries/NAME`, other seeds under `seeds`, other trials
     under `trials`), `result.json` and SAEBench's keys in `saebench`. An interrupted comparison goes on where it
     stopped, and nothing that is finished is done again. `loading_seconds` is what model and text took to load, for the
-    report. Several processes share the pass and the training; all but the first end after it.
+    report. `on_stage` is told of stages as by a `Stopwatch`, `on_measured` of each dictionary as soon as it is
+    measured. Several processes share the pass and the training; all but the first end after it.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
     does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
@@ -82,7 +86,7 @@ def compare(
         check_attachable(model, site)
     weights = model_fingerprint(model)
     with claimed(folder, {**asdict(experiment), "model_weights": weights, "recipes": recipes, "hooks": reads}):
-        stopwatch = Stopwatch(folder)
+        stopwatch = Stopwatch(folder, on_stage)
         stopwatch.add("load model and text", loading_seconds)
         with stopwatch.stage("choose contexts"):
             shuffled = documents.shuffle(seed=experiment.seed)
@@ -93,7 +97,7 @@ def compare(
                 split: cache_activations(model, chosen, hooks, folder / "activations" / split)
                 for split, chosen in contexts.items()
             }
-        comparison = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device).result()
+        comparison = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device, on_measured).result()
         comparison.save(folder)
         return comparison
 
@@ -122,11 +126,13 @@ class _Comparing:
         folder: Path,
         stopwatch: Stopwatch,
         device: str,
+        on_measured: OnMeasured,
     ) -> None:
         self.model, self.splits, self.contenders, self.experiment = model, splits, contenders, experiment
         self.folder, self.stopwatch, self.device = folder, stopwatch, device
+        self.on_measured = on_measured
         test = splits["test"][experiment.hook_name]
-        self.loss_meter = LossMeter(model, test, LOSS_CONTEXTS)
+        self.loss_meter = LossMeter(model, test, experiment.contexts.loss_contexts)
         self.metadata = {
             "model_name": experiment.model,
             "model_class_name": type(model).__name__,
@@ -138,11 +144,12 @@ class _Comparing:
 
     def result(self) -> Comparison:
         chosen = {name: self._choose(name, contender) for name, contender in self.contenders.items()}
-        trained = {
-            (name, seed): self._train(name, recipe, seed, self._seed_folder(seed))
-            for name, (recipe, _) in chosen.items()
-            for seed in self.experiment.seeds
-        }
+        trained = {}
+        for name, (recipe, _) in chosen.items():
+            for seed in self.experiment.seeds:
+                trained[name, seed] = self._train(name, recipe, seed, self._seed_folder(seed))
+                if n_processes() == 1:  # several measure when all trainings, which they share, are done
+                    self.on_measured(name, self._measure(name, seed, trained[name, seed].sae))
         leave_the_rest_to_the_first()
         metrics = {(name, seed): self._measure(name, seed, trained[name, seed].sae) for name, seed in trained}
         losses = self._language_model_losses({key: dictionary.sae for key, dictionary in trained.items()})
@@ -190,7 +197,7 @@ class _Comparing:
         path = folder / "dictionaries" / name / "trial.json"
         if not path.exists():
             with self.stopwatch.stage(f"tune {name}"):
-                metrics = self._evaluate(name, trained.sae, "tune", optimize=False)
+                metrics = self._evaluate(name, trained.sae, "tune")
             trial = Trial(recipe.to_dict(), metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
             write_json(path, trial)
         return validated(Trial, read_json(path), str(path))
@@ -204,11 +211,11 @@ class _Comparing:
                 name, recipe, states, self.experiment.training, folder, seed, self.device, self.metadata
             )
 
-    def _evaluate(self, name: str, sae: SAE[Any], split: str, *, optimize: bool = True) -> DictionaryMetrics:
+    def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
         hooks = self.contenders[name].hooks(self.experiment.hook_name)
         sides = [self.splits[split][hook] for hook in hooks]
         inputs, *targets = [side.rows(side.content) for side in sides]
-        return evaluate_dictionary(sae, inputs, *targets, optimize=optimize)
+        return evaluate_dictionary(sae, inputs, *targets, optimize=self.experiment.every_help and split == "test")
 
     def _measure(self, name: str, seed: int, sae: SAE[Any]) -> DictionaryMetrics:
         path = self._home(name, seed) / "metrics.json"

@@ -61,7 +61,7 @@ class FeatureDashboard:
 @torch.no_grad()
 def feature_dashboards(
     sae: SAE[Any],
-    states: CachedActivations,
+    activations: CachedActivations,
     model: Any,
     firing_rates: list[float],
     n_features: int = 100,
@@ -69,18 +69,18 @@ def feature_dashboards(
     window: int = 12,
     seed: int = 0,
 ) -> list[FeatureDashboard]:
-    """Dashboards of a random sample of the features that fire on at least 8 tokens, with examples from `states`.
+    """Dashboards of a random sample of the features that fire on at least 8 tokens, with examples from `activations`.
 
-    Examples are the strongest tokens, one per context, with `window` tokens shown on either side. `states` are those
-    at the dictionary's input hook.
+    Examples are the strongest tokens, one per context, with `window` tokens shown on either side. `activations` are
+    those at the dictionary's input hook.
     """
     rate = torch.tensor(firing_rates)
-    candidates = (rate * len(states.content) > INSTANCES_TO_COUNT - 0.5).nonzero().flatten()
+    candidates = (rate * len(activations.content) > INSTANCES_TO_COUNT - 0.5).nonzero().flatten()
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
     features = candidates[order[:n_features]].sort().values
     graded = sae.to_graded_sae() if isinstance(sae, BAE) else sae
-    activations = torch.cat(
-        [graded.encode(x.to(sae.device, sae.dtype))[:, features].float().cpu() for x in states.batches(2048)]
+    strengths = torch.cat(
+        [graded.encode(x.to(sae.device, sae.dtype))[:, features].float().cpu() for x in activations.batches(2048)]
     )
     neighbors = _neighbors(sae.W_dec, features.to(sae.device))
     top_tokens = _top_tokens(sae.W_dec[features.to(sae.device)], model, hooks_of(sae)[1])
@@ -90,9 +90,9 @@ def feature_dashboards(
             firing_rates[int(feature)],
             [
                 _token_in_context(
-                    states, model.tokenizer, int(states.content[row]), activations[row, column].item(), window
+                    activations, model.tokenizer, int(activations.content[row]), strengths[row, column].item(), window
                 )
-                for row in _strongest_per_context(states, activations[:, column], n_examples)
+                for row in _strongest_per_context(activations, strengths[:, column], n_examples)
             ],
             neighbors[column],
             top_tokens[column],
@@ -119,21 +119,21 @@ def _top_tokens(directions: Float[Tensor, "n d_out"], model: Any, hook_name_out:
     return [[model.tokenizer.decode([token]) for token in row] for row in top.tolist()]
 
 
-def _strongest_per_context(states: CachedActivations, activation: Float[Tensor, " n"], n: int) -> list[int]:
-    context_size = states.contexts.tokens.shape[1]
+def _strongest_per_context(activations: CachedActivations, activation: Float[Tensor, " n"], n: int) -> list[int]:
+    context_size = activations.contexts.tokens.shape[1]
     rows: dict[int, int] = {}
     for row in activation.argsort(descending=True).tolist():
         if len(rows) == n or activation[row] <= 0:
             break
-        rows.setdefault(int(states.content[row]) // context_size, row)
+        rows.setdefault(int(activations.content[row]) // context_size, row)
     return list(rows.values())
 
 
 def _token_in_context(
-    states: CachedActivations, tokenizer: Any, index: int, activation: float, window: int
+    activations: CachedActivations, tokenizer: Any, index: int, activation: float, window: int
 ) -> TokenInContext:
-    context, position = divmod(index, states.contexts.tokens.shape[1])
-    tokens = states.contexts.tokens[context]
+    context, position = divmod(index, activations.contexts.tokens.shape[1])
+    tokens = activations.contexts.tokens[context]
     tokens = tokens[tokens != PADDING].tolist()
     before = tokenizer.decode(tokens[max(0, position - window) : position], skip_special_tokens=True)
     after = tokenizer.decode(tokens[position + 1 : position + 1 + window], skip_special_tokens=True)

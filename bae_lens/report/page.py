@@ -26,6 +26,7 @@ from bae_lens.evaluation.metrics import DENSE_RATE
 from bae_lens.evaluation.value_bits import QUANTIZATION_LOSS
 from bae_lens.functional.strength import INSTANCES_TO_COUNT
 from bae_lens.report import series
+from bae_lens.report.answer import answer
 from bae_lens.report.figures import draw
 from bae_lens.report.series import Chart
 from bae_lens.storage import write_text
@@ -99,10 +100,15 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         colors=series.colors(comparison),
         table=TABLE,
         explanations=EXPLANATIONS,
+        answer=answer(comparison),
+        ce_error=_largest_error(comparison),
+        answer_figure=embed(draw(series.quality_by_bits(comparison, next(iter(series.by_hook(comparison))))), "answer"),
         help_table=HELP_TABLE,
         help_explanations=HELP_EXPLANATIONS,
         codes=[(dictionary.name, codes_of(dictionary)) for dictionary in comparison.dictionaries],
-        quality_with_help=_panels(comparison, series.quality_with_help, "help"),
+        quality_with_help=_panels(comparison, series.quality_with_help, "help")
+        if comparison.experiment.every_help
+        else {},
         quality_by_bits=_panels(comparison, series.quality_by_bits, "bits"),
         quality_by_l0=_panels(comparison, series.quality_by_l0, "l0"),
         firing_frequencies=embed(draw(series.firing_frequencies(comparison)), "rates"),
@@ -122,6 +128,13 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     path = folder / REPORT_FILE
     write_text(path, html)
     return path
+
+
+def _largest_error(comparison: Comparison) -> float | None:
+    """Of CE recovered, among all runs; None where it is unknown for one."""
+    errors = [run.language_model.recovered_error for dictionary in comparison.dictionaries for run in dictionary.runs]
+    known = [error for error in errors if error is not None]
+    return max(known) if len(known) == len(errors) else None
 
 
 def _panels(comparison: Comparison, chart: Callable[[Comparison, str], Chart], name: str) -> dict[str, Markup]:

@@ -32,12 +32,11 @@ def write_pictures(comparison: Comparison, folder: Path) -> list[Path]:
     home = folder / PICTURES_FOLDER
     home.mkdir(parents=True, exist_ok=True)
     hooks = by_hook(comparison)
-    pictures = {
-        "explained_variance_by_bits": {f"at {hook}": quality_by_bits(comparison, hook) for hook in hooks},
-        "explained_variance_with_every_help": {f"at {hook}": quality_with_help(comparison, hook) for hook in hooks},
-        "explained_variance_by_l0": {f"at {hook}": quality_by_l0(comparison, hook) for hook in hooks},
-        "firing_frequencies": {"": firing_frequencies(comparison)},
-    }
+    charts = {"explained_variance_by_bits": quality_by_bits, "explained_variance_by_l0": quality_by_l0}
+    if comparison.experiment.every_help:
+        charts["explained_variance_with_every_help"] = quality_with_help
+    pictures = {name: {f"at {hook}": chart(comparison, hook) for hook in hooks} for name, chart in charts.items()}
+    pictures["firing_frequencies"] = {"": firing_frequencies(comparison)}
     return [_write(panels, home / f"{name}.png") for name, panels in pictures.items()]
 
 

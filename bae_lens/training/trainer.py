@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from tqdm.auto import tqdm
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
+from bae_lens.functional.sparse_matmul import SparseProducts
+from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.loading import load_dictionary
 from bae_lens.saes.saelens_compat import SAETrainerConfig, TrainStepOutput, get_sae_training_class
 from bae_lens.saes.training_config import TrainingBAEConfig
@@ -65,7 +67,7 @@ class TrainedDictionary:
 def train_dictionary(
     name: str,
     recipe: Recipe,
-    states: CachedActivations | PairedActivations,
+    activations: CachedActivations | PairedActivations,
     settings: TrainingSettings,
     folder: Path,
     seed: int = 0,
@@ -88,19 +90,19 @@ def train_dictionary(
     that several processes cannot share, a folder that holds this name for another recipe or other activations, and a
     checkpoint that cannot be read.
     """
-    check_widths(name, recipe.cfg, states.widths)
+    check_widths(name, recipe.cfg, activations.widths)
     check_processes(name, recipe.cfg)
     finished, checkpoints = folder / "dictionaries" / name, folder / "checkpoints" / name
     source = {
         "recipe": recipe.to_dict(),
         "training": asdict(settings),
         "seed": seed,
-        "hooks": list(states.widths),
-        "activations": states.identity,
+        "hooks": list(activations.widths),
+        "activations": activations.identity,
     }
     if not finished.exists():
-        cfg = _at_hooks(recipe.cfg, states, metadata or {})
-        _Run(name, cfg, recipe.lr, states, settings, checkpoints, source, device).finish(finished)
+        cfg = _at_hooks(recipe.cfg, activations, metadata or {})
+        _Run(name, cfg, recipe.lr, activations, settings, checkpoints, source, device).finish(finished)
     report = _read_report(finished)
     check_same(report.source, source, finished)
     if is_main_process():
@@ -143,15 +145,15 @@ def _read_report(folder: Path) -> TrainingReport:
 
 
 def _at_hooks(
-    cfg: TrainingSAEConfig, states: CachedActivations | PairedActivations, metadata: dict[str, Any]
+    cfg: TrainingSAEConfig, activations: CachedActivations | PairedActivations, metadata: dict[str, Any]
 ) -> TrainingSAEConfig:
     """A copy that knows where it is trained."""
-    cfg, hooks = deepcopy(cfg), {"hook_name": states.hook_name}
-    if isinstance(states, PairedActivations):
-        hooks["hook_name_out"] = states.hook_name_out
+    cfg, hooks = deepcopy(cfg), {"hook_name": activations.hook_name}
+    if isinstance(activations, PairedActivations):
+        hooks["hook_name_out"] = activations.hook_name_out
     for key, value in {**metadata, **hooks}.items():
         setattr(cfg.metadata, key, value)
-    if isinstance(states, CachedActivations) and states.hook_name.endswith("hook_z"):
+    if isinstance(activations, CachedActivations) and activations.hook_name.endswith("hook_z"):
         cfg.reshape_activations = "hook_z"
     return cfg
 
@@ -164,17 +166,17 @@ class _Run:
         name: str,
         cfg: TrainingSAEConfig,
         lr: float,
-        states: CachedActivations | PairedActivations,
+        activations: CachedActivations | PairedActivations,
         settings: TrainingSettings,
         checkpoints: Path,
         source: dict[str, Any],
         device: str,
     ) -> None:
-        self.name, self.states, self.settings = name, states, settings
+        self.name, self.activations, self.settings = name, activations, settings
         self.checkpoints, self.source = checkpoints, source
         torch.manual_seed(source["seed"])
         sae = get_sae_training_class(cfg.architecture())[0](cfg).to(device)
-        _check_foldable(sae, states)
+        _check_foldable(sae, activations)
         self.trainer = SAETrainer(
             SAETrainerConfig(
                 total_training_samples=settings.steps * settings.batch_size,
@@ -209,7 +211,7 @@ class _Run:
 
     def _save(self, folder: Path) -> None:
         sae = self.trainer.sae
-        self.states.standardization.fold_into(sae)
+        self.activations.standardization.fold_into(sae)
         self.trainer.set_final_sae_metadata()
         with written_whole(folder) as partial:
             sae.save_inference_model(partial)
@@ -217,7 +219,7 @@ class _Run:
 
     def _train(self) -> None:
         trainer, settings = self.trainer, self.settings
-        batches = self.states.shuffled(settings.batch_size, self.source["seed"], trainer.n_training_steps)
+        batches = self.activations.shuffled(settings.batch_size, self.source["seed"], trainer.n_training_steps)
         saved = time.monotonic()
         progress = tqdm(
             total=settings.steps, initial=trainer.n_training_steps, unit="step", disable=not is_main_process()
@@ -243,7 +245,8 @@ class _Run:
         trainer, settings = self.trainer, self.settings
         start = time.perf_counter()
         trainer.maybe_reset_sparsity()
-        output = trainer.step(batch)
+        with nullcontext() if is_binary(trainer.sae) else SparseProducts():
+            output = trainer.step(batch)
         if not torch.isfinite(output.loss):
             raise ValueError(
                 f"the loss of {self.name} is {output.loss.item()} at step {trainer.n_training_steps}; "
@@ -295,9 +298,9 @@ def memory_gib(device: str) -> float:
     return psutil.Process().memory_info().rss / 2**30
 
 
-def _check_foldable(sae: TrainingSAE[Any], states: CachedActivations | PairedActivations) -> None:
+def _check_foldable(sae: TrainingSAE[Any], activations: CachedActivations | PairedActivations) -> None:
     try:
-        states.standardization.fold_into(deepcopy(sae))
+        activations.standardization.fold_into(deepcopy(sae))
     except NotImplementedError as error:
         architecture = sae.cfg.architecture()
         raise ValueError(f"a {architecture} dictionary cannot absorb the standardization of its input") from error

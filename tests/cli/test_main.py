@@ -44,8 +44,9 @@ def train(monkeypatch, tiny_model_folder, words, tmp_path):
 def test_train_writes_report_result_and_dictionary(train, tmp_path, capsys):
     train("--set", "target_l0", "8")
     out = capsys.readouterr().out
-    assert "| bae |" in out
-    assert out.endswith(f"report, results and dictionaries are in {tmp_path / 'run'}\n")
+    assert "\nbae  " in out
+    run = tmp_path / "run"
+    assert out.endswith(f"results and dictionaries are in {run}; the report to open is {run / 'report.html'}\n")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["dictionaries"][0]["architecture"] == "bae"
     assert (tmp_path / "run" / "report.html").stat().st_size > 1_000_000
@@ -239,7 +240,7 @@ def test_train_takes_a_transcoder_that_writes_elsewhere(train, tmp_path, capsys)
     assert type(sae) is Transcoder
     assert hooks_of(sae) == hooks
     assert (sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.d_out) == (16, 64, 32)
-    assert "| transcoder | blocks.1.mlp.hook_post |" in capsys.readouterr().out
+    assert "\ntranscoder writes at blocks.1.mlp.hook_post: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("architecture", ["topk_transcoder", "binary_transcoder"])
@@ -271,7 +272,7 @@ def test_compare_runs_end_to_end_from_flags(main, tmp_path, capsys):
     arguments = ("--architectures", "bae", "topk", "transcoder", "--l0", "4", "--trials", "2", "--seeds", "0", "1")
     main(*arguments, *TRAINING)
     out = capsys.readouterr().out
-    assert [line.split("|")[1].strip() for line in out.splitlines()[2:5]] == ["BAE", "Top-k", "Transcoder"]
+    assert [line.split("  ")[0] for line in out.splitlines()[3:6]] == ["BAE", "Top-k", "Transcoder"]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert [(len(d["trials"]), [run["seed"] for run in d["runs"]]) for d in result["dictionaries"]] == [(2, [0, 1])] * 3
     assert (result["experiment"]["l0"], result["experiment"]["seeds"]) == (4.0, [0, 1])
@@ -298,7 +299,7 @@ dictionaries:
   three: {architecture: topk, config: {k: 3}, lr: 0.01}
 """)
     main(str(path), "--training-tokens", "320")
-    assert "| two |" in capsys.readouterr().out
+    assert "\ntwo  " in capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     experiment = result["experiment"]
     assert (experiment["seeds"], experiment["l0"]) == ([7], 5.0)
@@ -405,6 +406,16 @@ def test_interrupted_compression_says_that_it_starts_over(monkeypatch, capsys, t
         cli.main()
     assert stop.value.code == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted; the same command starts over"
+
+
+def test_demo_has_a_larger_budget_in_full_and_flags_go_before_it():
+    assert Demo.defaults([]) == Demo()
+    full = Demo.defaults(["--full"])
+    assert full.contexts.cached_tokens == 2 * Demo().contexts.cached_tokens
+    assert full.training.training_tokens == 2 * Demo().training.training_tokens
+    given = cli._command("demo", ["--full", "--training-tokens", "1024"])
+    assert (given.full, given.training.training_tokens, given.contexts) == (True, 1024, full.contexts)
+    assert sum(full.expected_seconds().values()) > 1.8 * sum(Demo().expected_seconds().values())
 
 
 def test_demo_compares_five_dictionaries(tiny_model):

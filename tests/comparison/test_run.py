@@ -207,6 +207,16 @@ def test_best_trial_is_the_best_near_the_l0_asked_for_or_else_the_nearest(trials
     assert best_trial(trials, l0) == best
 
 
+def test_codes_are_measured_with_every_help_if_that_is_asked_for(run):
+    made = {"BAE": Contender((bae(),)), "ReLU": Contender((relu(),))}
+    helped = run(made, replace(EXPERIMENT, l0=None), "helped").dictionaries
+    without = run(made, replace(EXPERIMENT, l0=None, every_help=False), "without").dictionaries
+    for with_help, alone in zip(helped, without, strict=True):
+        measured = with_help.runs[0].metrics
+        assert measured.optimized is not None
+        assert alone.runs[0].metrics == replace(measured, optimized=None, refitted=None)
+
+
 def test_tuning_chooses_on_the_tuning_documents(run, tmp_path, monkeypatch):
     """The measures of two trials are turned round on the tuning documents alone, and the choice turns with them."""
     made = {
@@ -401,3 +411,35 @@ def test_name_of_the_folder_above_is_refused(run):
 def test_transcoder_that_reads_after_it_writes_is_refused(run):
     with pytest.raises(ValueError, match="reads after"):
         run({"T": Contender((transcoder(),), "blocks.1.hook_resid_post", "blocks.0.mlp.hook_post")})
+
+
+def test_progress_is_told_and_each_dictionary_is_measured_as_soon_as_it_is_trained(tiny_model, tiny_dataset, tmp_path):
+    told: list[str] = []
+
+    def on_stage(name: str, seconds: float | None) -> None:
+        told.append(name if seconds is None else f"{name} done")
+
+    def on_measured(name: str, metrics: Any) -> None:
+        assert 0 < metrics.code.l0 < 64
+        told.append(f"row of {name}")
+
+    made = {name: contender for name, contender in contenders().items() if name != "Transcoder"}
+    compare(
+        tiny_model,
+        tiny_dataset,
+        made,
+        EXPERIMENT,
+        tmp_path / "run",
+        on_stage=on_stage,
+        on_measured=on_measured,
+    )
+    assert [line for line in told if not line.endswith(" done")] == [
+        "choose contexts",
+        "activations",
+        *("train BAE", "measure BAE", "row of BAE"),
+        *("train ReLU", "measure ReLU", "row of ReLU"),
+        "language model's loss",
+        "PCA and Gaussian bound",
+        *("dashboards of BAE", "dashboards of ReLU"),
+    ]
+    assert told.index("train BAE done") < told.index("measure BAE")

@@ -175,7 +175,8 @@ def test_several_dictionaries_share_the_clean_pass_and_the_ablation_of_their_hoo
     assert together == alone
     assert together["good"].with_sae != together["worse"].with_sae
     out = transcoder.cfg.metadata.hook_name_out
-    passes = [[], [HOOK], [out], [HOOK, HOOK], [HOOK, HOOK], [transcoder.cfg.metadata.hook_name, out]]
+    clean, spliced = ["blocks.0.hook_resid_pre"], [transcoder.cfg.metadata.hook_name, out]
+    passes = [clean, [HOOK], [out], [HOOK, HOOK], [HOOK, HOOK], spliced]
     assert hooked == passes * 2
 
 
@@ -221,7 +222,7 @@ def test_no_more_logits_are_made_at_a_time_than_of_a_thousand_tokens(tiny_tokeni
     with Largest(1009) as largest:
         meter({"one": relu_identity(16), "two": relu_identity(16)})
     assert len(alive) == 6 * 4  # the clean pass, that with zeros, and one for each dictionary
-    assert most == 2  # the clean ones, and those that are compared with them
+    assert most == 1  # of the clean ones, only the log-probabilities at scored tokens are kept
     assert largest.sizes.pop("aten._log_softmax") == 7 * 1009
     assert max(largest.sizes.values()) == 2 * 16 * 1009
 
@@ -260,9 +261,46 @@ def test_share_recovered_by_hand():
 
 def test_hook_that_is_not_reached_is_not_taken_for_a_perfect_dictionary(tiny_model, states, monkeypatch):
     meter, run = LossMeter(tiny_model, states, n_contexts=2), tiny_model.run_with_hooks
-    monkeypatch.setattr(tiny_model, "run_with_hooks", lambda *args, fwd_hooks, **kwargs: run(*args, **kwargs))  # noqa: ARG005
+
+    def without(*args, fwd_hooks, **kwargs):
+        return run(*args, fwd_hooks=[hook for hook in fwd_hooks if hook[0] != HOOK], **kwargs)
+
+    monkeypatch.setattr(tiny_model, "run_with_hooks", without)
     with pytest.raises(ValueError, match=f"nothing can be put at {HOOK}, whose hook the model does not reach"):
         meter({"identity": relu_identity(16)})
+
+
+def test_layers_below_the_hooks_are_run_once(tiny_model, states, monkeypatch):
+    meter = LossMeter(tiny_model, states, n_contexts=4)
+    hook = "blocks.1.hook_resid_post"
+    saes = {"halved": relu_identity(16, hook), "identity": relu_identity(16, hook)}
+    saes["halved"].W_dec.data *= 0.5
+    seen = []
+    tiny_model.add_hook("blocks.0.hook_resid_pre", lambda x, hook: seen.append(x))  # noqa: ARG005
+
+    shared = meter(saes)
+    assert len(seen) == 1
+    monkeypatch.setattr(model_loss, "start_layer", lambda *_: None)
+    whole = meter(saes)
+    assert len(seen) == 1 + 4
+    for name in saes:
+        assert dataclasses.asdict(shared[name]) == pytest.approx(dataclasses.asdict(whole[name]), rel=1e-5, abs=1e-6)
+
+
+def test_standard_error_of_a_ratio_by_hand():
+    error = model_loss.ratio_error(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
+    assert error == pytest.approx(0.5)  # ratios 1/2 and 3/2 of equal weight: their standard deviation over sqrt(2)
+
+
+def test_standard_error_of_a_ratio_is_that_of_repeated_draws():
+    denominator = 1 + torch.rand(4000, 50)
+    numerator = 0.8 * denominator + 0.2 * torch.randn(4000, 50)
+    errors = torch.tensor([model_loss.ratio_error(*pair) for pair in zip(numerator, denominator, strict=True)])
+    assert errors.mean() == pytest.approx((numerator.sum(1) / denominator.sum(1)).std().item(), rel=0.05)
+
+
+def test_one_context_has_no_standard_error():
+    assert model_loss.ratio_error(torch.ones(1), torch.ones(1)) is None
 
 
 @pytest.mark.filterwarnings("ignore:run_with_cache. skipped:UserWarning")

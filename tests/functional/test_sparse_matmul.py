@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import bae_lens.functional.sparse_matmul
-from bae_lens.functional.sparse_matmul import NonzeroEntries, sparse_matmul, sums_rows
+from bae_lens.functional.sparse_matmul import NonzeroEntries, SparseProducts, sparse_matmul, sums_rows
 
 
 def sparse(n: int, k: int, density: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -65,3 +65,40 @@ def test_rows_are_summed_where_few_are_named():
     assert not sums_rows(few[:0])
     with torch.autocast("cpu", torch.bfloat16):
         assert not sums_rows(few)
+
+
+def gradients(matrix: torch.Tensor, dense: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """Product, and what comes back to both factors where only some of its entries count."""
+    matrix, dense = matrix.clone().requires_grad_(), dense.clone().requires_grad_()
+    product = matrix @ dense
+    (product * mask).square().sum().backward()
+    assert matrix.grad is not None
+    assert dense.grad is not None
+    return [product.detach(), matrix.grad, dense.grad]
+
+
+@pytest.mark.parametrize("code_density", [0.02, 0.5])
+@pytest.mark.parametrize("gradient_density", [0.02, 0.5])
+def test_products_within_equal_dense_ones_forward_and_backward(code_density, gradient_density, monkeypatch):
+    matrix, dense = sparse(40, 50, code_density), torch.randn(50, 30, dtype=torch.float64)
+    mask = (torch.rand(40, 30) < gradient_density).double()
+    expected = gradients(matrix, dense, mask)
+    summed = []
+    of = NonzeroEntries.of
+    monkeypatch.setattr(NonzeroEntries, "of", lambda factor: summed.append(factor.shape) or of(factor))
+
+    with SparseProducts():
+        actual = gradients(matrix, dense, mask)
+
+    torch.testing.assert_close(actual, expected)
+    assert summed == [(40, 50)] * (code_density < 0.1) + [(40, 30)] * (gradient_density < 0.1)
+
+
+def test_products_within_leave_other_shapes_and_autocast_alone():
+    batch, vector, matrix = torch.randn(2, 3, 4), torch.randn(4), torch.randn(4, 5)
+
+    with SparseProducts():
+        torch.testing.assert_close(batch @ matrix, torch.einsum("abc,cd->abd", batch, matrix))
+        torch.testing.assert_close(vector @ matrix, (vector[:, None] * matrix).sum(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (batch[0] @ matrix).dtype == torch.bfloat16

@@ -78,7 +78,7 @@ def test_report_is_one_page_that_loads_nothing(comparison, page):
 
 
 def test_figures_have_one_panel_for_each_hook(comparison, page):
-    names = ["bits-0", "bits-1", "help-0", "help-1", "l0-0", "l0-1", "rates", "loss", "l0-curves"]
+    names = ["answer", "bits-0", "bits-1", "help-0", "help-1", "l0-0", "l0-1", "rates", "loss", "l0-curves"]
     assert page(comparison).figures == [f"figure-{name}" for name in names]
 
 
@@ -91,6 +91,13 @@ def test_table_shows_what_the_comparison_says(comparison, page):
     shown = page(comparison)
     expected = [[cell(dictionary) for cell in TABLE.values()] for dictionary in comparison.dictionaries]
     assert [row for row in shown.rows if len(row) == len(TABLE)] == expected
+
+
+def test_a_comparison_without_help_has_no_section_for_it(comparison, tmp_path):
+    without = replace(comparison, experiment=replace(comparison.experiment, every_help=False))
+    page = write_report(without, tmp_path).read_text(encoding="utf-8")
+    assert "With every help" not in page
+    assert "figure-help" not in page
 
 
 def test_codes_are_shown_as_trained_and_with_every_help(comparison, page):

@@ -9,8 +9,8 @@ from bae_lens.report.series import colors
 
 NAMES = [
     "explained_variance_by_bits.png",
-    "explained_variance_with_every_help.png",
     "explained_variance_by_l0.png",
+    "explained_variance_with_every_help.png",
     "firing_frequencies.png",
 ]
 
@@ -20,6 +20,11 @@ def test_pictures_are_written_and_leave_nothing_open(comparison, tmp_path):
     assert [path.name for path in paths] == NAMES
     assert sorted((tmp_path / "pictures").iterdir()) == sorted(paths)
     assert pyplot.get_fignums() == []
+
+
+def test_help_that_was_not_measured_is_in_no_picture(comparison, tmp_path):
+    without = replace(comparison, experiment=replace(comparison.experiment, every_help=False))
+    assert [path.name for path in write_pictures(without, tmp_path)] == [NAMES[0], NAMES[1], NAMES[3]]
 
 
 def test_a_panel_for_each_hook(comparison, tmp_path):

@@ -1,5 +1,6 @@
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from bae_lens import (
     TrainingTranscoderConfig,
 )
 from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.functional.sparse_matmul import SparseProducts
 from bae_lens.saes.running_standardization import RunningStandardization
+from bae_lens.training import trainer
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.trainer import train_dictionary
 
@@ -303,3 +306,17 @@ def test_report_of_another_version_is_refused(recipe, states, tmp_path):
     path.write_text(path.read_text().replace('"memory_gib"', '"peak_memory"'))
     with pytest.raises(ValueError, match=r"training.json is no TrainingReport of this version .*memory_gib: Field req"):
         train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+
+
+def test_sums_of_rows_train_to_the_weights_of_dense_products(states, tmp_path, monkeypatch):
+    recipe = Recipe(TopKTrainingSAEConfig(d_in=16, d_sae=128, k=4), lr=1e-3)
+    settings = TrainingSettings(training_tokens=32 * 8, batch_size=32)
+    entered = []
+    enter = SparseProducts.__enter__
+    monkeypatch.setattr(SparseProducts, "__enter__", lambda self: entered.append(self) or enter(self))
+    sums = train_dictionary("sums", recipe, states, settings, tmp_path).sae
+    assert len(entered) == 8
+    monkeypatch.setattr(trainer, "SparseProducts", nullcontext)
+    dense = train_dictionary("dense", recipe, states, settings, tmp_path).sae
+    for name, weight in dense.state_dict().items():
+        torch.testing.assert_close(sums.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
