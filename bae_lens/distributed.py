@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,7 +21,11 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+JOIN_TIMEOUT = timedelta(minutes=5)  # to load torch, and to fail before
+WORK_TIMEOUT = timedelta(minutes=30)  # between two exchanges, such as a batch of activations or a checkpoint
+
 _connected = False
+_group: Any = None
 
 
 @contextmanager
@@ -66,7 +71,7 @@ def check_alike(settings: Mapping[str, Any]) -> None:
         return
     everyones: list[Any] = [None] * n_processes()
     with _naming_the_cause():
-        dist.all_gather_object(everyones, {name: repr(value) for name, value in settings.items()})
+        dist.all_gather_object(everyones, {name: repr(value) for name, value in settings.items()}, _group)
     names = dict.fromkeys(name for each in everyones for name in each)
     values = {name: [each.get(name, "nothing") for each in everyones] for name in names}
     if differing := [name for name in names if len(set(values[name])) > 1]:
@@ -75,10 +80,14 @@ def check_alike(settings: Mapping[str, Any]) -> None:
 
 
 def connect(**arguments: Any) -> None:
-    """Joins the processes by `torch.distributed.init_process_group`. A group that others made is left alone."""
-    global _connected
+    """Joins the processes by `torch.distributed.init_process_group`. A group that others made is left alone.
+
+    Raises ConnectionError if not all come within `JOIN_TIMEOUT`. Later, each waits `WORK_TIMEOUT` for the others.
+    """
+    global _connected, _group
     with _naming_the_cause():
-        dist.init_process_group(**arguments)
+        dist.init_process_group(timeout=JOIN_TIMEOUT, **arguments)
+        _group = dist.new_group(timeout=WORK_TIMEOUT)
     _connected = True
 
 
@@ -138,7 +147,7 @@ def gather_rows(rows: Shaped[Tensor, "own ..."], sent_as: torch.dtype | None = N
 def _gathered(tensor: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(tensor) for _ in range(n_processes())]
     with _naming_the_cause():
-        dist.all_gather(parts, tensor)
+        dist.all_gather(parts, tensor, _group)
     return parts
 
 
@@ -147,7 +156,7 @@ def all_reduce_sum(make: Callable[[Any, int, int], Tensor], argument: Any) -> Te
     tensor = make(argument, process_index(), n_processes())
     if n_processes() > 1:
         with _naming_the_cause():
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=_group)
     return tensor
 
 
@@ -169,7 +178,7 @@ def sum_gradients(module: nn.Module) -> None:
             with _naming_the_cause():
                 for parameter in parameters:
                     assert parameter.grad is not None
-                    dist.all_reduce(parameter.grad)
+                    dist.all_reduce(parameter.grad, group=_group)
 
     for parameter in parameters:
         parameter.register_post_accumulate_grad_hook(add_up)
@@ -181,7 +190,7 @@ def any_process(*holds: bool) -> tuple[bool, ...]:
         return holds
     flags = torch.tensor(holds, dtype=torch.uint8)
     with _naming_the_cause():
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, _group)
     return tuple(map(bool, flags))
 
 

@@ -237,6 +237,27 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Holds the place of a file that takes long to write, alone among processes.
+
+    Raises ValueError if another one holds it, and OSError if it is a folder or has none to be in.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}; make it, or choose another for {path.name}")
+    lock = path.with_name(f".{path.name}{LOCK_FILE}")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise ValueError(f"another process is writing {path}; wait for it, or choose another file") from error
+
+
+@contextmanager
 def claimed(folder: Path, purpose: dict[str, Any]) -> Iterator[None]:
     """Holds `folder` for a run of this purpose, made of JSON values, alone among processes.
 

@@ -41,7 +41,7 @@ def demonstrations(
         raise ValueError(f"demonstrations must be equally long, got prompts of {sorted(lengths)} tokens")
     per_demonstration = (lengths.pop() - 1) // n_demonstrations
     positions = [per_demonstration * (i + 1) for i in range(n_demonstrations)]
-    return Windows(torch.tensor(rows), starts_with_bos=True), positions
+    return Windows(torch.tensor(rows), torch.arange(n_prompts), starts_with_bos=True), positions
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bae_lens.cli import main as cli
 from bae_lens.distributed import (
     any_process,
     check_alike,
+    connect,
     gather_rows,
     is_main_process,
     joined,
@@ -94,7 +96,8 @@ class TestAlone:
         launched(monkeypatch, LOCAL_WORLD_SIZE="2")
         monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
         monkeypatch.setattr("torch.cuda.set_device", calls.append)
-        monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: calls.append(backend))
+        monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **_: calls.append(backend))
+        monkeypatch.setattr("torch.distributed.new_group", lambda **_: None)
         monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("parted"))
         with joined("cuda") as device:
             assert device == "cuda:1"
@@ -110,6 +113,12 @@ class TestAlone:
         launched(monkeypatch, LOCAL_WORLD_SIZE="1")
         with pytest.raises(ValueError, match="must run on one machine"), joined("cpu"):
             pass
+
+    def test_process_that_does_not_come_is_not_waited_for_without_end(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("bae_lens.distributed.JOIN_TIMEOUT", timedelta(seconds=1))
+        with pytest.raises(ConnectionError, match="another process of this run has ended or cannot be reached"):
+            connect(backend="gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=2)
+        assert not torch.distributed.is_initialized()
 
     def test_a_group_of_others_is_left_alone(self, monkeypatch):
         monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)

@@ -232,7 +232,7 @@ def _forget_damaged(folder: Path, hook_names: list[str]) -> None:
         damaged |= set(at_hook)
     if damaged:
         warnings.warn(
-            f"{len(damaged)} of {len(norms)} contexts in {folder} are damaged and computed again", stacklevel=3
+            f"{len(damaged)} of {len(norms)} contexts in {folder} are damaged and computed again", stacklevel=4
         )
     barrier()
 

@@ -42,17 +42,12 @@ class Windows:
 
     tokens: Int[Tensor, "n_windows length"]
     """Token ids."""
+    document: Int[Tensor, " n_windows"]
+    """A number for the document that each window is from."""
     starts_with_bos: bool = False
     """Whether the first column is BOS. Positions count the tokens after it from 1; BOS itself is position 0."""
     too_short: int = 0
     """Documents that were dropped because they are shorter than a window."""
-    documents: Int[Tensor, " n_windows"] | None = None
-    """A number for the document that each window is from; None if every window is a document of its own."""
-
-    @property
-    def document(self) -> Int[Tensor, " n_windows"]:
-        """A number for the document that each window is from."""
-        return torch.arange(len(self.tokens)) if self.documents is None else self.documents
 
     def column(self, position: int) -> int:
         """Of `tokens`, for a position. Raises ValueError for one beyond the windows."""
@@ -99,7 +94,7 @@ def random_windows(
             origin += [number] * count
             progress.update(count)
             if len(windows) == n_windows:
-                return Windows(torch.tensor(windows), bool(bos), too_short, torch.tensor(origin))
+                return Windows(torch.tensor(windows), torch.tensor(origin), bool(bos), too_short)
     raise ValueError(
         f"the text gives {len(windows)} of {n_windows} windows of {length} tokens, at most {per_document} a document "
         f"({too_short} documents are shorter); add text, or ask for fewer or shorter windows, or more a document"
@@ -243,7 +238,7 @@ def _forget_damaged(folder: Path) -> None:
     sums[damaged] = 0
     sums.flush()
     if damaged:
-        warnings.warn(f"{len(damaged)} of {len(sums)} windows in {folder} are damaged and computed again", stacklevel=3)
+        warnings.warn(f"{len(damaged)} of {len(sums)} windows in {folder} are damaged and computed again", stacklevel=4)
 
 
 def _damaged(array: Float[np.ndarray, "hooks positions n d_in"], sums: Int[np.ndarray, " n"]) -> list[int]:

@@ -35,8 +35,11 @@ class Compress:
     def run(self) -> str:
         """Writes the file and returns its size and error.
 
-        Raises as `load_bae`, `VectorFile`, `CachedActivations` and `compress` do.
+        Raises ValueError for an output that does not end in .bae, and as `load_bae`, `VectorFile`, `CachedActivations`
+        and `compress` do.
         """
+        if self.output.suffix != ".bae":
+            raise ValueError(f"the output must be a file that ends in .bae, got {self.output}")
         check_device(self.device)
         bae = load_bae(self.dictionary, self.device)
         if self.vectors.is_dir():

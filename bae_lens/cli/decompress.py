@@ -11,7 +11,7 @@ from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.compression.code_file import CodeFile
 from bae_lens.compression.codec import reconstructions
 from bae_lens.saes.loading import load_bae
-from bae_lens.storage import written_whole
+from bae_lens.storage import locked_file, written_whole
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,17 @@ class Decompress:
     """Where the BAE runs."""
 
     def run(self) -> str:
-        """Writes the vectors and returns how many, and which were damaged. Raises as `load_bae` and `decompress`."""
+        """Writes the vectors and returns how many, and which were damaged.
+
+        Raises as `load_bae`, `decompress` and `locked_file`.
+        """
         if self.output.suffix != ".npy":
             raise ValueError(f"the output must be a file that ends in .npy, got {self.output}")
         check_device(self.device)
         bae = load_bae(self.dictionary, self.device)
         with (
             CodeFile(self.file, self.skip_damaged) as file,
+            locked_file(self.output),
             written_whole(self.output) as partial,
             partial.open("wb") as out,
             tqdm(desc="decompressing", unit="vector") as progress,

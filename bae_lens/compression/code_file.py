@@ -111,6 +111,8 @@ class CodeFile:
     def __init__(self, path: str | Path, skip_damaged: bool = False, geometry: Geometry | None = None) -> None:
         self.path, self.skip_damaged, self.geometry = Path(path), skip_damaged, geometry
         self.damaged: list[range] = []
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{self.path} is a folder; name a .bae file")
         self._file = self.path.open("rb")
         try:
             self.version, self.d_sae, self.fingerprint = _read_preamble(self._file, self.path)

@@ -67,6 +67,8 @@ class CodeWriter:
     def __enter__(self) -> "CodeWriter":
         if self.path.is_dir():
             raise IsADirectoryError(f"{self.path} is a folder; name a file in it")
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {self.path.parent}; make it, or choose another")
         if not self.append:
             self._partial.touch()
         self._file = (self.path if self.append else self._partial).open("r+b", buffering=0)

@@ -74,10 +74,10 @@ def as_tensor(array: Tensor | np.ndarray) -> Tensor:
 
 
 def _open_npy(path: Path) -> np.ndarray:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise ValueError("it holds several arrays")
-    return array
+    with path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            raise ValueError("numpy.save did not write it")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _open_pt(path: Path) -> Tensor:

@@ -31,7 +31,7 @@ def test_windows_begin_with_bos_and_are_whole(windows, tiny_tokenizer):
     assert (windows.tokens[:, 0] == tiny_tokenizer.bos_token_id).all()
     assert (windows.tokens[:, 1:] >= 4).all()
     assert (windows.column(1), windows.column(8)) == (1, 8)
-    assert Windows(windows.tokens).column(1) == 0
+    assert Windows(windows.tokens, windows.document).column(1) == 0
 
 
 def test_windows_are_pieces_of_the_text_that_do_not_overlap(tiny_tokenizer):
@@ -48,7 +48,6 @@ def test_windows_know_their_document_and_are_few_of_each(tiny_tokenizer):
     documents = [{"text": text} for text in (long, short, long, long)]
     assert random_windows(tiny_tokenizer, documents, 3, 18).document.tolist() == [0] * 8 + [2] * 8 + [3] * 2
     assert random_windows(tiny_tokenizer, documents, 3, 12, per_document=12).document.tolist() == [0] * 12
-    assert Windows(torch.ones(3, 2).long()).document.tolist() == [0, 1, 2]
 
 
 def test_windows_do_not_begin_where_documents_do(tiny_tokenizer):
@@ -177,7 +176,7 @@ def test_folder_of_something_else_is_refused(tiny_model, windows, tmp_path):
     collect(tiny_model, windows, HOOKS, [1], tmp_path)
     with pytest.raises(ValueError, match=r"something else \(positions.0: 1 there, 2 now\); choose another folder"):
         collect(tiny_model, windows, HOOKS, [2], tmp_path)
-    for other in (replace(windows, tokens=windows.tokens.flip(0)), replace(windows, documents=None)):
+    for other in (replace(windows, tokens=windows.tokens.flip(0)), replace(windows, document=torch.arange(40))):
         with pytest.raises(ValueError, match=r"something else \(windows: '\w{16}' there, .*\); choose another folder"):
             collect(tiny_model, other, HOOKS, [1], tmp_path)
     tiny_model.blocks[1].mlp.W_out.data[3] *= 1.1
@@ -208,7 +207,7 @@ def test_impossible_requests_are_refused(tiny_model, windows, tmp_path, hooks, p
 
 def test_windows_beyond_the_context_are_refused(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="beyond the model's context of 32"):
-        collect(tiny_model, Windows(torch.full((4, 40), 5)), HOOKS, [40], tmp_path)
+        collect(tiny_model, Windows(torch.full((4, 40), 5), torch.arange(4)), HOOKS, [40], tmp_path)
 
 
 def test_states_that_are_not_finite_are_refused(tiny_model, windows, tmp_path):

@@ -67,30 +67,36 @@ def test_there_and_back(bae, vectors, command, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_of_two_decompressions_to_one_file_each_is_whole_and_the_last_to_end_stays(
-    bae, vectors, command, tmp_path, monkeypatch
-):
+def test_two_decompressions_to_one_file_at_a_time(bae, vectors, command, tmp_path, monkeypatch):
     compress(bae, vectors, tmp_path / "x.bae")
     given = ["--file", tmp_path / "x.bae", "--dictionary", tmp_path / "bae", "--output", tmp_path / "y.npy"]
     read, seen = decompress_command.reconstructions, []
 
-    def while_another_is_at_work(*arguments):
-        """The second, another process, begins and ends after the first has begun to write."""
-        monkeypatch.setattr(decompress_command, "reconstructions", read)
-        for number, part in enumerate(read(*arguments)):
+    def while_another_is_started(*arguments):
+        for part in read(*arguments):
             yield part
-            if number == 0:
-                with monkeypatch.context() as other:
-                    other.setattr("bae_lens.storage.os.getpid", lambda: 1)
-                    seen.append(command("decompress", *given, "--stop", 10))
-                seen.append(np.load(tmp_path / "y.npy"))
+            seen.append(command("decompress", *given, "--stop", 10, status=2))
 
-    monkeypatch.setattr(decompress_command, "reconstructions", while_another_is_at_work)
+    monkeypatch.setattr(decompress_command, "reconstructions", while_another_is_started)
     assert command("decompress", *given) == f"300 vectors in {tmp_path / 'y.npy'}\n"
-    expected = bae(vectors).detach().numpy()
-    assert seen[0] == f"10 vectors in {tmp_path / 'y.npy'}\n"
-    np.testing.assert_allclose(seen[1], expected[:10], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5, atol=1e-5)
+    assert seen[0].endswith(
+        f"error: another process is writing {tmp_path / 'y.npy'}; wait for it, or choose another file\n"
+    )
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), bae(vectors).detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert {path.name for path in tmp_path.iterdir()} == {"bae", "x.npy", "x.bae", "y.npy"}
+
+
+def test_places_that_cannot_be_written_to_are_refused_before_the_work(bae, vectors, command, tmp_path):
+    compress(bae, vectors, tmp_path / "x.bae")
+    (tmp_path / "folder.npy").mkdir()
+    there = ["--file", tmp_path / "x.bae", "--dictionary", tmp_path / "bae", "--output"]
+    assert "folder.npy is a folder; name a file" in command("decompress", *there, tmp_path / "folder.npy", status=2)
+    assert "there is no folder" in command("decompress", *there, tmp_path / "none" / "y.npy", status=2)
+    assert "name a .bae file" in command("decompress", "--file", tmp_path / "bae", *there[2:], "y.npy", status=2)
+    back = ["--vectors", tmp_path / "x.npy", "--dictionary", tmp_path / "bae", "--output"]
+    assert "there is no folder" in command("compress", *back, tmp_path / "none" / "y.bae", status=2)
+    assert "ends in .bae, got" in command("compress", *back, tmp_path / "x.npy", status=2)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), vectors.numpy())
 
 
 @pytest.mark.usefixtures("bae", "vectors")

@@ -120,7 +120,7 @@ def test_files_that_hold_anything_else_are_refused(vectors, tmp_path, capsys):
         "complex.npy": "got torch.complex128",
         "bool.npy": "got torch.bool",
         "text.npy": "cannot be read",
-        "arrays.npy": "several arrays",
+        "arrays.npy": "numpy.save did not write it",
         "broken.safetensors": "cannot be read",
         "broken.npy": "cannot be read",
         "broken.pt": "torch.save did not write it",
