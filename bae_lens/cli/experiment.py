@@ -81,7 +81,8 @@ def terminal_table(comparison: Comparison) -> str:
 
 def wrapped(heading: str) -> tuple[str, str]:
     """A heading over two lines: its last word under the others."""
-    return heading.rpartition(" ")[::2]
+    above, _, below = heading.rpartition(" ")
+    return above, below
 
 
 def aligned(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:

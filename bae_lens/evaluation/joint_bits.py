@@ -26,8 +26,7 @@ class JointBits:
     def __init__(self, sae: SAE[Any]) -> None:
         self._d_sae = sae.cfg.d_sae
         W_enc, W_dec = getattr(sae, "W_enc", None), sae.W_dec
-        same_space = W_enc is not None and W_enc.shape == W_dec.mT.shape
-        self._geometry = (W_enc, W_dec) if same_space else None
+        self._geometry = None if W_enc is None or W_enc.shape != W_dec.mT.shape else (W_enc, W_dec)
         self._pending: list[Tensor] = []
         self._n, self._bits = 0, 0.0
 

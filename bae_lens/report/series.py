@@ -120,9 +120,10 @@ def quality_with_help(comparison: Comparison, hook: str) -> Chart:
     """
     dictionaries, series = by_hook(comparison)[hook], _references(comparison, hook)
     marks, curves = [], []
+    styles: dict[str, Literal["dashed", "line"]] = {REFITTED: "dashed", OPTIMIZED: "line"}
     for dictionary in dictionaries:
         color = colors(comparison)[dictionary.name]
-        for name, style in ((REFITTED, "dashed"), (OPTIMIZED, "line")):
+        for name, style in styles.items():
             codes = codes_of(dictionary).get(name, [])
             lines = [point for code in codes for point in [*_points(code.joint_value_curve), (None, None)]]
             if lines and not dictionary.is_binary:

@@ -78,7 +78,7 @@ def write(path, packed, append=False, key=KEY, d_sae=D_SAE, joint=True, geometry
     return writer
 
 
-def read(path, rows=None, skip_damaged=False, geometry=GEOMETRY):
+def read(path, rows=None, skip_damaged=False, geometry: Geometry | None = GEOMETRY):
     with CodeFile(path, skip_damaged, geometry) as file:
         parts = [np.zeros((0, -(-file.d_sae // 8)), np.uint8), *(packed for _, packed in file.codes(rows))]
         return np.concatenate(parts), file.damaged

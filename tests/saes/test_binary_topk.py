@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from sae_lens import SAE, TopKSAE
@@ -22,7 +24,7 @@ def binary_topk(k: int = 3, d_in: int = 6, d_sae: int = 12) -> BinaryTopK:
     return sae
 
 
-def training(k: int = 3, d_in: int = 6, d_sae: int = 12, **config: object) -> TrainingBinaryTopK:
+def training(k: int = 3, d_in: int = 6, d_sae: int = 12, **config: Any) -> TrainingBinaryTopK:
     return TrainingBinaryTopK(TrainingBinaryTopKConfig(d_in=d_in, d_sae=d_sae, k=k, **config))
 
 
