@@ -137,7 +137,7 @@ def test_errors_of_the_users_making(bae, vectors, command, tmp_path):
         "holds a standard": ("compress", *x, "--dictionary", tmp_path / "relu", output, tmp_path / "y.bae"),
         "no saved dictionary": ("compress", *x, "--dictionary", tmp_path, output, tmp_path / "y.bae"),
         "no file": ("compress", "--vectors", tmp_path / "n.npy", *dictionary, output, tmp_path / "y.bae"),
-        "No such file": ("compress", *x, *dictionary, output, tmp_path / "nowhere" / "y.bae"),
+        "there is no folder": ("compress", *x, *dictionary, output, tmp_path / "nowhere" / "y.bae"),
         "not a .bae file": ("decompress", "--file", tmp_path / "x.npy", *dictionary, output, tmp_path / "y.npy"),
         "ends in .npy": ("decompress", *file, *dictionary, output, tmp_path / "y.txt"),
         "the 300 vectors": ("decompress", *file, *dictionary, output, tmp_path / "y.npy", "--stop", 301),
