@@ -232,7 +232,7 @@ class TestEndingTogether:
         check_alike({"lr": 0.1})
 
     def test_what_differs_is_named_in_the_order_of_processes(self, monkeypatch):
-        def gathered(everyones, own):
+        def gathered(everyones, own, _group):
             everyones[:] = [{**own, "lr": "0.1", "output": "'a'"}, own]
 
         monkeypatch.setattr("bae_lens.distributed.n_processes", lambda: 2)
@@ -244,6 +244,7 @@ class TestEndingTogether:
     def test_a_process_that_is_told_to_end_says_what_goes_on_unless_it_has_an_error_of_its_own(self, monkeypatch):
         launched(monkeypatch, LOCAL_WORLD_SIZE="2")
         monkeypatch.setattr("torch.distributed.init_process_group", lambda **_: None)
+        monkeypatch.setattr("torch.distributed.new_group", lambda **_: None)
         monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
         before = signal.getsignal(signal.SIGTERM)
         with joined("cpu"):

@@ -29,7 +29,7 @@ def load_model(name: str, device: str = "cpu", context_size: int = 1) -> Any:
     """A model with hooks: `"smollm2"` (embedded), a local folder, or a name on the hub, weights unprocessed.
 
     Models that TransformerLens converts become a `HookedSAETransformer`, all others a `SAETransformerBridge`. So
-    do those that TransformerLens would cut to fewer tokens than `context_size`, whatever their config says. The first
+    do those that TransformerLens would cut to fewer tokens than `context_size` and their own config. The first
     time that a model is loaded, its log-probabilities of random tokens are compared with those of transformers. A
     conversion that fails or differs is warned of, and the bridge takes its place. Which one agreed is remembered in the
     cache folder, for this name (of a local folder, its files) and these versions of the libraries.
@@ -46,13 +46,13 @@ def load_model(name: str, device: str = "cpu", context_size: int = 1) -> Any:
     known = _checked().get(identity)
     if known in loaders:
         model = loaders[known]()
-        if known == "bridge" or model.cfg.n_ctx >= context_size:
+        if known == "bridge" or not _is_cut(model, name, context_size):
             return model
     expected = _expected(name)
     faults, cut_short = [], False
     for kind, load in loaders.items():
         model, fault = _faithful(load, *expected)
-        if model is not None and kind != "bridge" and model.cfg.n_ctx < context_size:
+        if model is not None and kind != "bridge" and _is_cut(model, name, context_size):
             model, fault, cut_short = None, f"takes {model.cfg.n_ctx} tokens at most", True
         if model is not None:
             for other in faults:
@@ -114,6 +114,27 @@ def _faithful(
     return model, ""
 
 
+def _is_cut(model: Any, name: str, context_size: int) -> bool:
+    """Whether the model takes fewer tokens than `context_size`, though its own config allows as many, or more."""
+    if model.cfg.n_ctx >= context_size:
+        return False
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(_known_to_transformers(name)).get_text_config()
+    own = getattr(config, "max_position_embeddings", None)
+    return own is None or model.cfg.n_ctx < own
+
+
+def _known_to_transformers(name: str) -> str:
+    """A local folder, or the hub's name for what TransformerLens may abbreviate."""
+    from bae_lens.saes.saelens_compat import get_official_model_name
+
+    if not Path(name).is_dir():
+        with suppress(ValueError):  # of a name that only the hub knows
+            return get_official_model_name(name)
+    return name
+
+
 def _raised(error: Exception) -> str:
     reason = str(error).strip().splitlines() or [""]
     return f"cannot be loaded ({type(error).__name__}: {reason[0][:200]})"
@@ -123,12 +144,7 @@ def _expected(name: str) -> tuple[Int[Tensor, "n position"], Float[Tensor, "n po
     """Random tokens, and the log-probabilities that transformers gives after each of them."""
     from transformers import AutoModelForCausalLM
 
-    from bae_lens.saes.saelens_compat import get_official_model_name
-
-    if not Path(name).is_dir():
-        with suppress(ValueError):  # of a name that only the hub knows
-            name = get_official_model_name(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(_known_to_transformers(name), dtype=torch.float32).eval()
     vocabulary = model.config.get_text_config().vocab_size
     tokens = torch.randint(vocabulary, CHECKED_TOKENS, generator=torch.Generator().manual_seed(0))
     return tokens, _log_probabilities(model, tokens)

@@ -97,6 +97,7 @@ class Chunk:
     digest: bytes = b""
     """Of the body."""
     coding: Coding = Coding.COLUMNS
+    """How its bits are coded."""
 
 
 class CodeFile:

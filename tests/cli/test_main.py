@@ -315,7 +315,7 @@ dictionaries:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sedes: [1]", "contexts, dataset, dataset_split, device, expansion"),
+        ("sedes: [1]", "contexts, dataset, dataset_split, device, every_help, expansion"),
         ("output: here", "dictionaries at the top, got {'output': 'here'}"),
         ("training: {batch: 3}", "takes batch_size, lr_decay, training_tokens here"),
         ("expansion: four", "expansion: Input should be a valid integer, got 'four'"),

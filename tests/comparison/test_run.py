@@ -322,7 +322,7 @@ def test_other_configuration_in_the_folder_is_refused_with_the_difference(run, t
         run(experiment=replace(EXPERIMENT, training=TrainingSettings(training_tokens=320, batch_size=16)))
     with pytest.raises(ValueError, match=r"recipes.BAE.0.target_l0: None there, 4.0 now"):
         run({**contenders(), "BAE": Contender((bae(target_l0=4.0),))})
-    with pytest.raises(ValueError, match=r"recipes.Transcoder.* there, None now"):
+    with pytest.raises(ValueError, match=r"recipes.Transcoder.* there, nothing now"):
         run({name: contender for name, contender in contenders().items() if name != "Transcoder"})
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json")} == before
 
@@ -390,11 +390,11 @@ def test_finished_trial_is_not_measured_again(run, monkeypatch):
     made = {"ReLU": Contender((relu(0.01), relu(3.0)))}
     evaluate, saes = comparing.evaluate_dictionary, []
 
-    def cut_at_second(sae: Any, *args: Any) -> Any:
+    def cut_at_second(sae: Any, *args: Any, **options: Any) -> Any:
         saes.append(sae)
         if len(saes) == 2:
             raise KeyboardInterrupt
-        return evaluate(sae, *args)
+        return evaluate(sae, *args, **options)
 
     monkeypatch.setattr(comparing, "evaluate_dictionary", cut_at_second)
     with pytest.raises(KeyboardInterrupt):
