@@ -74,8 +74,9 @@ def test_the_first_example_and_those_that_go_on_from_it_run(tmp_path, monkeypatc
 @pytest.mark.filterwarnings("ignore:The training dataset contains fewer samples:UserWarning")
 def test_examples_with_the_runners_of_sae_lens_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    single, transcoder, _ = code_blocks("bae_lens/saes/README.md", "python")  # test_hub.py runs the last
-    names = run(single, tmp_path / "bae.py")
+    single, optimized, transcoder, _ = code_blocks("bae_lens/saes/README.md", "python")  # test_hub.py runs the last
+    names = run(f"{single}\n{optimized}", tmp_path / "bae.py")
+    assert names["feature_acts"].unique().tolist() == [0, 1]
     assert names["code"].unique().tolist() == [0, 1]
     assert names["features"].shape == (*names["code"].shape[:2], 10)
     run(transcoder, tmp_path / "transcoder.py")
