@@ -126,7 +126,7 @@ def test_every_command_at_a_hook(command, kind, hook, words, tiny_model_folder, 
         assert (status, said.startswith("error: ")) == (2, True)
         assert not run.exists()
         return
-    assert (status, "| bae |" in said) == (0, True), said
+    assert (status, "\nbae " in said) == (0, True), said
 
     folder = run / "dictionaries" / "bae"
     trained = SAE.load_from_disk(folder)
@@ -147,7 +147,7 @@ def test_every_command_at_a_hook(command, kind, hook, words, tiny_model_folder, 
 
     judged = ["--embedding-judge", "--accept-failing-judge", "--max-features", 2, "--tokens", 600]
     status, said = command("comsem", run, *judged)
-    assert (status, "| bae" in said) == (0, True), said
+    assert (status, "\nbae" in said) == (0, True), said
 
 
 @pytest.mark.usefixtures("kind")
