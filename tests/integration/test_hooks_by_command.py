@@ -147,7 +147,7 @@ def test_every_command_at_a_hook(command, kind, hook, words, tiny_model_folder, 
 
     judged = ["--embedding-judge", "--accept-failing-judge", "--max-features", 2, "--tokens", 600]
     status, said = command("comsem", run, *judged)
-    assert (status, "\nbae" in said) == (0, True), said
+    assert (status, "| bae" in said) == (0, True), said
 
 
 @pytest.mark.usefixtures("kind")
