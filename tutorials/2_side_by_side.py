@@ -87,7 +87,7 @@ display(Markdown(comparison.table()))
 # and nothing could be above the Gaussian bound if activations were Gaussian.
 
 # %%
-by_bits, _, frequencies = write_pictures(comparison, folder)
+by_bits, *_, frequencies = write_pictures(comparison, folder)
 display(Image(by_bits, width=900))
 
 # %% [markdown]

@@ -143,7 +143,7 @@ def test_demo_on_the_real_model(monkeypatch, tmp_path, capsys):
     cli.main()
     said = capsys.readouterr().out
     assert said.startswith("21 stages, about ")
-    assert said.index("load model and text: done") < said.index("\n    BAE ") < said.index("train ReLU")
+    assert said.index("load model and text: done") < said.index("\n    BAE ") < said.index("] train ReLU")
     assert "\nGated  " in said
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
     assert [d["name"] for d in result["dictionaries"]] == ["BAE", "ReLU", "Top-k", "Gated", "Top-k transcoder"]
