@@ -64,7 +64,7 @@ def shown_feature(page: Any) -> str:
 def test_figures_are_drawn(comparison, open_report):
     page = open_report(comparison)
     assert page.locator(".plotly-graph-div .main-svg .scatterlayer").count() == 10
-    assert page.locator("#figure-bits-0 .legend .traces").count() == 4  # two dictionaries and two references
+    assert page.locator("#figure-bits-0 .legend .traces").count() == 5  # two dictionaries and three references
 
 
 def test_headings_sort_the_table(comparison, open_report):
