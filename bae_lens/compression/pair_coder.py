@@ -10,7 +10,7 @@ import constriction
 import numpy as np
 
 from bae_lens.compression.coder import FEATURES_AT_ONCE, bernoulli, feature_columns
-from bae_lens.functional.pair_tree import RATE_BITS, RATES, bernoulli_bits, conditional_bits, pair_tree
+from bae_lens.functional.pair_tree import RATE_BITS, RATES, conditional_bits, pair_tree
 
 MOST_FEATURES = 2**24 - 1  # that the coder can tell apart
 _stream: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
@@ -28,23 +28,13 @@ class PairCode:
             self._columns[first : first + len(part)] = part
         self.parents = pair_tree(packed, d_sae, RATE_BITS)
         of_parents = np.where(self.parents[:, None] < 0, 0, self._columns[self.parents])
-        self.fired = fired = _fired(self._columns)
-        """How often each feature fired."""
-        self.marginal_bits = float(bernoulli_bits(fired, self.n).sum())
-        """What the bits need feature by feature, `n H(p)` (Eq. 4)."""
-        on, together = _fired(of_parents), _fired(self._columns & of_parents)
+        fired, on, together = map(_fired, (self._columns, of_parents, self._columns & of_parents))
         self.joint_bits = float(conditional_bits(fired, on, together, self.n).sum())
         """What the bits need given the tree, each column at its own rate, without what describes tree and rates."""
         self._rates = np.stack([_nearest(fired - together, self.n - on), _nearest(together, on)], axis=1)
 
-    @property
-    def side_bits(self) -> float:
-        """What describes the tree and the rates."""
-        n_pairs = int((self.parents >= 0).sum())
-        return self.d_sae * np.log2(self.d_sae + 1) + (self.d_sae + n_pairs) * RATE_BITS
-
     def encode(self) -> np.ndarray:
-        """Tree, rates and bits as words of 32 bits: `joint_bits + side_bits` and some for the rates being rounded."""
+        """Tree, rates and bits as words of 32 bits: `pair_bits` and some for the rates being rounded."""
         coder, rows = _stream.stack.AnsCoder(), _RowsOfParents(self._columns, self.n)
         parents, rates = self.parents.tolist(), self._rates.tolist()
         for feature in reversed(parents_first(self.parents).tolist()):  # last in, first out

@@ -19,8 +19,8 @@ COUNT_BITS = 16  # of a feature's rate where it is coded by itself
 class JointBits:
     """Counts the joint bits of a support that comes in batches, alike for bits and for values.
 
-    Cut in chunks and coded as a `.bae` file does it: along a tree of pairs, or each feature by itself, whichever takes
-    less with what describes it; or with `geometric_bits` if that takes less still. Chunks' headers are left out.
+    Cut in chunks and coded as a `.bae` file does it: each feature by itself, along a tree of pairs, or given what the
+    features before decode to, whichever takes least with what describes it. Chunks' headers are left out.
     """
 
     def __init__(self, sae: SAE[Any]) -> None:

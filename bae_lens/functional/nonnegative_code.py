@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from bae_lens.functional.optimized_code import argmax_of_rows
+from bae_lens.functional.optimized_code import argmax_of_rows, check_finite
 
 PRODUCTS_AT_ONCE = 2**20  # of vectors with the decoder's rows, so that they stay in a core's cache
 NUMBERS_AT_ONCE = 2**23  # of the decoder's rows that are gathered for vectors whose values are fitted together
@@ -29,7 +29,7 @@ def fit_values(
     `target` is what the decoder's rows are to add up to, `x - b_dec`. Computed in float64, in time of the cube of the
     largest number of features that fire. Raises ValueError for vectors that are not finite.
     """
-    _check_finite(target)
+    check_finite(target)
     counts = fires.sum(-1)
     unit, norms = _unit_rows(W_dec.double())
     code = torch.zeros(fires.shape, dtype=torch.float32, device=target.device)
@@ -52,7 +52,7 @@ def pursue(
     gradient as far as lowers the error most. In the end `fit_values` finds the values of those chosen.
     Raises ValueError for vectors that are not finite, and for more features than there are.
     """
-    _check_finite(target)
+    check_finite(target)
     d_sae = len(W_dec)
     if not ((n_features >= 0) & (n_features <= d_sae)).all():
         raise ValueError(f"n_features must lie between 0 and d_sae = {d_sae}, got {n_features.tolist()}")
@@ -151,9 +151,3 @@ def _unit_rows(W_dec: Float[Tensor, "d_sae d_out"]) -> tuple[Float[Tensor, "d_sa
     norms = W_dec.norm(dim=-1)
     norms = torch.where(norms > 0, norms, 1.0)
     return W_dec / norms[:, None], norms
-
-
-def _check_finite(target: Float[Tensor, "batch d_out"]) -> None:
-    if not torch.isfinite(target).all():
-        bad = int((~torch.isfinite(target)).any(-1).sum())
-        raise ValueError(f"vectors must be finite, but {bad} of {len(target)} hold NaN or infinity; leave them out")

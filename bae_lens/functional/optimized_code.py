@@ -122,9 +122,7 @@ def optimize_code(
         raise ValueError(f"max_flips must be at least 0, or None for as many as pay, got {max_flips}")
     if not torch.isfinite(firing_cost).all():
         raise ValueError("every feature's firing_cost must be finite, got NaN or infinity; check the price of a bit")
-    if not torch.isfinite(target).all():
-        bad = int((~torch.isfinite(target)).any(-1).sum())
-        raise ValueError(f"vectors must be finite, but {bad} of {len(target)} hold NaN or infinity; leave them out")
+    check_finite(target)
     d_sae = feature_acts.shape[-1]
     with torch.autocast(target.device.type, enabled=False):
         W, target, sign = W_dec.float(), target.float(), 1 - 2 * feature_acts.float()
@@ -135,6 +133,13 @@ def optimize_code(
         for signs, own_fields, least in blocks:
             _flip(signs, own_fields, least, W, coupling, d_sae if max_flips is None else max_flips)
     return ((1 - sign) / 2).to(feature_acts.dtype)
+
+
+def check_finite(target: Float[Tensor, "batch d_out"]) -> None:
+    """Raises ValueError, saying how many, for vectors that hold NaN or infinity: no code is best for them."""
+    bad = int((~torch.isfinite(target)).any(-1).sum())
+    if bad:
+        raise ValueError(f"vectors must be finite, but {bad} of {len(target)} hold NaN or infinity; leave them out")
 
 
 def _flip(

@@ -76,8 +76,8 @@ HELP_EXPLANATIONS = {
     ),
     "explained variance": "With values rounded as coarsely as value bits count them.",
     "joint bits": (
-        "Bits per token to say which features fire if each is coded given others, with all that it takes to read them: "
-        "as a .bae file codes them, or given the dictionary's geometry, whichever takes less."
+        "Bits per token to say which features fire if each is coded given others, with all that it takes to read them, "
+        "as a .bae file codes them."
     ),
     "bits": "Joint bits and value bits.",
 }

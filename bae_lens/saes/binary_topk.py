@@ -28,7 +28,7 @@ from bae_lens.saes.training_config import TrainingBAEConfig
 @no_type_check
 @dataclass
 class BinaryTopKConfig(BAEConfig):
-    """Config of a `BinaryTopK` for inference. Raises ValueError for a k below 1 or above d_sae."""
+    """Config of a `BinaryTopK` for inference. Raises ValueError for a k below 1 or above d_sae, and for flips."""
 
     k: int = 32
     """Features per token, at most; those whose pre-activation is negative do not fire."""
@@ -40,7 +40,7 @@ class BinaryTopKConfig(BAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_k(self)
+        _check_bits(self)
 
 
 class BinaryTopK(BAE):
@@ -78,7 +78,7 @@ class BinaryTopK(BAE):
 class TrainingBinaryTopKConfig(TrainingBAEConfig):
     """Config of a `TrainingBinaryTopK`: the fields of a BAE, by default without entropy and bias, and k.
 
-    Raises ValueError as `TrainingBAEConfig` does, and for a k below 1 or above d_sae.
+    Raises ValueError as `TrainingBAEConfig` does, for a k below 1 or above d_sae, and for flips.
     """
 
     k: int = 32
@@ -95,7 +95,7 @@ class TrainingBinaryTopKConfig(TrainingBAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_k(self)
+        _check_bits(self)
 
 
 class TrainingBinaryTopK(TrainingBAE):
@@ -118,6 +118,8 @@ class TrainingBinaryTopK(TrainingBAE):
         self.bit_price = torch.full_like(self.bit_price, torch.nan)
 
 
-def _check_k(cfg: BinaryTopKConfig | TrainingBinaryTopKConfig) -> None:
+def _check_bits(cfg: BinaryTopKConfig | TrainingBinaryTopKConfig) -> None:
     if not 1 <= cfg.k <= cfg.d_sae:
         raise ValueError(f"k must lie between 1 and d_sae = {cfg.d_sae}, got {cfg.k}")
+    if cfg.max_flips != 0:
+        raise ValueError(f"max_flips must be 0 for a binary_topk, whose bits have no price, got {cfg.max_flips}")

@@ -6,7 +6,14 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 
 from bae_lens.compression.pair_coder import PairCode
 from bae_lens.functional import pair_tree as module
-from bae_lens.functional.pair_tree import bernoulli_bits, conditional_bits, pair_bits, pair_tree, spanning_forest
+from bae_lens.functional.pair_tree import (
+    RATE_BITS,
+    bernoulli_bits,
+    conditional_bits,
+    pair_bits,
+    pair_tree,
+    spanning_forest,
+)
 
 
 def tree_bits(bits, parents):
@@ -144,5 +151,6 @@ def test_bits_of_the_tree_are_those_of_a_file_up_to_the_rounding_of_its_rates():
     packed = np.packbits(np.random.default_rng(0).random((3000, 40)) < 0.2, axis=1)
     packed[:, 3:] &= packed[:, :2]
     pairs = PairCode(packed, 40)
-    assert pair_bits(packed, 40) == pytest.approx(pairs.joint_bits + pairs.side_bits)
+    described = 40 * np.log2(41) + (40 + (pairs.parents >= 0).sum()) * RATE_BITS
+    assert pair_bits(packed, 40) == pytest.approx(pairs.joint_bits + described)
     assert 32 * len(pairs.encode()) == pytest.approx(pair_bits(packed, 40), rel=0.02)

@@ -14,7 +14,7 @@ from sae_lens import SAE
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.cli import main as cli
-from bae_lens.comsem.judges.embedding import EmbeddingJudge
+from tests.cli.test_comsem import LetterJudge
 
 pytestmark = [
     pytest.mark.slow,
@@ -72,17 +72,6 @@ REFUSED = {
         "blocks.1.attn.hook_result",
     },
 }
-
-
-class LetterJudge(EmbeddingJudge):
-    """In the place of embeddings: tokens are alike if they share letters."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])))
-
-
-def letters(text: str) -> torch.Tensor:
-    return torch.bincount(torch.tensor([ord(letter) % 64 for letter in text]), minlength=64).float()
 
 
 @pytest.fixture

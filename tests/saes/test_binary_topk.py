@@ -115,5 +115,9 @@ def test_what_a_topk_code_cannot_have():
             binary_topk(k)
         with pytest.raises(ValueError, match=f"k must lie between 1 and d_sae = 12, got {k}"):
             training(k)
+    with pytest.raises(ValueError, match="max_flips must be 0 for a binary_topk, whose bits have no price, got 8"):
+        training(max_flips=8)
+    with pytest.raises(ValueError, match="max_flips must be 0 for a binary_topk, whose bits have no price, got 1"):
+        BinaryTopKConfig(d_in=6, d_sae=12, k=3, max_flips=1)
     assert binary_topk(12).encode(torch.randn(5, 6)).shape == (5, 12)
     assert (binary_topk(1).encode(torch.randn(50, 6)).sum(1) <= 1).all()
