@@ -18,7 +18,7 @@ import tyro
 from machine import machine
 
 from bae_lens import DynamicsSettings, Windows, entropy_dynamics, load_demo_model
-from bae_lens.cli.dynamics import table
+from bae_lens.report.dynamics import dynamics_table
 from bae_lens.report.entropy import entropy_by_position
 from bae_lens.storage import write_text
 
@@ -72,7 +72,8 @@ class InContext:
             entropy_by_position(dynamics).write_html(folder / "dynamics.html", config={"displayModeBar": False})
             results[name] = {**dynamics.to_dict(), "stages": json.loads((folder / "stages.json").read_text())}
             write_text(self.results, json.dumps(results, indent=1))
-            print(f"\n{name}\n{table(dynamics)}\n\n{table(dynamics, self.explained_variance)}", flush=True)
+            tables = (dynamics_table(dynamics), dynamics_table(dynamics, self.explained_variance))
+            print(f"\n{name}", *tables, sep="\n\n", flush=True)
 
 
 if __name__ == "__main__":

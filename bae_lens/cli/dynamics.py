@@ -1,8 +1,7 @@
 """`bae-lens dynamics`."""
 
-import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bae_lens.activations.models import DEMO_MODEL, load_model
@@ -11,9 +10,8 @@ from bae_lens.activations.sources import DEMO_TEXT, load_text
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.entropy.dynamics import FEW_VECTORS, DynamicsSettings, EntropyDynamics, entropy_dynamics
 from bae_lens.entropy.fit import FitSettings
-from bae_lens.entropy.saturation import Saturation
-from bae_lens.report.entropy import entropy_by_position
-from bae_lens.storage import check_folder, write_json, write_text
+from bae_lens.report.dynamics import write_dynamics
+from bae_lens.storage import check_folder
 
 LAYERS = 6  # looked at by default, evenly spaced
 
@@ -62,18 +60,8 @@ class Dynamics:
         """
         self._check()
         fit = replace(FEW_VECTORS, steps=self.steps, batch_size=self.batch_size)
-        dynamics = self._dynamics(fit)
-        result = {
-            **dynamics.to_dict(),
-            "explained_variance": self.explained_variance,
-            "saturations": [asdict(saturation) for saturation in dynamics.saturations(self.explained_variance)],
-        }
-        write_json(self.output / "dynamics.json", result, indent=1)
-        figure = entropy_by_position(dynamics, self.explained_variance)
-        write_text(
-            self.output / "dynamics.html", figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
-        )
-        return f"{table(dynamics, self.explained_variance)}\n\nresults and figure are in {self.output}"
+        table = write_dynamics(self._dynamics(fit), self.output, self.explained_variance)
+        return f"{table}\n\nresults and figure are in {self.output}"
 
     def _check(self) -> None:
         """Before anything is loaded."""
@@ -114,36 +102,3 @@ class Dynamics:
 def default_layers(n_layers: int) -> list[int]:
     """Six of the layers (or all, if fewer), evenly spaced from the first: the last are costly, and busy predicting."""
     return sorted({i * n_layers // LAYERS for i in range(LAYERS)})
-
-
-def table(dynamics: EntropyDynamics, explained_variance: float | None = None) -> str:
-    """Bits by hook and position in Markdown, what they are at most jointly, and where the curves saturate."""
-    distinct = dynamics.distinct_tokens
-    rows = [
-        ["", *map(str, dynamics.positions)],
-        ["---", *["---:"] * len(dynamics.positions)],
-        ["distinct tokens", *map(str, distinct)],
-        ["log2 of them", *(f"{math.log2(n):.1f}" for n in distinct)],
-    ]
-    for hook in dynamics.hook_names:
-        points = {point.position: point for point in dynamics.curve(hook, explained_variance)}
-        found = [points.get(position) for position in dynamics.positions]
-        share = "" if explained_variance is not None else " ({:.2f})"
-        rows.append([hook, *("-" if p is None else f"{p.bits:.0f}{share.format(p.explained_variance)}" for p in found)])
-        rows.append(["at most jointly", *("-" if p is None else f"{p.joint_bits_bound:.0f}" for p in found)])
-    quality = "explained variance in brackets" if explained_variance is None else f"at EV {explained_variance}"
-    note = (
-        f"Bits per activation vector by position, {quality}; {dynamics.n_windows} windows of {dynamics.n_documents} "
-        f"documents, {dynamics.outliers} left out for outliers, {dynamics.too_short} documents too short."
-    )
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", note, *map(_sentence, dynamics.saturations(explained_variance))])
-
-
-def _sentence(s: Saturation) -> str:
-    low, high = s.level_interval
-    first, last = s.position_interval
-    return (
-        f"{s.hook_name} tends to {s.level:.0f} bits ({low:.0f} to {high:.0f}) and has 95 % of its rise by position "
-        f"{s.position:.0f} ({first:.0f} to {last:.0f}){'' if s.reached else ', beyond those looked at'}"
-    )
