@@ -192,16 +192,15 @@ def entropy_dynamics(
             states = collect(model, windows, hook_names, positions, folder / "activations")
         with stopwatch.stage("entropies"):
             cells = _entropies(states, settings, folder / "cells.json")
-    tokens = windows.tokens[states.kept]
     return EntropyDynamics(
         model=model.cfg.model_name,
         hook_names=states.hook_names,
         positions=states.positions,
-        n_windows=len(tokens),
+        n_windows=len(states.kept),
         n_documents=len(states.documents.unique()),
-        outliers=len(windows.tokens) - len(tokens),
+        outliers=len(windows.tokens) - len(states.kept),
         too_short=windows.too_short,
-        distinct_tokens=[len(tokens[:, windows.column(p)].unique()) for p in positions],
+        distinct_tokens=[len(windows.tokens_at(p)[states.kept].unique()) for p in positions],
         d_sae=settings.d_sae,
         cells=cells,
     )
