@@ -155,7 +155,8 @@ def collect(
     length = int(columns.max()) + 1
     if length > model.cfg.n_ctx:
         raise ValueError(
-            f"position {max(positions)} lies beyond the model's context of {model.cfg.n_ctx} tokens; look at earlier ones"
+            f"position {max(positions)} lies beyond the model's context of {model.cfg.n_ctx} tokens; "
+            "look at earlier ones only"
         )
     source = {
         "model": model_fingerprint(model),
@@ -221,8 +222,8 @@ def _as_stored(states: Float[Tensor, "*shape"], dtype: StatesDtype, hook: str) -
     converted = states.to(getattr(torch, dtype)).contiguous()
     if not torch.isfinite(converted).all():
         raise ValueError(
-            f"the activations at {hook} reach {states.abs().max().item():.4g}, which {dtype} does not hold; keep them in "
-            "bfloat16 or float32"
+            f"the activations at {hook} reach {states.abs().max().item():.4g}, which {dtype} does not hold; "
+            "keep them in bfloat16 or float32"
         )
     return (converted.view(torch.int16) if dtype == "bfloat16" else converted).numpy()
 
