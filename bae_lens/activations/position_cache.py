@@ -33,7 +33,7 @@ from bae_lens.storage import (
 StatesDtype = Literal["float32", "float16", "bfloat16"]
 
 # Through the model. On a CPU more are slower where its activations leave the cache; a GPU needs more to be busy.
-TOKENS_AT_A_TIME = {"cpu": 1024, "cuda": 16_384}
+TOKENS_AT_A_TIME = {"cpu": 1024, "cuda": 8192}
 ROWS_AT_A_TIME = 8192  # read from disk, so that memory holds the activations once
 DOCUMENTS_FILE = "documents.npy"
 STORED: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}
@@ -135,7 +135,7 @@ def collect(
 ) -> PositionActivations:
     """Runs the model over the windows, up to the deepest hook's layer, and keeps the activations at the positions.
 
-    `batch_size` is in windows; by default they hold about a thousand tokens, on a GPU sixteen thousand. `dtype` is what
+    `batch_size` is in windows; by default they hold about a thousand tokens, on a GPU eight thousand. `dtype` is what
     activations are kept in: those of 16 bits take half the disk.
     An interrupted pass goes on after its last complete batch; a complete one is opened as it is. Windows whose
     activations are no longer what was written are computed again, and a warning gives their number.
