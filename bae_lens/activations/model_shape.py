@@ -60,12 +60,10 @@ def _config(name: str) -> Any:
     if name == DEMO_MODEL:
         return demo_model_config()
     if path.is_file():
-        values = read_json(path)
-        if not isinstance(values, dict) or values.get("model_type") not in CONFIG_MAPPING:
-            raise ValueError(
-                f"a config.json names a model_type that transformers knows, and {path} does not; correct it"
-            )
-        return AutoConfig.for_model(**values)
+        try:
+            return AutoConfig.for_model(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is no config of a model that transformers knows: {error}") from error
     try:
         return AutoConfig.from_pretrained(known_to_transformers(name))
     except (OSError, ValueError) as error:
