@@ -8,8 +8,9 @@ from bae_lens.activations.models import DEMO_MODEL, load_model
 from bae_lens.activations.position_cache import WINDOWS_PER_DOCUMENT, random_windows
 from bae_lens.activations.sources import DEMO_TEXT, load_text
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
-from bae_lens.entropy.dynamics import FEW_VECTORS, DynamicsSettings, EntropyDynamics, entropy_dynamics
+from bae_lens.entropy.dynamics import FEW_VECTORS, DynamicsSettings, entropy_dynamics
 from bae_lens.entropy.fit import FitSettings
+from bae_lens.entropy.results import EntropyDynamics
 from bae_lens.report.dynamics import write_dynamics
 from bae_lens.storage import check_folder
 
