@@ -8,9 +8,10 @@ from .activations.contexts import choose_contexts as choose_contexts
 from .activations.demo_model import demo_dataset as demo_dataset
 from .activations.demo_model import load_demo_model as load_demo_model
 from .activations.models import load_model as load_model
-from .activations.position_cache import Windows as Windows
-from .activations.position_cache import random_windows as random_windows
 from .activations.sources import load_text as load_text
+from .activations.windows import Windows as Windows
+from .activations.windows import first_windows as first_windows
+from .activations.windows import random_windows as random_windows
 from .comparison.dictionaries import DictionarySpec as DictionarySpec
 from .comparison.dictionaries import default_spec as default_spec
 from .comparison.experiment import Contender as Contender

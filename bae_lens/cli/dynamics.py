@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bae_lens.activations.models import DEMO_MODEL, load_model
-from bae_lens.activations.position_cache import WINDOWS_PER_DOCUMENT, random_windows
 from bae_lens.activations.sources import DEMO_TEXT, load_text
+from bae_lens.activations.windows import WINDOWS_PER_DOCUMENT, random_windows
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.entropy.dynamics import FEW_VECTORS, DynamicsSettings, entropy_dynamics
 from bae_lens.entropy.fit import FitSettings

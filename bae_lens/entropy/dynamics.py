@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +17,7 @@ from bae_lens.activations.position_cache import PositionActivations, Windows, co
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, fit_tree
 from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_curves
 from bae_lens.entropy.results import Cell, Dictionaries, EntropyDynamics, marks_of
+from bae_lens.saes.bae import check_max_flips
 from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json
 
 BYTES_AT_A_TIME = 2**30  # on a CPU, of weights, gradients and the optimizer's two moments
@@ -42,6 +43,8 @@ class DynamicsSettings:
     Bits are counted for each position, from its own firing rates, either way."""
     fit: FitSettings = FEW_VECTORS
     """Training; steps count for all BAEs alike."""
+    max_flips: int = 0
+    """Bits of each vector's code that may be flipped where it pays, see `BAE.encode_optimized`; 0 for the encoder's."""
     seed: int = 0
     """Seed of the initial weights, the order of the vectors and the resampling."""
 
@@ -54,6 +57,7 @@ class DynamicsSettings:
         if not self.entropy_coefficients:
             raise ValueError("give at least one entropy coefficient, got none")
         check_entropy_coefficients(self.entropy_coefficients)
+        check_max_flips(self.max_flips)
 
 
 def entropy_dynamics(
@@ -94,18 +98,18 @@ def entropy_dynamics(
         stopwatch.add("model and windows", loading_seconds)
         with stopwatch.stage("activations"):
             states = collect(model, windows, hook_names, positions, folder / "activations")
-        tokens = windows.tokens[states.kept]
-        distinct = [len(tokens[:, windows.column(p)].unique()) for p in positions]
+        distinct = [len(windows.tokens_at(p)[states.kept].unique()) for p in positions]
         with stopwatch.stage("entropies"):
             at = torch.device(model.cfg.device if device is None else device)
-            cells = _entropies(states, settings, distinct, folder / "cells.json", at)
+            first = [n if windows.ends is None and p == 1 else None for p, n in zip(positions, distinct, strict=True)]
+            cells = _entropies(states, settings, first, folder / "cells.json", at)
     return EntropyDynamics(
         model=model.cfg.model_name,
         hook_names=states.hook_names,
         positions=states.positions,
-        n_windows=len(tokens),
+        n_windows=len(states.kept),
         n_documents=len(states.documents.unique()),
-        outliers=len(windows.tokens) - len(tokens),
+        outliers=len(windows.tokens) - len(states.kept),
         too_short=windows.too_short,
         distinct_tokens=distinct,
         d_sae=settings.d_sae,
@@ -146,6 +150,8 @@ def position_entropies(
         vectors = vectors.flatten(0, 1)[:, None]
     train, seed = vectors[:, :, ~test].flatten(1, 2), settings.seed
     curves = fit_curves(train, settings.d_sae, seed, settings.entropy_coefficients, settings.fit)
+    for bae in chain.from_iterable(curves):
+        bae.cfg.max_flips = settings.max_flips
     return [
         (
             estimate_entropy(bae, x[test], seed, documents[test], fit_tree(bae, x[~test])),
@@ -160,11 +166,14 @@ def position_entropies(
 def _entropies(
     states: PositionActivations,
     settings: DynamicsSettings,
-    distinct_tokens: list[int],
+    tokens: list[int | None],
     path: Path,
     device: torch.device,
 ) -> list[Cell]:
-    """Hooks after one another, or, with a BAE for each position, positions: as many as fit."""
+    """Hooks, or, with a BAE for each position, positions of hooks: as many at a time as fit.
+
+    `tokens` are, by position, how many different ones there are where they are all that a state follows from.
+    """
     held_out(states.documents, settings.fit.batch_size, len(states.all_documents) - len(states.documents))
     cells = [validated(Cell, cell, str(path)) for cell in read_json(path)] if path.exists() else []
     hooks, positions = range(len(states.hook_names)), range(len(states.positions))
@@ -178,14 +187,12 @@ def _entropies(
         while len(cells) < n_cells:
             first = len(cells) // (len(groups[0]) * len(prices))
             part = groups[first : first + together]
-            vectors = torch.stack([states.vectors(group).to(device) for group in part])
+            vectors = torch.stack([states.vectors(group, device) for group in part])
             measured = position_entropies(vectors, states.documents, settings)
             grid = [(*pair, price) for group in part for pair, price in product(group, prices)]
             for (hook, position, price), (estimate, whole) in zip(grid, measured, strict=True):
-                first_position = states.positions[position] == 1
-                marks = marks_of(estimate, whole, distinct_tokens[position] if first_position else None)
                 place = (states.hook_names[hook], states.positions[position])
-                cells.append(Cell(*place, price, estimate, whole, marks))
+                cells.append(Cell(*place, price, estimate, whole, marks_of(estimate, whole, tokens[position])))
             write_json(path, [asdict(cell) for cell in cells])
             progress.update(len(grid))
     return cells
