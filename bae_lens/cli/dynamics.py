@@ -265,16 +265,19 @@ def plan_text(plan: DynamicsPlan) -> str:
     rows = [
         ["stage", "work", "disk", "host memory", "GPU memory"],
         ["---", "---", "---:", "---:", "---:"],
-        *([s.name, s.work, *map(_gb, (s.disk, s.host, s.device))] for s in plan.stages),
-        ["in all", "disk added up, memory at its peak", *map(_gb, (plan.disk, plan.host, plan.device))],
+        *([s.name, s.work, *map(_size, (s.disk, s.host, s.device))] for s in plan.stages),
+        ["in all", "disk added up, memory at its peak", *map(_size, (plan.disk, plan.host, plan.device))],
     ]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     verdict = [f"does not fit: {misfit}" for misfit in plan.misfits] or ["it fits"]
     return "\n".join([*lines, "", *verdict])
 
 
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes else "-"
+def _size(n_bytes: int) -> str:
+    """Or MB; nothing as a dash."""
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.1f} GB"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes else "-"
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

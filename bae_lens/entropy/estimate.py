@@ -53,8 +53,8 @@ class EntropyEstimate:
     bound on the joint entropy that does not count twice what pairs of features share. Trees and their rates are learnt
     from other vectors, because one finds bits even in independent features where it is measured as well."""
     joint_interval: tuple[float, float] | None
-    """95 % interval of `joint_bits_bound`, as that of `corrected_bits`. None if each half of the vectors is measured by the
-    tree of the other, because no other vectors were given."""
+    """95 % interval of `joint_bits_bound`, as that of `corrected_bits`. None if each half of the vectors is measured by
+    the tree of the other, because no other vectors were given."""
     explained_variance: float
     """1 minus squared error over squared distance to the mean, of the reconstructions."""
     n_vectors: int

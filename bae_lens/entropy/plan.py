@@ -121,8 +121,8 @@ def plan_dynamics(
     if plan.disk > resources.disk:
         fewer = n_windows * resources.disk // plan.disk
         plan.misfits.append(
-            f"{_gb(plan.disk)} of disk are needed and {_gb(resources.disk)} are free; ask for at most {fewer:,} windows "
-            f"in place of {n_windows:,}, fewer layers or positions, or activations in 16 bits if they are in 32"
+            f"{_gb(plan.disk)} of disk are needed and {_gb(resources.disk)} are free; ask for at most {fewer:,} "
+            f"windows in place of {n_windows:,}, fewer layers or positions, or activations in 16 bits if they are in 32"
         )
     if running > beside:
         plan.misfits.append(

@@ -99,17 +99,17 @@ def random_embedding_model(
 ) -> SyntheticModel:
     """Tokens have random embeddings; with probability `repeat` a token is the one before, else drawn from all.
 
-    No code of few bits is linear in such embeddings, so a token takes a bit of its own, but for one that follows from
-    the others: `(n_tokens - 1) h(1 / n_tokens)` marginal bits for the `log2 n_tokens` that it has. For many tokens that
-    is `log2 e = 1.44` bits too many for each in the window, and pairs of features share next to nothing of it. Raises
-    ValueError for a `repeat` outside [0, 1], fewer than 2 tokens and windows below 1.
+    No code of few bits is linear in such embeddings, so each token takes a bit of its own: `n_tokens h(1 / n_tokens)`
+    marginal bits for the `log2 n_tokens` that it has. For many tokens that is `log2 e = 1.44` bits too many for each in
+    the window, and pairs of features share next to nothing of it. Raises ValueError for a `repeat` outside [0, 1],
+    fewer than 2 tokens and windows below 1.
     """
     if not 0 <= repeat <= 1:
         raise ValueError(f"repeat must lie in [0, 1], got {repeat}")
     _check(n_tokens, "n_tokens", 2, windows)
     transition = (1 - repeat) / n_tokens + repeat * torch.eye(n_tokens, dtype=torch.float64)
     return SyntheticModel(
-        torch.eye(n_tokens)[:, 1:],
+        torch.eye(n_tokens),
         _unit_rows(n_tokens, d, generator),
         _rotation(d, generator),
         transition,

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-from bae_lens.entropy.dynamics import EntropyDynamics
+from bae_lens.entropy.results import EntropyDynamics
 from bae_lens.entropy.saturation import Saturation
 from bae_lens.report.entropy import entropy_by_position
 from bae_lens.storage import write_json, write_text

@@ -7,8 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from bae_lens.entropy.dynamics import CurvePoint, EntropyDynamics
 from bae_lens.entropy.recovery import Recovery
+from bae_lens.entropy.results import CurvePoint, EntropyDynamics
 from bae_lens.report.figures import lay_out
 from bae_lens.report.series import COLORS
 

@@ -81,9 +81,9 @@ def test_outliers_take_their_window_out_everywhere(tiny_model, windows, tmp_path
     assert states.vectors([(0, 0), (0, 1)]).shape == (2, 39, 16)
 
 
-def test_outliers_are_over_five_times_the_median_of_their_hook_and_position(tmp_path):
+def test_outliers_are_over_ten_times_the_median_of_their_hook_and_position(tmp_path):
     vectors = np.ones((1, 2, 5, 1), dtype=np.float32)
-    vectors[0, 0, :, 0] = [1, 5.0, 0.9, 5.1, 1]  # in units of the median norm, which is 1
+    vectors[0, 0, :, 0] = [1, 10.0, 0.9, 10.1, 1]  # in units of the median norm, which is 1
     vectors[0, 1] *= 1e30  # whose squares are beyond float32
     np.save(tmp_path / "documents.npy", np.arange(5))
     source = {"hook_names": HOOKS[:1], "positions": [1, 2], "dtype": "float32"}

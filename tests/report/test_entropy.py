@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from bae_lens.entropy.dynamics import Cell, EntropyDynamics
+from bae_lens.entropy.results import Cell, EntropyDynamics
 from bae_lens.entropy.estimate import EntropyEstimate
 from bae_lens.entropy.recovery import Recovery
 from bae_lens.report.entropy import FAINTEST, entropy_by_position, opacity, recovered_entropy
