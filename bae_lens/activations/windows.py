@@ -180,8 +180,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def text_fingerprint(documents: Sequence[Any]) -> str:
-    """16 hexadecimal digits that depend on the number of documents and the text of up to `SAMPLED_DOCUMENTS` of them.
+def text_fingerprint(documents: Any) -> str:
+    """16 hexadecimal digits that depend on how many documents a sequence has and on up to `SAMPLED_DOCUMENTS` texts.
 
     Evenly spaced ones, so that it takes a moment for any size: another order or choice is noticed, a change within
     single documents need not be.

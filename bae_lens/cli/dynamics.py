@@ -134,9 +134,10 @@ class Dynamics:
         model = load_model(self.model, self.device, self._length + 1)
         if self._length >= model.cfg.n_ctx:
             raise ValueError(f"max_position must be below the model's context of {model.cfg.n_ctx}, got {self._length}")
+        settings = self._settings(model.cfg.d_model, self._n_windows)
         windows = self._windows(model.tokenizer)
         loading = time.monotonic() - start
-        dynamics = self._dynamics(model, windows, self._positions, self.output, loading)
+        dynamics = self._dynamics(model, windows, self._positions, settings, self.output, loading)
         table = write_dynamics(dynamics, self.output, self.explained_variance)
         return f"{table}\n\nresults and figure are in {self.output}"
 
@@ -152,25 +153,28 @@ class Dynamics:
             groups = prompt_windows(model.tokenizer, prompts)
             positions = list(range(1, len(prompts[0].ends) + 1))
             loading = time.monotonic() - start
-            found = {
-                group: self._dynamics(model, windows, positions, self.output / group, loading)
-                for group, windows in groups.items()
-            }
+            found = {}
+            for group, windows in groups.items():
+                settings = self._settings(model.cfg.d_model, len(windows.tokens))
+                found[group] = self._dynamics(model, windows, positions, settings, self.output / group, loading)
             table = write_demonstrations(found, self.output, self.explained_variance)
         return f"{table}\n\nresults and figure are in {self.output}"
 
     def _dynamics(
-        self, model: Any, windows: Windows, positions: list[int], folder: Path, loading: float
+        self,
+        model: Any,
+        windows: Windows,
+        positions: list[int],
+        settings: DynamicsSettings,
+        folder: Path,
+        loading: float,
     ) -> EntropyDynamics:
         hooks = [f"blocks.{layer}.hook_resid_post" for layer in self._layers(model.cfg.n_layers)]
-        settings = self._settings(model.cfg.d_model, len(windows.tokens))
-        return entropy_dynamics(
-            model, windows, hooks, positions, settings, folder, loading, states_dtype=self.states_dtype
-        )
+        dtype = self.states_dtype
+        return entropy_dynamics(model, windows, hooks, positions, settings, folder, loading, states_dtype=dtype)
 
     def _windows(self, tokenizer: Any) -> Windows:
         """From the output folder, if an earlier run left them there."""
-        n_windows = self.windows or (PAPER_WINDOWS if self._paper else WINDOWS)
 
         def text() -> Any:
             return load_text(self.dataset, self.text_column, self.dataset_split)
@@ -178,15 +182,16 @@ class Dynamics:
         def cut() -> Windows:
             documents = text().shuffle(seed=self.seed)
             if self._paper:
-                return first_windows(tokenizer, documents, self._length, n_windows)
-            return random_windows(tokenizer, documents, self._length, n_windows, self.seed, self.windows_per_document)
+                return first_windows(tokenizer, documents, self._length, self._n_windows)
+            sizes = (self._length, self._n_windows)
+            return random_windows(tokenizer, documents, *sizes, self.seed, self.windows_per_document)
 
         local = self.dataset == DEMO_TEXT or Path(self.dataset).exists()
         source = {
             "text": text_fingerprint(text()) if local else [self.dataset, self.dataset_split, self.text_column],
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "length": self._length,
-            "n_windows": n_windows,
+            "n_windows": self._n_windows,
             "seed": self.seed,
             "per_document": "the first" if self._paper else self.windows_per_document,
         }
@@ -209,14 +214,13 @@ class Dynamics:
 
     def _plan(self) -> DynamicsPlan:
         shape = model_shape(self.model)
-        n_windows = self.windows or (PAPER_WINDOWS if self._paper else WINDOWS)
         return plan_dynamics(
             shape,
             self._layers(shape.n_layers),
             len(self._positions),
             self._length,
-            n_windows,
-            self._settings(shape.d_model, n_windows),
+            self._n_windows,
+            self._settings(shape.d_model, self._n_windows),
             self.states_dtype,
             self._resources(),
         )
@@ -238,6 +242,10 @@ class Dynamics:
     @property
     def _paper(self) -> bool:
         return self.preset == "paper"
+
+    @property
+    def _n_windows(self) -> int:
+        return self.windows or (PAPER_WINDOWS if self._paper else WINDOWS)
 
     @property
     def _length(self) -> int:

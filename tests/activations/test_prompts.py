@@ -6,6 +6,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from bae_lens.activations.demo_model import load_demo_model
 from bae_lens.activations.prompts import Prompt, century_prompts, prompt_windows, read_prompts
 
 
@@ -154,3 +155,18 @@ def test_written_rows_are_read_as_they_were_made(characters, read):
     windows = prompt_windows(characters, prompts)["correct"]
     assert windows.ends is not None
     assert torch.equal(windows.tokens_at(3), torch.full((2,), 6))
+
+
+@pytest.mark.slow
+def test_demonstrations_end_with_a_token_of_the_embedded_model(read):
+    tokenizer = load_demo_model().tokenizer
+    groups = prompt_windows(tokenizer, read(*century_prompts(64, 8)))
+    for windows in groups.values():
+        assert windows.ends is not None
+        last = [tokenizer.decode(windows.tokens_at(k)) for k in (1, 8)]
+        before = windows.tokens.gather(1, windows.ends - 1)
+        assert set("".join(last)) == {"\n"}
+        assert all(
+            any(label.endswith(name[-3:]) for name in ("nineteenth", "twentieth"))
+            for label in map(tokenizer.decode, before.flatten())
+        )

@@ -114,7 +114,7 @@ def test_dynamics_at_one_explained_variance(dynamics, tmp_path):
         (("--max-position", 64), "below the model's context of 64, got 64"),
         (("--max-position", 0), "max_position must be at least 1, got 0"),
         (("--windows", 300), "a batch of 256 windows, and 2 of other documents held out, but 300 windows"),
-        (("--explained-variance", 0.5), "give several --entropy-coefficients, got 1.0"),
+        (("--explained-variance", 0.5, "--entropy-coefficients", 1), "give several --entropy-coefficients, got 1.0"),
         (("--explained-variance", 0.5, "--entropy-coefficients", 1, 1), "give several --entropy-coefficients"),
         (("--explained-variance", 1.5, "--entropy-coefficients", 1, 2), "must lie between 0 and 1, got 1.5"),
         (("--entropy-coefficients", "nan"), "must be finite and at least 0"),
@@ -130,7 +130,7 @@ def test_impossible_dynamics_are_refused_before_the_model_runs(dynamics, monkeyp
 
 
 def test_default_layers_are_spread():
-    assert default_layers(30) == [0, 5, 10, 15, 20, 25]
+    assert default_layers(30) == [5, 10, 15, 20]
     assert default_layers(2) == [0, 1]
 
 
