@@ -13,15 +13,15 @@ from tqdm.auto import tqdm
 
 from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.models import resolve_hook
-from bae_lens.activations.position_cache import PositionActivations, Windows, collect
+from bae_lens.activations.position_cache import PositionActivations, StatesDtype, collect
+from bae_lens.activations.windows import Windows
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, fit_tree
 from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_curves
+from bae_lens.entropy.memory import TrainingMemory, bytes_for_training
 from bae_lens.entropy.results import Cell, Dictionaries, EntropyDynamics, marks_of
 from bae_lens.saes.bae import check_max_flips
 from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json
 
-BYTES_AT_A_TIME = 2**30  # on a CPU, of weights, gradients and the optimizer's two moments
-GPU_SHARE = 0.6  # of the free memory of a GPU that BAEs trained together and their vectors may take
 HELD_OUT = 5  # one window in so many at least is not trained on
 PRICES = (0.01, 0.05, 0.2, 0.7, 3.0)  # from nearly lossless codes to coarse ones
 # For few vectors in many dimensions, where features that look worth their bits may not be for others, and the exact
@@ -69,6 +69,7 @@ def entropy_dynamics(
     folder: Path,
     loading_seconds: float = 0.0,
     device: str | torch.device | None = None,
+    states_dtype: StatesDtype = "float32",
 ) -> EntropyDynamics:
     """Trains BAEs on the windows' activations and measures their entropy at every hook, position and coefficient.
 
@@ -78,8 +79,9 @@ def entropy_dynamics(
     documents.
 
     One pass of the model collects everything in `folder`, where finished entropies are kept too: an interrupted run
-    goes on. BAEs are trained on `device`, by default the model's, together, as many as fit: on a CPU in a gibibyte.
-    `stages.json` says how long it took, with the `loading_seconds` of model and windows.
+    goes on. BAEs are trained on `device`, by default the model's, together, as many as fit: on a CPU in two
+    gibibytes. `states_dtype` is what activations are kept in. `stages.json` says how long it took, with the
+    `loading_seconds` of model and windows.
 
     Raises ValueError as `collect`, `fit_baes` and `claimed` do, and, before the model runs, for windows of a single
     document or fewer than a batch to train on.
@@ -97,7 +99,7 @@ def entropy_dynamics(
         stopwatch = Stopwatch(folder)
         stopwatch.add("model and windows", loading_seconds)
         with stopwatch.stage("activations"):
-            states = collect(model, windows, hook_names, positions, folder / "activations")
+            states = collect(model, windows, hook_names, positions, folder / "activations", dtype=states_dtype)
         distinct = [len(windows.tokens_at(p)[states.kept].unique()) for p in positions]
         with stopwatch.stage("entropies"):
             at = torch.device(model.cfg.device if device is None else device)
@@ -181,13 +183,14 @@ def _entropies(
     groups = [[(hook, p) for p in positions] for hook in hooks]
     if settings.dictionaries == "per position":
         groups = [[pair] for group in groups for pair in group]
-    together = groups_at_a_time(len(states.documents), len(groups[0]), states.d_in, settings, device)
+    memory = training_memory(len(states.documents), len(positions), states.d_in, settings)
+    together = max(1, memory.sets_at_a_time(bytes_for_training(device)))
     n_cells = len(groups) * len(groups[0]) * len(prices)
     with tqdm(total=n_cells, initial=len(cells), desc="entropies", unit="cell") as progress:
         while len(cells) < n_cells:
             first = len(cells) // (len(groups[0]) * len(prices))
             part = groups[first : first + together]
-            vectors = torch.stack([states.vectors(group, device) for group in part])
+            vectors = states.vectors([pair for group in part for pair in group], device).unflatten(0, (len(part), -1))
             measured = position_entropies(vectors, states.documents, settings)
             grid = [(*pair, price) for group in part for pair, price in product(group, prices)]
             for (hook, position, price), (estimate, whole) in zip(grid, measured, strict=True):
@@ -198,16 +201,7 @@ def _entropies(
     return cells
 
 
-def groups_at_a_time(
-    n: int, positions: int, d_in: int, settings: DynamicsSettings, device: torch.device, free_bytes: int | None = None
-) -> int:
-    """Groups of positions, each with its own BAEs, that are trained together: on a CPU by the size of the weights, for
-    its caches' sake, on a GPU what fits in its free memory beside vectors, codes and gradients.
-    """
-    weights = len(settings.entropy_coefficients) * 4 * 4 * 2 * d_in * settings.d_sae
-    if device.type != "cuda":
-        return max(1, BYTES_AT_A_TIME // weights)
-    codes = len(settings.entropy_coefficients) * 4 * 5 * settings.fit.batch_size * (settings.d_sae + d_in)
-    vectors = 4 * 3 * n * positions * d_in
-    free = torch.cuda.mem_get_info(device)[0] if free_bytes is None else free_bytes
-    return max(1, int(GPU_SHARE * free) // (weights + codes + vectors))
+def training_memory(n_windows: int, n_positions: int, d_in: int, settings: DynamicsSettings) -> TrainingMemory:
+    """Of the sets of activations that BAEs are trained on: those of a hook, or of each of its positions."""
+    n_vectors = n_windows * (n_positions if settings.dictionaries == "shared" else 1)
+    return TrainingMemory(n_vectors, d_in, settings.d_sae, len(settings.entropy_coefficients), settings.fit)

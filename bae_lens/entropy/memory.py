@@ -1,0 +1,55 @@
+"""How much memory it takes to train BAEs on sets of vectors, and how many of them fit together."""
+
+from dataclasses import dataclass
+
+import torch
+
+from bae_lens.entropy.estimate import ROWS
+from bae_lens.entropy.fit import ENCODED_AT_A_TIME, FitSettings
+from bae_lens.functional.covariance import TILE
+
+FLOAT, LONG = 4, 8  # bytes
+COPIES_OF_VECTORS = 2  # all, and those that are trained on
+# Of every weight of a BAE: itself, its gradient, two moments of the optimizer, and the finished BAE's own.
+COPIES_OF_A_WEIGHT = 5
+# Of a batch's vectors and of its codes, in the forward and backward pass of a step.
+COPIES_OF_A_BATCH, COPIES_OF_A_CODE = 6, 8
+CPU_BYTES = 2 * 2**30  # at a time on a CPU, where more BAEs together are no faster
+GPU_SHARE = 0.9  # of a GPU's memory; the rest is the driver's, and lost between blocks
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What the memory depends on, for sets of vectors on each of which as many BAEs are trained as there are prices."""
+
+    n_vectors: int
+    """In each set."""
+    d_in: int
+    d_sae: int
+    n_prices: int
+    fit: FitSettings
+
+    def n_bytes(self, n_sets: int) -> int:
+        """That so many sets and the BAEs trained on them take together, at most."""
+        vectors = FLOAT * self.n_vectors * self.d_in
+        weights = COPIES_OF_A_WEIGHT * FLOAT * (2 * self.d_in * self.d_sae + self.d_in + self.d_sae)
+        batch = FLOAT * self.fit.batch_size * (COPIES_OF_A_BATCH * self.d_in + COPIES_OF_A_CODE * self.d_sae)
+        order = LONG * self.fit.steps * self.fit.batch_size
+        one_at_a_time = max(
+            3 * vectors,  # centered, and in float64, for their scale
+            FLOAT * ENCODED_AT_A_TIME * (self.d_in + 3 * self.d_sae),  # for firing rates
+            LONG * ROWS * (4 * self.d_in + 6 * self.d_sae),  # measured in float64
+            4 * FLOAT * TILE**2,  # of the covariance
+        )
+        models = n_sets * self.n_prices
+        return n_sets * COPIES_OF_VECTORS * vectors + models * (weights + batch) + order + one_at_a_time
+
+    def sets_at_a_time(self, n_bytes: int) -> int:
+        """How many sets fit with their BAEs; 0 if not even one does."""
+        first, second = self.n_bytes(1), self.n_bytes(2)
+        return 0 if first > n_bytes else 1 + (n_bytes - first) // (second - first)
+
+
+def bytes_for_training(device: torch.device) -> int:
+    """That BAEs trained together and their vectors may take: on a GPU of what is free beside the model."""
+    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else CPU_BYTES
