@@ -103,9 +103,7 @@ class EntropyDynamics:
         None if no cell reaches any, as with a single price.
         """
         shares = [round(i * STEP_OF_SHARES, 2) for i in range(1, round(1 / STEP_OF_SHARES))]
-        reach = [
-            sum(self._reaches(hook, p, share) for hook in self.hook_names for p in self.positions) for share in shares
-        ]
+        reach = [sum(len(self.curve(hook, share)) for hook in self.hook_names) for share in shares]
         most = max(reach)
         return max(share for share, n in zip(shares, reach, strict=True) if n == most) if most else None
 
@@ -173,7 +171,7 @@ class EntropyDynamics:
         ]
         bits, low, high = map(float, weights @ np.array(rows))
         used = [mark for cell, weight in zip(cells, weights, strict=True) if weight > 0 for mark in cell.marks]
-        return CurvePoint(position, float(weights @ bits), (low, high), share, list(dict.fromkeys(used)))
+        return CurvePoint(position, bits, (low, high), share, list(dict.fromkeys(used)))
 
 
 def saturations(curves: dict[str, list[CurvePoint]], seed: int = 0) -> list[Saturation]:
