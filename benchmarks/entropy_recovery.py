@@ -38,7 +38,9 @@ from bae_lens import (
     with_noise,
 )
 from bae_lens.entropy.recovery import N_TRAIN, N_VECTORS, RANKS, WIDTHS, D, score
-from bae_lens.report.entropy import recovered_entropy
+from bae_lens.report.entropy import recovery_chart
+from bae_lens.report.figures import draw
+from bae_lens.report.png import write_panels
 from bae_lens.storage import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -77,7 +79,9 @@ class EntropyRecovery:
                 for name, part in parts.items()
                 if part in results and "agreement" in results[part]["rows"][0]  # not from an earlier layout
             }
-            recovered_entropy(rows).write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
+            chart = recovery_chart(rows)
+            draw(chart).write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
+            write_panels({"": chart}, self.output.with_suffix(".png"))
 
     def ours(self) -> list[dict[str, Any]]:
         return [row for seed in range(self.seeds) for row in sweep(RANKS, WIDTHS, FitSettings(), 0.3, seed)]

@@ -83,7 +83,7 @@ class Dynamics:
     explained_variance: float | None = None
     """Compare bits at this explained variance; by default the highest that nearly all codes reach."""
     steps: int | None = None
-    """Training steps of each BAE; by default 256, or 200 epochs."""
+    """Training steps of each BAE; by default 1024, or 200 epochs."""
     batch_size: int | None = None
     """Vectors per step; by default 256, or 512."""
     states_dtype: StatesDtype = "float32"

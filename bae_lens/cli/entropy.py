@@ -96,9 +96,10 @@ class Entropy:
         }
         self._write({penalties: [row.to_dict() for row in rows] for penalties, rows in found.items()})
         if self.output is not None:
-            from bae_lens.report.entropy import recovered_entropy
+            from bae_lens.report.entropy import recovery_chart
+            from bae_lens.report.figures import draw
 
-            figure = recovered_entropy({f"penalties {penalties}": rows for penalties, rows in found.items()})
+            figure = draw(recovery_chart({f"penalties {name}": rows for name, rows in found.items()}))
             page = figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
             write_text(self.output.with_suffix(".html"), page)
         lines = [

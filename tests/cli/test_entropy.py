@@ -11,8 +11,8 @@ from bae_lens.cli import main as cli
 from bae_lens.cli.dynamics import default_layers
 from bae_lens.cli.entropy import Entropy
 from bae_lens.entropy import dynamics as dynamics_module
-from bae_lens.entropy.results import EntropyDynamics
 from bae_lens.entropy.fit import FitSettings, fit_bae
+from bae_lens.entropy.results import EntropyDynamics
 from bae_lens.entropy.synthetic import random_directions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
