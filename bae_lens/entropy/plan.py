@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from bae_lens.activations.model_shape import ModelShape
 from bae_lens.activations.position_cache import ROWS_AT_A_TIME, STORED, StatesDtype, tokens_at_a_time
 from bae_lens.entropy.dynamics import DynamicsSettings, training_memory
+from bae_lens.entropy.estimate import RESAMPLINGS
 from bae_lens.entropy.memory import CPU_BYTES, FLOAT, GPU_SHARE, LONG, TrainingMemory
 
 INT = 4  # bytes of a token
@@ -112,7 +113,7 @@ def plan_dynamics(
             "entropies",
             f"{n_baes:,} BAEs of {settings.fit.steps:,} steps, {at_a_time * memory.n_prices:,} at a time",
             0,
-            windows + reading,
+            windows + reading + 2 * FLOAT * RESAMPLINGS * n_windows,
             trained,
         ),
     ]
