@@ -32,6 +32,7 @@ from .comsem.results import ComSemReport as ComSemReport
 from .comsem.score import ComSem as ComSem
 from .entropy.dynamics import DynamicsSettings as DynamicsSettings
 from .entropy.dynamics import entropy_dynamics as entropy_dynamics
+from .entropy.dynamics import position_entropies as position_entropies
 from .entropy.estimate import EntropyEstimate as EntropyEstimate
 from .entropy.estimate import estimate_entropy as estimate_entropy
 from .entropy.estimate import fit_tree as fit_tree
@@ -67,6 +68,7 @@ from .functional.rate_distortion import bits_at as bits_at
 from .functional.rate_distortion import gaussian_bound as gaussian_bound
 from .functional.rate_distortion import pca_quantization as pca_quantization
 from .functional.rate_distortion import sign_coding as sign_coding
+from .report.dynamics import write_dynamics as write_dynamics
 from .report.page import write_report as write_report
 from .report.png import write_pictures as write_pictures
 from .saes.authors_checkpoint import load_authors_checkpoint as load_authors_checkpoint
