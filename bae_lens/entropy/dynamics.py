@@ -1,7 +1,7 @@
 """How information builds up in a language model: entropy of activations by layer and position (section 3.2)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, get_args
@@ -23,10 +23,12 @@ from bae_lens.saes.bae import check_max_flips
 from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json
 
 HELD_OUT = 5  # one window in so many at least is not trained on
-PRICES = (0.01, 0.05, 0.2, 0.7, 3.0)  # from nearly lossless codes to coarse ones
+PRICES = (0.01, 0.1, 0.5, 2.0, 8.0)  # from nearly lossless codes to coarse ones
 # For few vectors in many dimensions, where features that look worth their bits may not be for others, and the exact
 # decoder of a thousand vectors is not that of the next thousand (measured in benchmarks/README.md).
 FEW_VECTORS = FitSettings(steps=256, batch_size=256, lr=1e-2, entropy_from=0.05, encoder_bias=-2.0, elimination=False)
+# A BAE that positions share has many times the vectors, and can learn for longer.
+SHARED = replace(FEW_VECTORS, steps=1024)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class DynamicsSettings:
     dictionaries: Dictionaries = "shared"
     """Whether one BAE is trained on the windows' activations at all positions of a hook, or one for each position.
     Bits are counted for each position, from its own firing rates, either way."""
-    fit: FitSettings = FEW_VECTORS
+    fit: FitSettings = SHARED
     """Training; steps count for all BAEs alike."""
     max_flips: int = 0
     """Bits of each vector's code that may be flipped where it pays, see `BAE.encode_optimized`; 0 for the encoder's."""

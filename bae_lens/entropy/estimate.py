@@ -100,7 +100,7 @@ def estimate_entropy(
     counts: _Counts | None = None
     for x, code in _encoded(sae, vectors):
         counts = counts or _Counts(code, tree)
-        counts.add(code, x, sae.decode(code), *resampling.draw(len(x)))
+        counts.add(code, x, sae.decode(code), *resampling.draw(len(x), counts.device))
     n = counts.variance.n if counts else 0
     if clusters is not None and len(clusters) != n:
         raise ValueError(f"clusters must name one for each of the {n} vectors, got {len(clusters)}")
@@ -157,15 +157,17 @@ class _Resampling:
                 raise ValueError(f"an interval over clusters needs at least 2 of them, got {n_clusters}")
             self.of_clusters = self._draw_independent(n_clusters)
 
-    def draw(self, n: int) -> tuple[Float[Tensor, "n resamplings"], Bool[Tensor, " n"]]:
-        """For the next n vectors. Raises ValueError if there are fewer clusters."""
+    def draw(self, n: int, device: torch.device) -> tuple[Float[Tensor, "n resamplings"], Bool[Tensor, " n"]]:
+        """For the next n vectors, on a device. Raises ValueError if there are fewer clusters."""
         if self.cluster is None:
-            return self._draw_independent(n)
+            copies, half = self._draw_independent(n)
+            return copies.to(device), half.to(device)
         mine = self.cluster[self.drawn : self.drawn + n]
         if len(mine) < n:
             raise ValueError(f"clusters must name one for each vector, but there are more than {len(self.cluster)}")
         self.drawn += n
-        copies, half = self.of_clusters
+        mine = mine.to(device)
+        copies, half = (of_clusters.to(device) for of_clusters in self.of_clusters)
         return copies[mine], half[mine]
 
     def _draw_independent(self, n: int) -> tuple[Float[Tensor, "n resamplings"], Bool[Tensor, " n"]]:
@@ -190,7 +192,7 @@ class _Counts:
         self.resampled_n = zeros(RESAMPLINGS, 1)
 
     def add(self, code: Tensor, x: Tensor, reconstruction: Tensor, copies: Tensor, half: Tensor) -> None:
-        code, copies, half = code.to(self.device).float(), copies.to(self.device), half.to(self.device)
+        code = code.to(self.device).float()
         self.variance.add(x.to(self.device), reconstruction.to(self.device))
         self.fired += code.sum(0, dtype=torch.float64)
         self.resampled += copies.T @ code

@@ -102,7 +102,7 @@ def test_saturations_are_those_of_the_curves_that_rise():
 @pytest.mark.parametrize(
     ("bits", "share", "of_all", "tokens", "marks"),
     [
-        (80.0, 0.7, 0.75, None, []),
+        (80.0, 0.7, 0.749, None, []),
         (80.1, 0.7, 0.7, None, ["near cap"]),
         (10.0, 0.7, 0.751, None, ["few windows"]),
         (10.0, 0.7, 0.7, 1024, []),

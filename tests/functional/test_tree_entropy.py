@@ -59,7 +59,7 @@ def test_independent_features_have_hardly_a_parent_and_cost_their_entropy():
     code = (torch.rand(500, 40, generator=torch.Generator().manual_seed(0)) < 0.3).float()
     tree = learn_tree(counted(code))
     assert (tree.parents >= 0).sum() <= 2  # of 780 pairs
-    assert tree.bits(code).mean().item() == pytest.approx(marginal_entropy(code.mean(0)).item(), abs=1e-2)
+    assert tree.bits(code).mean().item() == pytest.approx(marginal_entropy(code.mean(0)).item(), abs=0.03)
 
 
 def test_a_tree_of_all_words_of_three_bits_with_their_parity_is_no_shorter():
