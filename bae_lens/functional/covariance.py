@@ -119,7 +119,7 @@ def _by_tiles(h: Float[Tensor, "batch d_sae"], part: int, n_parts: int) -> Float
 
 def _narrowed(h: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_sae"]:
     """On a GPU `h` in bfloat16 if that changes nothing, as for a code; elsewhere as it is. Untested on a GPU."""
-    if h.device.type != "cuda" or h.dtype != torch.float32 or not h.bfloat16().equal(h):
+    if h.device.type != "cuda" or h.dtype != torch.float32 or not (h == h.bfloat16()).all():
         return h
     return h.bfloat16()
 
