@@ -56,7 +56,7 @@ class StepBenchmark:
     device: str = "cpu"
     """Where all contenders are."""
     precisions: tuple[Precision, ...] = ("float32",)
-    """Of matrix products: float32, on a GPU also tf32, and bfloat16 by SAELens' autocast. Weights are float32 in all."""
+    """Of matrix products: float32, on a GPU also tf32, and bfloat16 by SAELens' autocast; weights stay float32."""
     compiled: bool = False
     """Whether a BAE compiled as SAELens' `compile_sae` does it takes part."""
     output: Path = field(default=Path(__file__).parent / "results" / "step.json")

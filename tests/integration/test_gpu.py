@@ -1,4 +1,4 @@
-"""What a GPU computes is what a CPU computes. Commands take a GPU where there is one, so their tests run on it there."""
+"""What a GPU computes is what a CPU computes. Commands take a GPU where there is one, and so do their tests."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_covariance_of_a_code_in_bfloat16_is_that_in_float64(n, d_sae, rate):
 
 
 @pytest.mark.parametrize("architecture", ["bae", "optimized", "standard", "topk", "gated"])
-def test_dictionary_trained_on_a_gpu_explains_what_one_trained_on_a_cpu_does(
+def test_dictionary_trained_on_a_gpu_explains_as_much_as_one_of_a_cpu(
     architecture, bae_config, states, tmp_path
 ):
     configs = {
