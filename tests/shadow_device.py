@@ -61,7 +61,7 @@ class ShadowTensor(Tensor):
     def tolist(self) -> list[Any]:  # which torch has for its own class only
         return self.on_cpu.tolist()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ARG002
+    def __reduce_ex__(self, protocol: Any) -> Any:
         return _loaded, (self.on_cpu, self.requires_grad)
 
     def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -70,7 +70,7 @@ class ShadowTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 

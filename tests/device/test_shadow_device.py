@@ -49,13 +49,13 @@ def test_a_view_that_is_written_to_changes_what_it_is_of(x):
     ],
 )
 def test_what_is_not_on_the_device_is_refused(x, crossing):
-    with pytest.raises(RuntimeError, match="on the device shadow|on cpu"):
+    with pytest.raises(RuntimeError, match=r"on the device shadow|on cpu"):
         crossing(x)
 
 
 @pytest.mark.parametrize("left", [lambda x: x.numpy(), np.asarray, lambda x: torch.from_numpy(np.array(x))])
 def test_values_leave_it_only_by_being_sent_for(x, left):
-    with pytest.raises((RuntimeError, TypeError), match="numpy|subclasses"):
+    with pytest.raises((RuntimeError, TypeError), match=r"numpy|subclasses"):
         left(x)
     assert x.cpu().numpy().sum() == 15
 
