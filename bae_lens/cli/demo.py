@@ -73,9 +73,8 @@ class Demo:
         """The demo's dictionaries at the width of the hook."""
         d_sae = self.expansion * hook_widths(model, [hook_name])[hook_name]
         specs = [default_spec(architecture, self.l0, d_sae) for architecture in ARCHITECTURES]
-        if not self.full:
-            specs = [(name, spec if spec.architecture == "bae" else replace(spec, lr=SHORT_LR)) for name, spec in specs]
-        return {name: spec.contender(model, hook_name, self.expansion, self.training.steps) for name, spec in specs}
+        made = {name: spec.contender(model, hook_name, self.expansion, self.training.steps) for name, spec in specs}
+        return made if self.full else {name: _learning_faster(contender) for name, contender in made.items()}
 
     def expected_seconds(self) -> dict[str, float]:
         """The stages in their order, with what they took on two idle cores, scaled to what is asked for."""
@@ -94,3 +93,8 @@ class Demo:
     def defaults(cls, arguments: Sequence[str]) -> "Demo":
         """What holds where these arguments of the command say nothing: with --full, the larger budget."""
         return cls(full=True, contexts=FULL_CONTEXTS, training=FULL_TRAINING) if "--full" in arguments else cls()
+
+
+def _learning_faster(contender: Contender) -> Contender:
+    trials = (recipe if recipe.lr > SHORT_LR else replace(recipe, lr=SHORT_LR) for recipe in contender.trials)
+    return replace(contender, trials=tuple(trials))
