@@ -29,5 +29,5 @@ def tensor_fingerprint(*tensors: Shaped[Tensor, "..."]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().numpy().data)
+        digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]

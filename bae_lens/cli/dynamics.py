@@ -89,7 +89,7 @@ class Dynamics:
     states_dtype: StatesDtype = "float32"
     """What activations are kept in on disk; those of 16 bits take half the room."""
     gpu_memory: float | None = None
-    """GB of a GPU that --plan counts on; by default what there is, or 80."""
+    """GB of a GPU that the model and what is trained beside it may take; by default what there is, for --plan or 80."""
     disk: float | None = None
     """GB of disk that --plan counts on; by default what is free in the output folder."""
     seed: int = 0
@@ -170,8 +170,17 @@ class Dynamics:
         loading: float,
     ) -> EntropyDynamics:
         hooks = [f"blocks.{layer}.hook_resid_post" for layer in self._layers(model.cfg.n_layers)]
-        dtype = self.states_dtype
-        return entropy_dynamics(model, windows, hooks, positions, settings, folder, loading, states_dtype=dtype)
+        return entropy_dynamics(
+            model,
+            windows,
+            hooks,
+            positions,
+            settings,
+            folder,
+            loading,
+            states_dtype=self.states_dtype,
+            gpu_bytes=None if self.gpu_memory is None else int(self.gpu_memory * 1e9),
+        )
 
     def _windows(self, tokenizer: Any) -> Windows:
         """From the output folder, if an earlier run left them there."""

@@ -72,6 +72,7 @@ def entropy_dynamics(
     loading_seconds: float = 0.0,
     device: str | torch.device | None = None,
     states_dtype: StatesDtype = "float32",
+    gpu_bytes: int | None = None,
 ) -> EntropyDynamics:
     """Trains BAEs on the windows' activations and measures their entropy at every hook, position and coefficient.
 
@@ -81,9 +82,9 @@ def entropy_dynamics(
     documents.
 
     One pass of the model collects everything in `folder`, where finished entropies are kept too: an interrupted run
-    goes on. BAEs are trained on `device`, by default the model's, together, as many as fit: on a CPU in two
-    gibibytes. `states_dtype` is what activations are kept in. `stages.json` says how long it took, with the
-    `loading_seconds` of model and windows.
+    goes on. BAEs are trained on `device`, by default the model's, together, as many as fit: on a CPU in two gibibytes,
+    on a GPU beside the model in `gpu_bytes`, or all that there is. `states_dtype` is what activations are kept in.
+    `stages.json` says how long it took, with the `loading_seconds` of model and windows.
 
     Raises ValueError as `collect`, `fit_baes` and `claimed` do, and, before the model runs, for windows of a single
     document or fewer than a batch to train on.
@@ -106,7 +107,7 @@ def entropy_dynamics(
         with stopwatch.stage("entropies"):
             at = torch.device(model.cfg.device if device is None else device)
             first = [n if windows.ends is None and p == 1 else None for p, n in zip(positions, distinct, strict=True)]
-            cells = _entropies(states, settings, first, folder / "cells.json", at)
+            cells = _entropies(states, settings, first, folder / "cells.json", at, gpu_bytes)
     return EntropyDynamics(
         model=model.cfg.model_name,
         hook_names=states.hook_names,
@@ -173,6 +174,7 @@ def _entropies(
     tokens: list[int | None],
     path: Path,
     device: torch.device,
+    gpu_bytes: int | None,
 ) -> list[Cell]:
     """Hooks, or, with a BAE for each position, positions of hooks: as many at a time as fit.
 
@@ -186,7 +188,7 @@ def _entropies(
     if settings.dictionaries == "per position":
         groups = [[pair] for group in groups for pair in group]
     memory = training_memory(len(states.documents), len(positions), states.d_in, settings)
-    together = max(1, memory.sets_at_a_time(bytes_for_training(device)))
+    together = max(1, memory.sets_at_a_time(bytes_for_training(device, gpu_bytes)))
     n_cells = len(groups) * len(groups[0]) * len(prices)
     with tqdm(total=n_cells, initial=len(cells), desc="entropies", unit="cell") as progress:
         while len(cells) < n_cells:

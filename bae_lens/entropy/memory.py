@@ -54,6 +54,13 @@ class TrainingMemory:
         return 0 if first > n_bytes else 1 + (n_bytes - first) // (second - first)
 
 
-def bytes_for_training(device: torch.device) -> int:
-    """That BAEs trained together and their vectors may take: on a GPU of what is free beside the model."""
-    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else CPU_BYTES
+def bytes_for_training(device: torch.device, gpu_bytes: int | None = None) -> int:
+    """That BAEs trained together and their vectors may take.
+
+    On a GPU, of which `gpu_bytes` may be used in all, or everything, it is a share of what is free beside the model.
+    """
+    if device.type != "cuda":
+        return CPU_BYTES
+    torch.cuda.empty_cache()  # of what the model's pass has left
+    free, total = torch.cuda.mem_get_info(device)
+    return int(GPU_SHARE * (free if gpu_bytes is None else min(free, gpu_bytes - (total - free))))

@@ -225,7 +225,7 @@ class _Measured:
         self.cosine = self.ratio = 0.0
         for feature_acts, y in coded():
             counter.add(feature_acts, activated_features(sae, feature_acts, prior))
-            y, sae_out = y.double(), sae.decode(feature_acts).double().cpu()
+            y, sae_out = y.double(), sae.decode(feature_acts).double().to(y.device)
             self.variance.add(y, sae_out)
             self.cosine += torch.cosine_similarity(sae_out, y, dim=-1).sum().item()
             self.ratio += (sae_out.norm(dim=-1) / y.norm(dim=-1)).sum().item()

@@ -46,7 +46,7 @@ def value_coding_curve(
         error, counts, n = 0.0, Counter[int](), 0
         for feature_acts, y in coded():
             levels = (feature_acts * norms / step).round()
-            error += (sae.decode(levels * step / norms).double().cpu() - y.double()).square().sum().item()
+            error += (sae.decode(levels * step / norms).double().to(y.device) - y.double()).square().sum().item()
             counts.update(_counts(levels[feature_acts != 0]))
             n += len(y)
         curve.append(RatePoint(support_bits + _entropy_times_total(counts) / n, 1 - error / variance))

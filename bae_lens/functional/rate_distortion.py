@@ -36,11 +36,11 @@ def gaussian_bound(eigenvalues: Float[Tensor, " d"], bits: Float[Tensor, "*point
     `min(l, t)`. Vectors that are not Gaussian can be cheaper, never dearer: of all sets with this covariance, Gaussian
     ones need the most bits.
 
-    `eigenvalues` are those of the covariance, in any order; bits are at least 0. Computed in float64.
+    `eigenvalues` are those of the covariance, in any order; bits are at least 0. Computed in float64 on the CPU.
     Raises ValueError for a covariance without variance, negative eigenvalues or negative bits.
     """
     variance = _descending(eigenvalues)
-    budget = bits.double()
+    budget = bits.double().cpu()
     if not (budget >= 0).all():
         raise ValueError(f"bits must be at least 0, got {budget.min().item()}")
     variance = variance[variance > 0]
@@ -76,7 +76,7 @@ def water_level(
     knots = torch.cat([torch.zeros(1, dtype=torch.float64), variance.flip(0)])
     larger = torch.arange(len(variance), -1, -1, dtype=torch.float64)
     error = knots.cumsum(0) + larger * knots
-    wanted = (1 - explained_variance.double()) * variance.sum()
+    wanted = (1 - explained_variance.double().cpu()) * variance.sum()
     return torch.from_numpy(np.asarray(np.interp(wanted.numpy(), error.numpy(), knots.numpy())))
 
 
@@ -99,6 +99,7 @@ def pca_quantization(
     _check(train, test)
     mean = train.mean(0, dtype=torch.float64)
     eigenvalues, vectors = torch.linalg.eigh(covariance(train))
+    vectors = vectors.to(train.device)
     steps = (12 * water_level(eigenvalues.clamp(min=0), torch.tensor(explained_variances, dtype=torch.float64))).sqrt()
     order = torch.arange(train.shape[1] - 1, -1, -1)
     train = train[:: -(-len(train) // ROWS_FOR_CENTROIDS)]
@@ -110,7 +111,7 @@ def pca_quantization(
             part_bits, part_error = _quantize(known, new, step)
             bits[i] += part_bits
             error[i] += part_error
-    total = (test.double() - test.double().mean(0)).square().sum()
+    total = (test.double() - test.double().mean(0)).square().sum().item()
     return sorted(RatePoint(b, e) for b, e in zip(bits.tolist(), (1 - error / total).tolist(), strict=True))
 
 
@@ -186,28 +187,27 @@ def weights_at(curve: Sequence[RatePoint], explained_variance: float) -> Float[n
     return weights
 
 
-def _quantize(
-    train: Float[Tensor, "n k"], test: Float[Tensor, "m k"], step: float
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def _quantize(train: Float[Tensor, "n k"], test: Float[Tensor, "m k"], step: float) -> tuple[float, float]:
     """Bits per vector and summed squared error of `test` when the coefficients of k components are rounded."""
     reach = torch.stack([train.abs().max(), test.abs().max()]).max().div(step).round().item()
     if reach == 0:
-        return torch.zeros((), dtype=torch.float64), (test - train.mean(0)).double().square().sum()
+        return 0.0, (test - train.mean(0)).double().square().sum().item()
     levels = int(2 * reach + 1)
     symbols, known = (_symbols(x, step, int(reach)) for x in (test, train))
     size = levels * train.shape[1]
     count = torch.bincount(known, minlength=size)
-    middle = torch.arange(-int(reach), int(reach) + 1).mul(step).repeat(train.shape[1]).double()
+    middle = torch.arange(-int(reach), int(reach) + 1, device=train.device).mul(step).repeat(train.shape[1]).double()
     sums = torch.bincount(known, weights=train.flatten().double(), minlength=size)
     values = torch.where(count > 0, sums / count.clamp(min=1), middle)
     share = torch.bincount(symbols, minlength=size).double() / len(test)
-    return -torch.xlogy(share, share).sum() / np.log(2), (test.flatten() - values[symbols]).square().sum()
+    bits = -torch.xlogy(share, share).sum() / np.log(2)
+    return bits.item(), (test.flatten() - values[symbols]).square().sum().item()
 
 
 def _symbols(coefficients: Float[Tensor, "n k"], step: float, reach: int) -> Int[Tensor, " nk"]:
     """Whole numbers from 0, different for different components."""
     own = (coefficients / step).round().long() + reach
-    return (own + torch.arange(coefficients.shape[1]) * (2 * reach + 1)).flatten()
+    return (own + torch.arange(coefficients.shape[1], device=own.device) * (2 * reach + 1)).flatten()
 
 
 def _descending(eigenvalues: Float[Tensor, " d"]) -> Float[Tensor, " d"]:

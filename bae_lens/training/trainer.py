@@ -193,6 +193,7 @@ class _Run:
         for group in self.trainer.optimizer.param_groups:
             group["fused"] = True
         sum_gradients(sae)
+        self.on_cpu = sae.device.type == "cpu"
         self.curve: list[dict[str, int | float]] = []
         self.seconds, self.memory_gib, self.saved_step = 0.0, 0.0, 0
         self._resume()
@@ -233,6 +234,7 @@ class _Run:
                 progress.update()
                 stop, due = any_process(interrupted.is_set(), time.monotonic() - saved > CHECKPOINT_SECONDS)
                 if stop or due:
+                    self._check_loss()
                     if is_main_process():
                         save_checkpoint(trainer, self.checkpoints, self._report())
                     barrier()
@@ -245,19 +247,28 @@ class _Run:
         trainer, settings = self.trainer, self.settings
         start = time.perf_counter()
         trainer.maybe_reset_sparsity()
-        with nullcontext() if is_binary(trainer.sae) else SparseProducts():
+        with SparseProducts() if self.on_cpu and not is_binary(trainer.sae) else nullcontext():
             output = trainer.step(batch)
-        if not torch.isfinite(output.loss):
-            raise ValueError(
-                f"the loss of {self.name} is {output.loss.item()} at step {trainer.n_training_steps}; "
-                "lower its learning rate or its coefficients"
-            )
-        if trainer.n_training_steps % math.ceil(settings.steps / CURVE_POINTS) == 0:
+        self.loss = output.loss.detach()
+        charted = trainer.n_training_steps % math.ceil(settings.steps / CURVE_POINTS) == 0
+        if self.on_cpu or charted or trainer.n_training_steps + 1 == settings.steps:
+            self._check_loss()
+        if charted:
             self.curve.append({"step": trainer.n_training_steps, **_scalars(output)})
             self.memory_gib = max(self.memory_gib, memory_gib(trainer.cfg.device))
         trainer.n_training_steps += 1
         trainer.n_training_samples = trainer.n_training_steps * settings.batch_size  # of all processes
         self.seconds += time.perf_counter() - start
+
+    def _check_loss(self) -> None:
+        """Raises ValueError unless the last loss is finite. Waits for the device, so elsewhere than on a CPU it is asked
+        only for what is shown or saved.
+        """
+        if not torch.isfinite(self.loss):
+            raise ValueError(
+                f"the loss of {self.name} is {self.loss.item()} at step {self.trainer.n_training_steps}; "
+                "lower its learning rate or its coefficients"
+            )
 
     def _report(self) -> TrainingReport:
         return TrainingReport(self.source, self.seconds, self.memory_gib, self.curve)

@@ -27,6 +27,14 @@ def test_bytes_by_hand():
     assert three - two == vectors + 5 * (weights + batch)
 
 
+@pytest.mark.parametrize(("given", "usable"), [(None, 40), (100, 40), (60, 20), (30, -10)])
+def test_a_gpu_trains_as_many_as_fit_beside_the_model(monkeypatch, given, usable):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40 * 10**9, 80 * 10**9))
+    gpu_bytes = None if given is None else given * 10**9
+    assert bytes_for_training(torch.device("cuda"), gpu_bytes) == int(0.9 * usable * 10**9)
+
+
 def test_a_cpu_trains_few_at_a_time():
     assert bytes_for_training(torch.device("cpu")) == CPU_BYTES
 
