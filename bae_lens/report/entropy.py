@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 
 from bae_lens.entropy.recovery import Recovery
 from bae_lens.entropy.results import CurvePoint, EntropyDynamics, View
-from bae_lens.report.series import COLORS, GRAY, Chart, Series
+from bae_lens.report.series import COLORS, GRAY, Chart, Point, Series
 
 FAINTEST = 0.15  # opacity of a point that reconstructs nothing
 BEYOND = 2.0  # times the last position is shown of where a curve saturates
@@ -49,7 +49,7 @@ def view_chart(dynamics: EntropyDynamics, view: View) -> Chart:
     for found in view.saturations:
         color, reached = of_hook[found.hook_name], min(found.position, last)
         low, high = (min(x, last) for x in found.position_interval)
-        level = [(reached, found.level), (last, found.level)]
+        level: list[Point] = [(reached, found.level), (last, found.level)]
         series.append(Series(found.hook_name, level, color, "dashed", in_legend=False))
         if found.reached:
             series.append(
