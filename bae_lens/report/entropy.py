@@ -47,7 +47,7 @@ def view_chart(dynamics: EntropyDynamics, view: View) -> Chart:
     series = [_curve(hook, points, of_hook[hook]) for hook, points in view.curves.items() if points]
     last = BEYOND * max(dynamics.positions)
     for found in view.saturations:
-        color, reached = of_hook[found.hook_name], min(found.position, last)
+        color, reached = of_hook[found.hook_name], min(found.position, float(max(dynamics.positions)))
         low, high = (min(x, last) for x in found.position_interval)
         level: list[Point] = [(reached, found.level), (last, found.level)]
         series.append(Series(found.hook_name, level, color, "dashed", in_legend=False))
