@@ -23,7 +23,7 @@ from bae_lens.saes.bae import check_max_flips
 from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json
 
 HELD_OUT = 5  # one window in so many at least is not trained on
-PRICES = (0.01, 0.1, 0.5, 2.0, 8.0)  # from nearly lossless codes to coarse ones
+PRICES = (0.01, 0.1, 0.7, 4.0, 16.0)  # from nearly lossless codes to coarse ones
 # For few vectors in many dimensions, where features that look worth their bits may not be for others, and the exact
 # decoder of a thousand vectors is not that of the next thousand (measured in benchmarks/README.md).
 FEW_VECTORS = FitSettings(steps=256, batch_size=256, lr=1e-2, entropy_from=0.05, encoder_bias=-2.0, elimination=False)

@@ -98,12 +98,12 @@ class EntropyDynamics:
         return [cell for cell in self.cells if (cell.hook_name, cell.position) == (hook_name, position)]
 
     def common_explained_variance(self) -> float | None:
-        """Where curves are compared by default: of the multiples of .05 that most cells reach, the largest.
+        """Where curves are compared by default: of the multiples of .05 that most cells' joint bits reach, the largest.
 
         None if no cell reaches any, as with a single price.
         """
         shares = [round(i * STEP_OF_SHARES, 2) for i in range(1, round(1 / STEP_OF_SHARES))]
-        reach = [sum(len(self.curve(hook, share)) for hook in self.hook_names) for share in shares]
+        reach = [sum(len(self.curve(hook, share, joint=True)) for hook in self.hook_names) for share in shares]
         most = max(reach)
         return max(share for share, n in zip(shares, reach, strict=True) if n == most) if most else None
 
@@ -158,20 +158,27 @@ class EntropyDynamics:
 
     def _at_share(self, hook_name: str, position: int, share: float, joint: bool) -> CurvePoint | None:
         cells = self.at(hook_name, position)
-        estimates = [cell.estimate for cell in cells]
+        rows = [_joint(cell.estimate) if joint else _marginal(cell.estimate) for cell in cells]
+        curve = [
+            RatePoint(bits, cell.estimate.explained_variance) for (bits, *_), cell in zip(rows, cells, strict=True)
+        ]
         try:
-            weights = weights_at([RatePoint(e.corrected_bits, e.explained_variance) for e in estimates], share)
+            weights = weights_at(curve, share)
         except ValueError:
             return None
-        rows = [
-            (e.joint_bits_bound, *(e.joint_interval or (e.joint_bits_bound,) * 2))
-            if joint
-            else (e.corrected_bits, *e.interval)
-            for e in estimates
-        ]
         bits, low, high = map(float, weights @ np.array(rows))
         used = [mark for cell, weight in zip(cells, weights, strict=True) if weight > 0 for mark in cell.marks]
         return CurvePoint(position, bits, (low, high), share, list(dict.fromkeys(used)))
+
+
+def _marginal(estimate: EntropyEstimate) -> tuple[float, float, float]:
+    """Bits, and their interval."""
+    return estimate.corrected_bits, *estimate.interval
+
+
+def _joint(estimate: EntropyEstimate) -> tuple[float, float, float]:
+    bits = estimate.joint_bits_bound
+    return bits, *(estimate.joint_interval or (bits, bits))
 
 
 def saturations(curves: dict[str, list[CurvePoint]], seed: int = 0) -> list[Saturation]:

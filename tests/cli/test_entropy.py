@@ -89,11 +89,12 @@ def test_dynamics_writes_table_json_and_figure(dynamics, tmp_path):
     assert "| distinct tokens |" in printed
     assert "| log2 of them |" in printed
     assert "blocks.1.hook_resid_post" in printed
-    assert printed.count("| at most jointly |") == 2
+    assert printed.count("| joint bits at EV ") == printed.count("| bits at price 0.01, all windows |") == 2
     result = json.loads((tmp_path / "run" / "dynamics.json").read_text())
     assert result["positions"] == [1, 2, 4, 8]
-    assert len(EntropyDynamics.from_dict(result).cells) == 8
+    assert len(EntropyDynamics.from_dict(result).cells) == 40
     assert (tmp_path / "run" / "dynamics.html").stat().st_size > 1_000_000
+    assert (tmp_path / "run" / "dynamics.png").exists()
     stages = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert [stage["name"] for stage in stages] == ["model and windows", "activations", "entropies"]
 
@@ -101,11 +102,11 @@ def test_dynamics_writes_table_json_and_figure(dynamics, tmp_path):
 def test_dynamics_at_one_explained_variance(dynamics, tmp_path):
     prices = ("--entropy-coefficients", 0.01, 3)
     printed = dynamics("--windows", 60, "--batch-size", 16, "--explained-variance", 0.2, *prices)
-    assert "at EV 0.2; 60 windows" in printed
+    assert printed.count("| bits at EV 0.2 |") == 2
+    assert "where it is not. 60 windows" in printed
     result = json.loads((tmp_path / "run" / "dynamics.json").read_text())
-    assert result["explained_variance"] == 0.2
-    known = EntropyDynamics.from_dict(result)
-    assert result["saturations"] == json.loads(json.dumps([asdict(s) for s in known.saturations(0.2)]))
+    views = EntropyDynamics.from_dict(result).views(0.2)
+    assert result["views"] == json.loads(json.dumps([asdict(view) for view in views]))
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,16 @@ def test_joint_curve_at_one_explained_variance():
     assert second.interval == pytest.approx((0.4 * bits, 0.7 * bits))
 
 
+def test_joint_bits_are_interpolated_along_their_own_curve():
+    # The coarse code repeats itself: more bits one by one, fewer jointly.
+    dynamics = result({1: [(20.0, 0.8), (10.0, 0.5)]})
+    coarse = replace(dynamics.cells[1].estimate, corrected_bits=30.0)
+    dynamics = replace(dynamics, cells=[dynamics.cells[0], replace(dynamics.cells[1], estimate=coarse)])
+    assert dynamics.curve("hook", 0.5) == []
+    assert dynamics.curve("hook", 0.5, joint=True)[0].bits == 5.0
+    assert dynamics.common_explained_variance() == 0.8
+
+
 def test_curve_at_the_lowest_price_and_at_another():
     dynamics = result(CURVES)
     assert [(p.bits, p.explained_variance) for p in dynamics.curve_at_price("hook")] == [
