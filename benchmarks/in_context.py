@@ -28,6 +28,8 @@ class InContext:
     """In each group."""
     n_demonstrations: int = 8
     layers: tuple[int, ...] = (5, 15)
+    steps: int = 256
+    """Of training: some 20 epochs of a layer's vectors."""
     seed: int = 0
     device: str = DEFAULT_DEVICE
     results: Path = field(default=Path(__file__).parent / "results" / "in_context.json")
@@ -37,7 +39,13 @@ class InContext:
         prompts.parent.mkdir(parents=True, exist_ok=True)
         rows = century_prompts(self.n_prompts, self.n_demonstrations, self.seed)
         write_text(prompts, "".join(f"{json.dumps(row)}\n" for row in rows))
-        given = {"prompts": str(prompts), "layers": self.layers, "seed": self.seed, "device": self.device}
+        given = {
+            "prompts": str(prompts),
+            "layers": self.layers,
+            "steps": self.steps,
+            "seed": self.seed,
+            "device": self.device,
+        }
         print(Dynamics(self.output, **given).run())
         stages = {group: read_json(self.output / group / "stages.json") for group in ("correct", "shuffled")}
         write_json(

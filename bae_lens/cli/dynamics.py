@@ -23,7 +23,7 @@ from bae_lens.activations.windows import (
     tokenizer_fingerprint,
 )
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
-from bae_lens.entropy.dynamics import DynamicsSettings, entropy_dynamics
+from bae_lens.entropy.dynamics import FEW_VECTORS, SHARED, DynamicsSettings, entropy_dynamics
 from bae_lens.entropy.plan import DynamicsPlan, Resources, plan_dynamics
 from bae_lens.entropy.presets import PAPER_BATCH, PAPER_MAX_POSITION, PAPER_WINDOWS, paper_settings
 from bae_lens.entropy.results import Dictionaries, EntropyDynamics
@@ -211,7 +211,8 @@ class Dynamics:
         if self._paper:
             settings = paper_settings(d_in, n_windows, self.batch_size or PAPER_BATCH, self.seed)
         else:
-            settings = DynamicsSettings(d_in, seed=self.seed)
+            fit = FEW_VECTORS if self.dictionaries == "per position" else SHARED
+            settings = DynamicsSettings(d_in, fit=fit, seed=self.seed)
         of_fit = {"steps": self.steps, "batch_size": self.batch_size}
         given = {
             "d_sae": self.d_sae,
