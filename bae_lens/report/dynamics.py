@@ -87,9 +87,11 @@ def _explanation(dynamics: EntropyDynamics, views: list[View]) -> str:
 
 
 def _sentence(s: Saturation) -> str:
+    if not s.reached:
+        return f"{s.hook_name} rises, and has not saturated at the positions looked at"
     low, high = s.level_interval
     first, last = s.position_interval
     return (
         f"{s.hook_name} tends to {s.level:.0f} bits ({low:.0f} to {high:.0f}) and has 95 % of its rise by position "
-        f"{s.position:.0f} ({first:.0f} to {last:.0f}){'' if s.reached else ', beyond those looked at'}"
+        f"{s.position:.0f} ({first:.0f} to {last:.0f})"
     )

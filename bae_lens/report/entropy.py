@@ -39,32 +39,31 @@ def view_chart(dynamics: EntropyDynamics, view: View) -> Chart:
     """Bits by position, a curve a hook from dark to light, fainter the worse the reconstruction (Fig. 3).
 
     Marks are hollow where the bits say more of the code than of the activations (`marks_of`). Dashed is the level that
-    a curve saturates at, with a diamond where it has risen by 95 %; the logarithm of the number of distinct tokens at
+    a curve saturates at, if it does at the positions looked at, with a diamond where it has risen by 95 %; the logarithm of the number of distinct tokens at
     position 1 is what the bits cannot exceed there.
     """
     shades = [to_hex(color) for color in colormaps["viridis"](np.linspace(0, 0.9, len(dynamics.hook_names)))]
     of_hook = dict(zip(dynamics.hook_names, shades, strict=True))
     series = [_curve(hook, points, of_hook[hook]) for hook, points in view.curves.items() if points]
     last = BEYOND * max(dynamics.positions)
-    for found in view.saturations:
-        color, reached = of_hook[found.hook_name], min(found.position, float(max(dynamics.positions)))
+    for found in (saturation for saturation in view.saturations if saturation.reached):
+        color = of_hook[found.hook_name]
         low, high = (min(x, last) for x in found.position_interval)
-        level: list[Point] = [(reached, found.level), (last, found.level)]
+        level: list[Point] = [(found.position, found.level), (last, found.level)]
         series.append(Series(found.hook_name, level, color, "dashed", in_legend=False))
-        if found.reached:
-            series.append(
-                Series(
-                    found.hook_name,
-                    [(found.position, found.level)],
-                    color,
-                    "marks",
-                    symbol="diamond",
-                    in_legend=False,
-                    notes=["95 % of the rise"],
-                    intervals=[(low, high)],
-                    along_x=True,
-                )
+        series.append(
+            Series(
+                found.hook_name,
+                [(found.position, found.level)],
+                color,
+                "marks",
+                symbol="diamond",
+                in_legend=False,
+                notes=["95 % of the rise"],
+                intervals=[(low, high)],
+                along_x=True,
             )
+        )
     if 1 in dynamics.positions:
         most = math.log2(dynamics.distinct_tokens[dynamics.positions.index(1)])
         series.append(Series("log2 of distinct tokens", [(1.0, most)], GRAY, "marks", symbol="diamond"))

@@ -64,6 +64,15 @@ def test_a_view_has_its_curve_with_errors_and_saturation():
     assert list(figure.layout.xaxis.tickvals) == [1, 2, 4, 8, 16]
 
 
+def test_a_curve_that_still_rises_has_no_level():
+    dynamics = result({p: [(5.0 * p, 0.9), (float(p), 0.8)] for p in (1, 2, 4, 8)})
+    assert not dynamics.views(0.8)[1].saturations[0].reached
+    assert len(view_chart(dynamics, dynamics.views(0.8)[1]).series) == 2
+    assert "bits at EV 0.8: hook rises, and has not saturated at the positions looked at" in dynamics_table(
+        dynamics, 0.8
+    )
+
+
 def test_joint_bits_have_their_own_errors():
     figure: Any = draw(view_chart(DYNAMICS, DYNAMICS.views(0.8)[0]))
     curve = figure.data[0]
