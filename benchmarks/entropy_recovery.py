@@ -77,7 +77,12 @@ class EntropyRecovery:
             write_text(self.output, json.dumps(results, indent=1))
             print(f"\n{part}: {results[part]['command']}, {results[part]['seconds']:.0f} s\n{table(rows)}", flush=True)
         if "ours" in results:
-            parts = {"with elimination": "ours", "penalties off": "no_price", "authors' settings": "authors"}
+            parts = {
+                "with elimination": "ours",
+                "penalties off": "no_price",
+                "authors' settings, 40 epochs": "authors",
+                "authors' settings, 2000 epochs": "authors_budget",
+            }
             rows = {
                 name: [Recovery(**row) for row in results[part]["rows"]]
                 for name, part in parts.items()

@@ -167,8 +167,8 @@ class EntropyDynamics:
         except ValueError:
             return None
         bits, low, high = map(float, weights @ np.array(rows))
-        used = [mark for cell, weight in zip(cells, weights, strict=True) if weight > 0 for mark in cell.marks]
-        return CurvePoint(position, bits, (low, high), share, list(dict.fromkeys(used)))
+        used = {mark for cell, weight in zip(cells, weights, strict=True) if weight > 0 for mark in cell.marks}
+        return CurvePoint(position, bits, (low, high), share, sorted(used))
 
 
 def _marginal(estimate: EntropyEstimate) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 
 from bae_lens.entropy.recovery import Recovery
 from bae_lens.entropy.results import CurvePoint, EntropyDynamics, View
-from bae_lens.report.series import COLORS, GRAY, Chart, Series
+from bae_lens.report.series import COLORS, GRAY, Chart, Point, Series
 
 FAINTEST = 0.15  # opacity of a point that reconstructs nothing
 BEYOND = 2.0  # times the last position is shown of where a curve saturates
@@ -47,9 +47,9 @@ def view_chart(dynamics: EntropyDynamics, view: View) -> Chart:
     series = [_curve(hook, points, of_hook[hook]) for hook, points in view.curves.items() if points]
     last = BEYOND * max(dynamics.positions)
     for found in view.saturations:
-        color, reached = of_hook[found.hook_name], min(found.position, last)
+        color, reached = of_hook[found.hook_name], min(found.position, float(max(dynamics.positions)))
         low, high = (min(x, last) for x in found.position_interval)
-        level = [(reached, found.level), (last, found.level)]
+        level: list[Point] = [(reached, found.level), (last, found.level)]
         series.append(Series(found.hook_name, level, color, "dashed", in_legend=False))
         if found.reached:
             series.append(

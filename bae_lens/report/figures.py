@@ -45,9 +45,8 @@ def _error_bars(series: Series) -> dict[str, Any]:
     if not series.intervals:
         return {}
     axis = 0 if series.along_x else 1
-    at = [point[axis] for point in series.points]
-    bounds = list(zip(at, series.intervals, strict=True))
-    below, above = [x - low for x, (low, _) in bounds], [high - x for x, (_, high) in bounds]
+    bounds = [(point[axis] or 0.0, *interval) for point, interval in zip(series.points, series.intervals, strict=True)]
+    below, above = [at - low for at, low, _ in bounds], [high - at for at, _, high in bounds]
     bars = {"array": above, "arrayminus": below, "width": 2, "thickness": 1}
     return {"error_x" if series.along_x else "error_y": bars}
 

@@ -129,7 +129,7 @@ def test_a_point_has_the_marks_of_the_cells_that_it_is_made_from():
     marked = [replace(dynamics.cells[0], marks=["near cap"]), replace(dynamics.cells[1], marks=["few windows"])]
     dynamics = replace(dynamics, cells=[*marked, dynamics.cells[2]])
     (between,), (below,) = dynamics.curve("hook", 0.8), dynamics.curve("hook", 0.6)
-    assert (between.marks, below.marks) == (["near cap", "few windows"], ["few windows"])
+    assert (between.marks, below.marks) == (["few windows", "near cap"], ["few windows"])
     assert dynamics.curve_at_price("hook", 0.0)[0].marks == ["near cap"]
 
 
