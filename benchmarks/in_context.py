@@ -28,6 +28,7 @@ class InContext:
     """In each group."""
     n_demonstrations: int = 8
     layers: tuple[int, ...] = (5, 15)
+    entropy_coefficients: tuple[float, ...] = (0.01, 0.1, 0.5, 2.0, 8.0)
     steps: int = 256
     """Of training: some 20 epochs of a layer's vectors."""
     seed: int = 0
@@ -39,14 +40,16 @@ class InContext:
         prompts.parent.mkdir(parents=True, exist_ok=True)
         rows = century_prompts(self.n_prompts, self.n_demonstrations, self.seed)
         write_text(prompts, "".join(f"{json.dumps(row)}\n" for row in rows))
-        given = {
-            "prompts": str(prompts),
-            "layers": self.layers,
-            "steps": self.steps,
-            "seed": self.seed,
-            "device": self.device,
-        }
-        print(Dynamics(self.output, **given).run())
+        dynamics = Dynamics(
+            self.output,
+            prompts=str(prompts),
+            layers=self.layers,
+            entropy_coefficients=self.entropy_coefficients,
+            steps=self.steps,
+            seed=self.seed,
+            device=self.device,
+        )
+        print(dynamics.run())
         stages = {group: read_json(self.output / group / "stages.json") for group in ("correct", "shuffled")}
         write_json(
             self.results, {**machine(), **read_json(self.output / "demonstrations.json"), "stages": stages}, indent=1

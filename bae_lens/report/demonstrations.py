@@ -44,10 +44,12 @@ def demonstrations_table(groups: Mapping[str, EntropyDynamics], explained_varian
         ["demonstrations", *map(str, first.positions)],
         ["---", *["---:"] * len(first.positions)],
     ]
+    marks = set[str]()
     for hook in first.hook_names:
         for group, dynamics in groups.items():
             points = {point.position: point for point in _points(dynamics, hook, explained_variance)}
             found = [points.get(position) for position in first.positions]
+            marks |= {mark for point in points.values() for mark in point.marks}
             rows.append([f"{hook}, {group}", *("-" if p is None else _entry(p, explained_variance) for p in found)])
     quality = (
         "each at its lowest price, explained variance after the interval"
@@ -59,6 +61,8 @@ def demonstrations_table(groups: Mapping[str, EntropyDynamics], explained_varian
         for group, dynamics in groups.items()
     )
     note = f"Bits per activation vector at the end of each demonstration, {quality}; prompts: {sizes}."
+    if marks:
+        note += f" *: bits that say more of the code than of the activations ({', '.join(sorted(marks))})."
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note])
 
 
