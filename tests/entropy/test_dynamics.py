@@ -1,7 +1,5 @@
 import json
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ import torch
 
 from bae_lens.activations.demo_model import load_demo_model
 from bae_lens.activations.position_cache import PositionActivations
+from bae_lens.activations.prompts import Prompt, century_prompts, prompt_windows
 from bae_lens.activations.windows import random_windows
 from bae_lens.entropy import dynamics as dynamics_module
 from bae_lens.entropy.dynamics import DynamicsSettings, entropy_dynamics, held_out, position_entropies
@@ -195,13 +194,11 @@ def test_settings_are_checked(values, message):
 
 
 @pytest.mark.slow
-def test_demonstrations_of_a_real_model(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    benchmark = Path(__file__).parents[2] / "benchmarks" / "in_context.py"
-    demonstrations = runpy.run_path(str(benchmark))["demonstrations"]
+def test_demonstrations_of_a_real_model(tmp_path):
     model = load_demo_model()
-    windows, positions = demonstrations(model.tokenizer, n_prompts=160, n_demonstrations=4, seed=0)
+    prompts = [Prompt(row["text"], tuple(row["ends"]), group=row["group"]) for row in century_prompts(100, 2)]
+    windows = prompt_windows(model.tokenizer, prompts)["correct"]
     settings = DynamicsSettings(d_sae=64, fit=replace(dynamics_module.FEW_VECTORS, steps=64, batch_size=64))
-    dynamics = entropy_dynamics(model, windows, ["blocks.5.hook_resid_post"], positions, settings, tmp_path)
-    assert len(dynamics.cells) == 4
-    assert all(torch.isfinite(torch.tensor(cell.estimate.bits)) for cell in dynamics.cells)
+    dynamics = entropy_dynamics(model, windows, ["blocks.2.hook_resid_post"], [1, 2], settings, tmp_path)
+    assert len(dynamics.cells) == 2 * len(settings.entropy_coefficients)
+    assert all(0 < cell.estimate.bits < 64 for cell in dynamics.cells)
