@@ -24,8 +24,8 @@ from .compression.codec import read_code as read_code
 from .comsem.collect.corpus import CorpusSettings as CorpusSettings
 from .comsem.judges.answer_cache import AnswerCache as AnswerCache
 from .comsem.judges.client import ChatClient as ChatClient
-from .comsem.judges.embedding import EmbeddingJudge as EmbeddingJudge
 from .comsem.judges.language_model import LanguageModelJudge as LanguageModelJudge
+from .comsem.judges.offline import OfflineJudge as OfflineJudge
 from .comsem.judges.spending import Price as Price
 from .comsem.results import ComSemReport as ComSemReport
 from .comsem.score import ComSem as ComSem

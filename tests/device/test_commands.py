@@ -9,13 +9,13 @@ import torch
 
 from bae_lens.cli import main as cli
 from bae_lens.cli.main import COMMANDS
-from bae_lens.comsem.judges.embedding import EmbeddingJudge
+from bae_lens.comsem.judges.offline import OfflineJudge
 
 SIZES = "--cached-tokens 600 --held-out-tokens 300 --context-size 16 --training-tokens 640 --batch-size 32"
 THE_SAME_AS_COMPARE = {"demo"}  # with the embedded model
 
 
-class LetterJudge(EmbeddingJudge):
+class LetterJudge(OfflineJudge):
     """In the place of embeddings: tokens are alike if they share letters."""
 
     def __init__(self) -> None:
@@ -56,10 +56,10 @@ def explained(folder):
 
 
 def test_train_comsem_compress_and_decompress(run, trained, tmp_path, shadow, monkeypatch):
-    monkeypatch.setattr("bae_lens.cli.comsem.EmbeddingJudge", LetterJudge)
+    monkeypatch.setattr("bae_lens.cli.comsem.OfflineJudge", LetterJudge)
     said, arrays = {}, {}
     for device, folder in trained.items():
-        judge = ["--embedding-judge", "--accept-failing-judge", "--max-features", 3]
+        judge = ["--offline-judge", "--accept-failing-judge", "--max-features", 3]
         run("comsem", folder, "--tokens", 600, *judge, "--output", tmp_path / f"{device}-comsem", "--device", device)
         here = ["--device", device]
         bae = ["--dictionary", trained["cpu"] / "dictionaries" / "bae"]

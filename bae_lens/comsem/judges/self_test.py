@@ -69,6 +69,8 @@ class SelfTest:
     """None where the judge gives no probabilities or they go the wrong way."""
     failed: int = 0
     """Cases without an answer."""
+    abstained: int = 0
+    """Cases of which the judge says that it cannot judge them."""
 
     @property
     def n_answered(self) -> int:
@@ -82,8 +84,9 @@ class SelfTest:
 
     @property
     def passed(self) -> bool:
-        """Whether the balanced accuracy over all cases, nearly all of them answered, is high enough to believe it."""
-        return self.enough and self.overall.balanced_accuracy >= PASSED
+        """Whether the balanced accuracy over all cases, nearly all of them judged, is high enough to believe it."""
+        judged = self.n_answered >= ENOUGH * (self.n_answered + self.failed + self.abstained)
+        return judged and self.overall.balanced_accuracy >= PASSED
 
     @property
     def near_chance(self) -> bool:
@@ -96,6 +99,7 @@ class SelfTest:
         kinds = ", ".join(f"{kind} {result.balanced_accuracy:.2f}" for kind, result in self.kinds.items())
         lost = f"; {self.unparsable} answers could not be parsed" if self.unparsable else ""
         lost += f"; {self.failed} of {self.n_answered + self.failed} cases were not answered" if self.failed else ""
+        lost += f"; it abstained from {self.abstained}" if self.abstained else ""
         return (
             f"self-test of {self.judge}: {self.overall.accuracy_positives:.2f} of {self.overall.n_positives} positives "
             f"and {self.overall.accuracy_negatives:.2f} of {self.overall.n_negatives} negatives right, balanced "
@@ -144,16 +148,17 @@ async def run_self_test(judge: Judge, question: Question) -> SelfTest:
         judge=judge.name,
         overall=overall,
         kinds={kind: accuracy for kind, accuracy in of_kind.items() if accuracy is not None},
-        unparsable=sum(verdict.yes is None and not verdict.failed for verdict in single),
+        unparsable=sum(verdict.yes is None and verdict.is_answer for verdict in single),
         calibration=_calibrate(everything),
         failed=sum(verdict.failed for verdict in single),
+        abstained=sum(verdict.abstained for verdict in single),
     )
 
 
 def _accuracy(verdicts: list[tuple[list[Verdict], list[Verdict]]]) -> KindOfCase | None:
     """None if either side has no answers."""
-    positives = [verdict for yes, _ in verdicts for verdict in yes if not verdict.failed]
-    negatives = [verdict for _, no in verdicts for verdict in no if not verdict.failed]
+    positives = [verdict for yes, _ in verdicts for verdict in yes if verdict.is_answer]
+    negatives = [verdict for _, no in verdicts for verdict in no if verdict.is_answer]
     of_yes, of_no = share_of_yes(positives), share_of_no(negatives)
     return None if of_yes is None or of_no is None else KindOfCase(len(positives), len(negatives), of_yes, of_no)
 

