@@ -17,10 +17,13 @@ from bae_lens.comsem.judges.spending import Price
 
 
 class LetterJudge(OfflineJudge):
-    """In the place of embeddings: tokens are alike if they share letters."""
+    """In the place of embeddings: tokens are alike if they share letters; of parts of speech it knows none."""
 
     def __init__(self) -> None:
-        super().__init__(lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])))
+        super().__init__(
+            lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])),
+            lambda texts: [(text, text, "") for text in texts],
+        )
 
 
 def letters(text: str) -> torch.Tensor:

@@ -16,10 +16,13 @@ THE_SAME_AS_COMPARE = {"demo"}  # with the embedded model
 
 
 class LetterJudge(OfflineJudge):
-    """In the place of embeddings: tokens are alike if they share letters."""
+    """In the place of embeddings: tokens are alike if they share letters; of parts of speech it knows none."""
 
     def __init__(self) -> None:
-        super().__init__(lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])))
+        super().__init__(
+            lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])),
+            lambda texts: [(text, text, "") for text in texts],
+        )
 
 
 def letters(text: str) -> torch.Tensor:

@@ -46,7 +46,7 @@ class OfflineJudge:
         meanings = self._prepared()
         words = [self._tagger.word(example) for example in examples]
         scored = [(self._evidence(known, words, of_one_word), known.phrase) for known, of_one_word in candidates(words)]
-        best, phrase = max(scored)
+        best, phrase = max(scored, key=lambda candidate: candidate[0])  # of equals the first, which says most
         fits = 0
         for number, example in enumerate(examples):
             others = [*examples[:number], *examples[number + 1 :]]
@@ -114,5 +114,10 @@ def _holds(reading: Reading, word: Word) -> float:
 
 
 def _log_odds(held: int, n: int, ordinary: float) -> float:
-    """Of so many of n examples fitting, if a right explanation fits `SURE` of them, and ordinary tokens at a rate."""
+    """Of so many of n examples fitting, if a right explanation fits `SURE` of them, and ordinary tokens at a rate.
+
+    An explanation that does not fit most of them explains nothing, however ordinary what they lack.
+    """
+    if 2 * held <= n:
+        return -math.inf
     return held * math.log(SURE / ordinary) + (n - held) * math.log((1 - SURE) / (1 - ordinary))

@@ -1,6 +1,7 @@
 """Does a judge know answers that are known? Asked before anything else."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -115,8 +116,10 @@ class SelfTest:
         return validated(cls, content, "this self-test")
 
 
-async def ask_cases(judge: Judge, question: Question) -> list[tuple[list[Verdict], list[Verdict]]]:
-    """A judge's verdicts on each group of built-in cases: on those that the explanation fits, and on the others.
+async def ask_cases(
+    judge: Judge, question: Question, cases: Sequence[CaseGroup] = CASES
+) -> list[tuple[list[Verdict], list[Verdict]]]:
+    """A judge's verdicts on each group of cases, by default the built-in ones: on those that the explanation fits, and on the others.
 
     They are asked as features are (`ask_mixed`).
     """
@@ -125,19 +128,19 @@ async def ask_cases(judge: Judge, question: Question) -> list[tuple[list[Verdict
         fits, others = ([Instance.from_marked(text) for text in texts] for texts in (group.fits, group.does_not))
         return await ask_mixed(judge, group.explanation, fits, others, question, f"{ORDER_SEED} {group.explanation}")
 
-    return await together([ask(group) for group in CASES])
+    return await together([ask(group) for group in cases])
 
 
-async def run_self_test(judge: Judge, question: Question) -> SelfTest:
-    """Asks a judge, prepared as for scoring, about all built-in cases, with the `question` that it will be asked.
+async def run_self_test(judge: Judge, question: Question, cases: Sequence[CaseGroup] = CASES) -> SelfTest:
+    """Asks a judge, prepared as for scoring, about all cases, with the `question` that it will be asked.
 
     Raises OSError if it does not answer.
     """
-    answers = await ask_cases(judge, question)
-    verdicts = [(group.kind, yes, no) for group, (yes, no) in zip(CASES, answers, strict=True)]
+    answers = await ask_cases(judge, question, cases)
+    verdicts = [(group.kind, yes, no) for group, (yes, no) in zip(cases, answers, strict=True)]
     of_kind = {
         kind: _accuracy([(yes, no) for other, yes, no in verdicts if other == kind])
-        for kind in dict.fromkeys(group.kind for group in CASES)
+        for kind in dict.fromkeys(group.kind for group in cases)
     }
     everything = [(yes, no) for _, yes, no in verdicts]
     overall = _accuracy(everything)
