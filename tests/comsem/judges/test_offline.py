@@ -8,6 +8,7 @@ import torch
 from bae_lens.activations.demo_model import demo_dataset
 from bae_lens.comsem.collect.instances import Instance
 from bae_lens.comsem.collect.sentences import sentence_spans
+from bae_lens.comsem.judges.embedding import Meanings
 from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.properties import BY_PHRASE
 from bae_lens.comsem.judges.self_test import run_self_test
@@ -95,6 +96,15 @@ def test_evidence_is_that_of_the_examples_against_ordinary_tokens(judge):
     expected = 2 * math.log(0.9 / rate) + math.log(0.1 / (1 - rate)) - math.log(len(BY_PHRASE))
     assert judge._evidence(BY_PHRASE["a past tense verb"], words, False) == pytest.approx(expected)
     assert judge._evidence(BY_PHRASE["a word after an article"], words, False) == -math.inf  # which all others are
+
+
+def test_a_token_is_as_near_as_its_word_and_its_surroundings_are_on_average():
+    # Vectors are (1, 0, .5) / 1.118 for animals and (0, 0, 1) for all else, whose product is .447.
+    ordinary = [0.447] * 20 + [1.0]  # by word and by surroundings alike
+    threshold, spread = torch.tensor(ordinary).quantile(0.9), torch.tensor(ordinary).std()
+    (both, word_alone) = Meanings(BACKGROUND, embed).of_tokens("animals", [("dog", "the dog ran"), ("dog", "a glass")])
+    assert both == pytest.approx(torch.sigmoid((1 - threshold) / spread).item(), abs=1e-3)
+    assert word_alone == pytest.approx(torch.sigmoid(((1 + 0.447) / 2 - threshold) / spread).item(), abs=1e-3)
 
 
 def test_it_must_be_prepared_and_installed(monkeypatch):
