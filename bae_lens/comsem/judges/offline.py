@@ -20,7 +20,8 @@ class OfflineJudge:
     """Reads an explanation for what it says of a token's form, place, neighbors and part of speech, which it looks up,
     and of its meaning, where it says yes to what is nearer than 90 % of the corpus' ordinary tokens are.
 
-    It explains by the one property, or else the words, that set the examples apart from ordinary tokens best. Where an
+    It explains by the one property that sets the examples apart from ordinary tokens, or by their characteristic words
+    where these do it better or no property does. Where an
     explanation asks for something of grammar or spelling that it cannot tell, it abstains.
 
     Ordinary tokens are those of `prepare`, in the self-test as in scoring, and none of them is judged.
@@ -52,9 +53,9 @@ class OfflineJudge:
             others = [*examples[:number], *examples[number + 1 :]]
             (fit,) = meanings.of_tokens(meanings.characteristic_words(others or examples), [near_token(example)])
             fits += fit > 0.5
-        if _log_odds(fits, len(examples), 1 - ORDINARY) > best:
-            return ABOUT + meanings.characteristic_words(examples)
-        return phrase
+        if best > max(0.0, _log_odds(fits, len(examples), 1 - ORDINARY)):
+            return phrase
+        return ABOUT + meanings.characteristic_words(examples)
 
     async def judge(self, explanation: str, instances: list[Instance], question: Question) -> list[Verdict]:
         self._prepared()

@@ -86,6 +86,8 @@ def test_it_explains_by_words_where_no_property_sets_the_examples_apart(judge):
     examples = [instance(f"The <<{word}>> stood there.") for word in ("dog", "horse", "dog", "cat", "horse")]
     explanation = asyncio.run(judge.explain(examples, True))
     assert explanation.startswith("about: dog, horse")
+    unlike = [instance(text) for text in ("The <<idea>> came.", "It <<was>> old.", "They ran <<away>>, then.")]
+    assert asyncio.run(judge.explain(unlike, True)).startswith("about: ")  # though all are words
     assert answers(judge, explanation, "A <<cat>> slept.")[0].yes
 
 
