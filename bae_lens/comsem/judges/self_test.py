@@ -119,7 +119,7 @@ class SelfTest:
 async def ask_cases(
     judge: Judge, question: Question, cases: Sequence[CaseGroup] = CASES
 ) -> list[tuple[list[Verdict], list[Verdict]]]:
-    """A judge's verdicts on each group of cases, by default the built-in ones: on those that the explanation fits, and on the others.
+    """A judge's verdicts on each group of cases: on those that the explanation fits, and on the others.
 
     They are asked as features are (`ask_mixed`).
     """
