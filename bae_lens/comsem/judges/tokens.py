@@ -91,6 +91,8 @@ def load_hanta() -> Tag:
     tagger = HanoverTagger("morphmodel_en.pgz")
 
     def tag(texts: list[str]) -> list[Tagged]:
-        return tagger.tag_sent(texts, taglevel=1) if texts else []
+        return (
+            [(text, str(lemma), str(tag)) for text, lemma, tag in tagger.tag_sent(texts, taglevel=1)] if texts else []
+        )
 
     return tag
