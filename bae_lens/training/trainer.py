@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,6 +99,7 @@ def train_dictionary(
         "seed": seed,
         "hooks": list(activations.widths),
         "activations": activations.identity,
+        **({} if activations.order is None else {"order": activations.order}),
     }
     if not finished.exists():
         cfg = _at_hooks(recipe.cfg, activations, metadata or {})
@@ -220,7 +221,8 @@ class _Run:
 
     def _train(self) -> None:
         trainer, settings = self.trainer, self.settings
-        batches = self.activations.shuffled(settings.batch_size, self.source["seed"], trainer.n_training_steps)
+        where = (trainer.n_training_steps, trainer.cfg.device)
+        batches = self.activations.shuffled(settings.batch_size, self.source["seed"], *where)
         saved = time.monotonic()
         progress = tqdm(
             total=settings.steps, initial=trainer.n_training_steps, unit="step", disable=not is_main_process()
@@ -228,7 +230,7 @@ class _Run:
         progress.set_description(f"training {self.name}")
         if trainer.cfg.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(trainer.cfg.device)
-        with progress, _interruption() as interrupted:
+        with progress, closing(batches), _interruption() as interrupted:
             while trainer.n_training_steps < settings.steps:
                 self._step(next(batches))
                 progress.update()
@@ -261,9 +263,7 @@ class _Run:
         self.seconds += time.perf_counter() - start
 
     def _check_loss(self) -> None:
-        """Raises ValueError unless the last loss is finite. Waits for the device, so elsewhere than on a CPU it is asked
-        only for what is shown or saved.
-        """
+        """Raises ValueError unless the last loss is finite, for which it waits for the device."""
         if not torch.isfinite(self.loss):
             raise ValueError(
                 f"the loss of {self.name} is {self.loss.item()} at step {self.trainer.n_training_steps}; "

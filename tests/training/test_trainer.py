@@ -16,6 +16,7 @@ from bae_lens import (
     TrainingTopKTranscoderConfig,
     TrainingTranscoderConfig,
 )
+from bae_lens.activations import batch_order, cache
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.functional.sparse_matmul import SparseProducts
 from bae_lens.saes.running_standardization import RunningStandardization
@@ -47,8 +48,8 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> Non
     """Runs `action` while the batch of that step is being fetched."""
     shuffled = CachedActivations.shuffled
 
-    def interrupted(self, batch_size, seed, start_step=0):
-        for index, batch in enumerate(shuffled(self, batch_size, seed, start_step), start_step):
+    def interrupted(self, batch_size, seed, start_step=0, device="cpu"):
+        for index, batch in enumerate(shuffled(self, batch_size, seed, start_step, device), start_step):
             if index == step:
                 action()
             yield batch
@@ -320,3 +321,14 @@ def test_sums_of_rows_train_to_the_weights_of_dense_products(states, tmp_path, m
     dense = train_dictionary("dense", recipe, states, settings, tmp_path).sae
     for name, weight in dense.state_dict().items():
         torch.testing.assert_close(sums.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_in_another_order_of_the_batches_does_not_go_on(states, recipe, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 9, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    monkeypatch.setattr(batch_order, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(batch_order, "WINDOW_BLOCKS", 4)
+    monkeypatch.setattr(cache, "WINDOW_BLOCKS", 4)
+    with pytest.raises(ValueError, match=r"order: nothing there, 'windows of .*' now.*choose another folder"):
+        train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
