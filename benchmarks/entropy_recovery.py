@@ -5,6 +5,7 @@ settings of the paper's authors, then harder data. Run from the repository with
 
     python benchmarks/entropy_recovery.py --parts ours harder
     python benchmarks/entropy_recovery.py --parts authors no_price no_elimination --widths 64 --authors-epochs 40
+    python benchmarks/entropy_recovery.py --parts authors_budget
 
 Everything is written to benchmarks/results/entropy_recovery.json after every part, the figure beside it.
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bae_lens import (
+    BAE,
     FitSettings,
     Recovery,
     TrainingBAE,
@@ -39,7 +41,7 @@ from bae_lens import (
 )
 from bae_lens.entropy.recovery import N_TRAIN, N_VECTORS, RANKS, WIDTHS, D, score
 from bae_lens.report.entropy import recovered_entropy
-from bae_lens.storage import write_text
+from bae_lens.storage import write_text, written_whole
 
 RESULTS = Path(__file__).parent / "results"
 AUTHORS_LR = 5e-4
@@ -59,6 +61,8 @@ class EntropyRecovery:
     """Coins in all parts but the first two."""
     widths: tuple[int, ...] = (64, 256)
     """Features in all parts but the first two."""
+    checkpoints: Path = Path("runs/entropy_recovery")
+    """Where a long training is kept every thousand steps, from which the same command goes on."""
     output: Path = field(default=RESULTS / "entropy_recovery.json")
     """The results; an earlier file keeps the parts that are not run again."""
 
@@ -118,7 +122,14 @@ class EntropyRecovery:
 
     def authors(self) -> list[dict[str, Any]]:
         """Their formulas, learning rate, batch and initial weights, on the vectors as they are, for fewer epochs."""
-        steps = self.authors_epochs * (N_TRAIN // 512)
+        return self._authors(self.authors_epochs)
+
+    def authors_budget(self) -> list[dict[str, Any]]:
+        """The same for as long as they train, in one cell."""
+        return replace(self, ranks=(16,), widths=(64,))._authors(2000)
+
+    def _authors(self, epochs: int) -> list[dict[str, Any]]:
+        steps = epochs * (N_TRAIN // 512)
         return self._trained(
             lambda d_sae: TrainingBAEConfig.preset("authors", d_in=D, d_sae=d_sae, training_steps=steps),
             steps,
@@ -146,14 +157,13 @@ class EntropyRecovery:
         for rank, d_sae in product(self.ranks, self.widths):
             known = random_directions(N_VECTORS, rank, D, torch.Generator().manual_seed(0))
             torch.manual_seed(0)
-            start = time.perf_counter()
             x = known.vectors
             if standardize:
                 x = x - x[:N_TRAIN].mean(0)
                 x = x * (D / x[:N_TRAIN].square().sum(1).mean()).sqrt()
-            bae = train_plainly(config(d_sae), x[:N_TRAIN], steps, lr).to_inference()
+            kept = self.checkpoints / f"rank_{rank}_width_{d_sae}_lr_{lr}_steps_{steps}.pt"
+            bae, seconds = train_plainly(config(d_sae), x[:N_TRAIN], steps, lr, kept)
             estimate = estimate_entropy(bae, x[N_TRAIN:])
-            seconds = time.perf_counter() - start
             rows.append(score(replace(known, vectors=x), N_TRAIN, bae, estimate, 0, seconds).to_dict())
         return rows
 
@@ -165,17 +175,23 @@ def sweep(
     return [row.to_dict() for d_sae in widths for row in recover(ranks, d_sae, seed, price, settings)]
 
 
-def train_plainly(cfg: TrainingBAEConfig, x: Tensor, steps: int, lr: float) -> TrainingBAE:
-    """Adam alone, as in the authors' code: SAELens' trainer would clip the gradients."""
+def train_plainly(cfg: TrainingBAEConfig, x: Tensor, steps: int, lr: float, kept: Path) -> tuple[BAE, float]:
+    """Adam alone, as in the authors' code: SAELens' trainer would clip the gradients. The BAE, and seconds."""
     bae = TrainingBAE(cfg)
     optimizer = torch.optim.Adam(bae.parameters(), lr=lr)
-    order = torch.randperm(len(x))
-    for i in tqdm(range(steps), f"{cfg.d_sae} features", leave=False):
-        start = i * 512 % (len(x) - 511)
-        if start < 512:
-            order = torch.randperm(len(x))
+    first, seconds, order = 0, 0.0, ()
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if kept.exists():
+        first, seconds, weights, moments = torch.load(kept)
+        bae.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+    start, per_epoch = time.perf_counter() - seconds, len(x) // 512
+    for i in tqdm(range(first, steps), f"{cfg.d_sae} features", initial=first, total=steps, leave=False):
+        epoch, batch = divmod(i, per_epoch)
+        if i == first or batch == 0:
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)).split(512)
         step = TrainStepInput(
-            sae_in=x[order[start : start + 512]],
+            sae_in=x[order[batch]],
             coefficients=bae.get_coefficients(),
             dead_neuron_mask=None,
             n_training_steps=i,
@@ -184,7 +200,10 @@ def train_plainly(cfg: TrainingBAEConfig, x: Tensor, steps: int, lr: float) -> T
         optimizer.zero_grad()
         bae.training_forward_pass(step).loss.backward()
         optimizer.step()
-    return bae
+        if (i + 1) % 1000 == 0:
+            with written_whole(kept) as partial:
+                torch.save((i + 1, time.perf_counter() - start, bae.state_dict(), optimizer.state_dict()), partial)
+    return bae.to_inference(), time.perf_counter() - start
 
 
 def table(rows: list[dict[str, Any]]) -> str:

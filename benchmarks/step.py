@@ -1,18 +1,23 @@
 """What does a training step of a BAE cost, beside the authors' formulas and SAELens' dictionaries?
 
     python benchmarks/step.py
+    python benchmarks/step.py --device cuda --shapes 2048 8192 2048 65536 --batch-size 4096 --densities 0.004 \
+        --precisions float32 tf32 bfloat16 --compiled --output benchmarks/results/step_gpu.json
 
 One thread. All contenders take steps in turn, so that they share whatever else the machine is doing. The code fires at
 `density`, held there by a learning rate of 0, which costs what any other does.
 """
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -34,6 +39,8 @@ from tqdm import tqdm
 from bae_lens import TrainingBAE, TrainingBAEConfig
 from bae_lens.storage import write_text
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class StepBenchmark:
@@ -47,38 +54,58 @@ class StepBenchmark:
     rounds: int = 9
     """Steps of each contender, at least 3; the first is not counted."""
     device: str = "cpu"
-    """cuda has never been tried."""
+    """Where all contenders are."""
+    precisions: tuple[Precision, ...] = ("float32",)
+    """Of matrix products: float32, on a GPU also tf32, and bfloat16 by SAELens' autocast; weights stay float32."""
+    compiled: bool = False
+    """Whether a BAE compiled as SAELens' `compile_sae` does it takes part."""
     output: Path = field(default=Path(__file__).parent / "results" / "step.json")
 
     def run(self) -> None:
         torch.set_num_threads(1)
         print(machine(), flush=True)
-        cells = [(*shape, density) for shape in self.shapes for density in self.densities]
-        rows = [self.cell(*cell) for cell in tqdm(cells, desc="shapes and densities")]
-        write_text(
-            self.output,
-            json.dumps({**machine(), "device": self.device, "batch_size": self.batch_size, "rows": rows}, indent=1),
-        )
+        cells = list(product(self.shapes, self.densities, self.precisions))
+        rows = []
+        for (d_in, d_sae), density, precision in tqdm(cells, desc="shapes, densities and precisions"):
+            rows.append(self.cell(d_in, d_sae, density, precision))
+            content = {**machine(), "device": self.device, "batch_size": self.batch_size, "rows": rows}
+            write_text(self.output, json.dumps(content, indent=1))
 
-    def cell(self, d_in: int, d_sae: int, density: float) -> dict[str, Any]:
+    def cell(self, d_in: int, d_sae: int, density: float, precision: Precision) -> dict[str, Any]:
         torch.manual_seed(0)
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         x = torch.randn(self.batch_size, d_in, device=self.device)
         seconds: dict[str, list[float]] = {}
-        steps = contenders(x, d_sae, density)
-        for number in range(self.rounds):
+        steps = contenders(x, d_sae, density, precision == "bfloat16", self.compiled)
+        memory = {name: step_gib(step, x.device) for name, step in steps.items()}
+        for _ in range(self.rounds - 1):
             for name, step in steps.items():
                 start = time.perf_counter()
                 step()
-                if self.device != "cpu":
+                if x.is_cuda:
                     torch.cuda.synchronize()
-                if number:
-                    seconds.setdefault(name, []).append(time.perf_counter() - start)
-        row = {"d_in": d_in, "d_sae": d_sae, "density": density, **summary(seconds)}
+                seconds.setdefault(name, []).append(time.perf_counter() - start)
+        row = {"d_in": d_in, "d_sae": d_sae, "density": density, "precision": precision, **summary(seconds)}
+        row |= {"step_gib": memory} if x.is_cuda else {}
         tqdm.write(json.dumps(row))
         return row
 
 
-def contenders(x: torch.Tensor, d_sae: int, density: float) -> dict[str, Callable[[], Any]]:
+def step_gib(step: Callable[[], Any], device: torch.device) -> float:
+    """What a step, the first, takes on a GPU at most beyond what was there before, moments and gradients included."""
+    if device.type != "cuda":
+        step()
+        return math.nan
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def contenders(
+    x: torch.Tensor, d_sae: int, density: float, autocast: bool, compiled: bool
+) -> dict[str, Callable[[], Any]]:
     """A step of each on the batch `x`, with fused Adam for all."""
     d_in = x.shape[1]
     bias = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(density)).item()
@@ -90,16 +117,24 @@ def contenders(x: torch.Tensor, d_sae: int, density: float) -> dict[str, Callabl
         "ReLU": StandardTrainingSAE(StandardTrainingSAEConfig(**sizes)),
         "Gated": GatedTrainingSAE(GatedTrainingSAEConfig(**sizes)),
     }
-    steps = {name: trainer_step(sae.to(x.device), x) for name, sae in saes.items()}
-    if d_sae <= LARGEST_D_SAE:
+    if compiled:
+        bae = saes["BAE, compiled"] = deepcopy(saes["BAE"])
+        bae.training_forward_pass = torch.compile(bae.training_forward_pass)
+    steps = {name: trainer_step(sae.to(x.device), x, autocast) for name, sae in saes.items()}
+    if not autocast and d_sae <= LARGEST_D_SAE:
         steps["authors' formulas"] = authors_step(AuthorsBAE(d_in, d_sae, bias).to(x.device), x)
-    return {**steps, "five dense products": dense_products(x, d_sae)}
+    return {**steps, "five dense products": dense_products(x.bfloat16() if autocast else x, d_sae)}
 
 
-def trainer_step(sae: TrainingSAE[Any], x: torch.Tensor) -> Callable[[], Any]:
+def trainer_step(sae: TrainingSAE[Any], x: torch.Tensor, autocast: bool) -> Callable[[], Any]:
     """A step of SAELens' trainer."""
     cfg = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=len(x), lr=1e-3, lr_end=1e-3, device=str(x.device)
+        total_training_samples=10**9,
+        train_batch_size_samples=len(x),
+        lr=1e-3,
+        lr_end=1e-3,
+        device=str(x.device),
+        autocast=autocast,
     )
     trainer = SAETrainer(cfg, sae, data_provider=iter(()))
     trainer.lr_scheduler.step = lambda *_: None  # which would set the rate again

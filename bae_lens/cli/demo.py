@@ -20,7 +20,7 @@ CONTEXTS = ContextSettings(cached_tokens=49_152, held_out_tokens=8_192, loss_con
 TRAINING = TrainingSettings(training_tokens=196_608)
 FULL_CONTEXTS = ContextSettings(cached_tokens=98_304)
 FULL_TRAINING = TrainingSettings(training_tokens=393_216)
-TRAINING_SECONDS = {"bae": 47.0, "standard": 65.0, "topk": 92.0, "gated": 141.0, "topk_transcoder": 88.0}
+TRAINING_SECONDS = {"bae": 15.0, "standard": 18.0, "topk": 24.0, "gated": 41.0, "topk_transcoder": 25.0}
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,15 @@ class Demo:
     def expected_seconds(self) -> dict[str, float]:
         """The stages in their order, with what they took on two idle cores, scaled to what is asked for."""
         tokens = self.contexts.cached_tokens + self.contexts.held_out_tokens
-        seconds = {LOADING: 9.0, "choose contexts": tokens / 20_000, "activations": tokens / 1_050}
+        seconds = {LOADING: 24.0, "choose contexts": tokens / 28_000, "activations": tokens / 1_500}
         names = {architecture: default_spec(architecture, self.l0, 1)[0] for architecture in ARCHITECTURES}
         for architecture, name in names.items():
-            share = self.training.training_tokens / FULL_TRAINING.training_tokens
+            share = self.training.training_tokens / TRAINING.training_tokens
             seconds[f"train {name}"] = TRAINING_SECONDS[architecture] * share
-            seconds[f"measure {name}"] = self.contexts.held_out_tokens / 2_300
-        seconds["language model's loss"] = 2.0 * self.contexts.loss_contexts
+            seconds[f"measure {name}"] = self.contexts.held_out_tokens / 1_500
+        seconds["language model's loss"] = 1.9 * self.contexts.loss_contexts
         seconds["PCA and Gaussian bound"] = 2.0
-        return {**seconds, **{f"dashboards of {name}": 1.0 for name in names.values()}, REPORT: 2.0}
+        return {**seconds, **{f"dashboards of {name}": 0.3 for name in names.values()}, REPORT: 1.0}
 
     @classmethod
     def defaults(cls, arguments: Sequence[str]) -> "Demo":

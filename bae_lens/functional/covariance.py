@@ -16,6 +16,7 @@ from torch import Tensor
 from bae_lens.functional.sparse_matmul import NonzeroEntries, sums_rows
 
 TILE = 1024  # features a side of a dense tile: smaller ones waste the matmul, larger ones leave the cache
+GPU_TILE = 4096  # there each kernel has to be launched, and nothing stays in a cache
 BLOCK = 128  # columns of signs at a time for a sparse code, so that they stay in the cache
 EXACT_ROWS = 4096  # n^2 is counted exactly in float32 up to here
 
@@ -105,7 +106,8 @@ def _by_tiles(h: Float[Tensor, "batch d_sae"], part: int, n_parts: int) -> Float
     """Tile by tile on and above the diagonal, each with two or three dense products."""
     count, product = h.sum(0), torch.zeros_like(h)
     h = _narrowed(h)
-    tiles = [slice(start, start + TILE) for start in range(0, h.shape[1], TILE)]
+    side = GPU_TILE if h.is_cuda else TILE
+    tiles = [slice(start, start + side) for start in range(0, h.shape[1], side)]
     pairs = [(a, b) for i, a in enumerate(tiles) for b in tiles[i:]]
     for a, b in pairs[part::n_parts]:
         signs = _signs(_matmul(h[:, a].T, h[:, b]), count[a], count[b], len(h))
@@ -118,14 +120,14 @@ def _by_tiles(h: Float[Tensor, "batch d_sae"], part: int, n_parts: int) -> Float
 
 
 def _narrowed(h: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_sae"]:
-    """On a GPU `h` in bfloat16 if that changes nothing, as for a code; elsewhere as it is. Untested on a GPU."""
+    """On a GPU `h` in bfloat16 if that changes nothing, as for a code; elsewhere as it is."""
     if h.device.type != "cuda" or h.dtype != torch.float32 or not (h == h.bfloat16()).all():
         return h
     return h.bfloat16()
 
 
 def _matmul(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
-    """The product, for a narrowed `a` of whole numbers exact in float32, which adds it up. Untested on a GPU."""
+    """The product, for a narrowed `a` of whole numbers exact in float32, which adds it up."""
     return torch.mm(a, b.bfloat16(), out_dtype=torch.float32) if a.dtype == torch.bfloat16 else a @ b
 
 

@@ -187,9 +187,7 @@ def weights_at(curve: Sequence[RatePoint], explained_variance: float) -> Float[n
     return weights
 
 
-def _quantize(
-    train: Float[Tensor, "n k"], test: Float[Tensor, "m k"], step: float
-) -> tuple[float, float]:
+def _quantize(train: Float[Tensor, "n k"], test: Float[Tensor, "m k"], step: float) -> tuple[float, float]:
     """Bits per vector and summed squared error of `test` when the coefficients of k components are rounded."""
     reach = torch.stack([train.abs().max(), test.abs().max()]).max().div(step).round().item()
     if reach == 0:

@@ -59,6 +59,8 @@ def lay_out(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
     entries = sum(trace.showlegend is not False for trace in traces)
     return figure.update_layout(
         template="plotly_white",
+        paper_bgcolor="rgba(0, 0, 0, 0)",  # so that they stand on a page of any color
+        plot_bgcolor="rgba(0, 0, 0, 0)",
         margin={"l": 60, "r": 15, "t": 20, "b": 50},
         height=380 + 12 * entries,
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "xanchor": "left"},

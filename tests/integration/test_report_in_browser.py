@@ -36,9 +36,9 @@ def open_report(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Opens the report of a comparison without a network; at the end nothing may have gone wrong in the page."""
     contexts, troubles = [], []
 
-    def open_page(comparison: Comparison, width: int = 1280) -> Any:
+    def open_page(comparison: Comparison, width: int = 1280, scheme: str = "light") -> Any:
         path = write_report(comparison, tmp_path)
-        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: request.url.startswith(("file:", "data:")) or troubles.append(request.url))
@@ -65,6 +65,18 @@ def test_figures_are_drawn(comparison, open_report):
     page = open_report(comparison)
     assert page.locator(".plotly-graph-div .main-svg .scatterlayer").count() == 10
     assert page.locator("#figure-bits-0 .legend .traces").count() == 5  # two dictionaries and three references
+
+
+def test_page_and_figures_are_light_on_dark_where_that_is_preferred(comparison, open_report):
+    page = open_report(comparison, scheme="dark")
+
+    def color(selector: str, quality: str) -> list[int]:
+        value = page.locator(selector).first.evaluate(f"element => getComputedStyle(element)['{quality}']")
+        return [int(part) for part in value.strip("rgba()").split(",")[:3]]
+
+    assert max(color("body", "background-color")) < 64
+    for selector, quality in (("body", "color"), (".answer", "color"), (".xtick text", "fill"), (".legendtext", "fill")):
+        assert min(color(selector, quality)) > 150
 
 
 def test_headings_sort_the_table(comparison, open_report):
