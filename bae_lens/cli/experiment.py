@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bae_lens.activations.contexts import CONTEXTS_FOLDER
 from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text, located
 from bae_lens.cli.device import check_device
@@ -30,16 +31,17 @@ def run_experiment(
 ) -> Comparison:
     """Loads what the experiment names, compares, and writes results and, if its libraries are there, a report.
 
-    `contenders` makes the dictionaries for the loaded model and the hook. Raises ValueError, before anything
-    is written, for sizes, devices, folders, texts, models and hooks that cannot be. `on_stage` and `on_measured` are
-    told how it goes on; see `compare`.
+    `contenders` makes the dictionaries for the loaded model and the hook. The text is read once: what a later start in
+    `folder` needs of it is kept there. Raises ValueError, before anything is written, for sizes, devices, folders,
+    texts, models and hooks that cannot be. `on_stage` and `on_measured` are told how it goes on; see `compare`.
     """
     check_device(device)
     check_folder(folder)
     experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
     on_stage(LOADING, None)
     start = time.monotonic()
-    text = load_text(experiment.dataset, experiment.text_column, experiment.dataset_split)
+    source = (experiment.dataset, experiment.text_column, experiment.dataset_split)
+    text = None if (folder / CONTEXTS_FOLDER).exists() else load_text(*source)
     model = load_model(experiment.model, device, experiment.contexts.context_size)
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start

@@ -55,6 +55,15 @@ def test_train_writes_report_result_and_dictionary(train, tmp_path, capsys):
     assert bae.cfg.to_dict()["metadata"]["training_architecture_details"]["target_l0"] == 8
 
 
+def test_train_goes_on_without_the_text(train, words, tmp_path):
+    train("--set", "target_l0", "8")
+    first = (tmp_path / "run" / "dictionaries" / "bae" / "sae_weights.safetensors").read_bytes()
+    words.unlink()
+    shutil.rmtree(tmp_path / "run" / "dictionaries")
+    train("--set", "target_l0", "8")
+    assert (tmp_path / "run" / "dictionaries" / "bae" / "sae_weights.safetensors").read_bytes() == first
+
+
 def test_train_runs_on_a_bridge_and_resolves_its_aliases(train, tmp_path, monkeypatch):
     def refuse(_folder):
         raise NotImplementedError
