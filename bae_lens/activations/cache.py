@@ -20,6 +20,7 @@ from bae_lens.activations.contexts import PADDING, Contexts
 from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
+from bae_lens.activations.precision import STORED, Dtype, as_tensor, stored, torch_dtype
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, process_index, shard
 from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.saelens_compat import PrefetchingIterator, get_special_token_ids
@@ -80,7 +81,11 @@ class CachedActivations:
         self.identity: dict[str, Any] = read_json(folder / SOURCE_FILE)
         self.special_tokens: list[int] = self.identity["special_tokens"]
         self.activations = load_array(folder / hook_name / ARRAY_FILE, mmap_mode="r")
-        self._rows = _tensor(self.activations).flatten(0, 1)
+        self.dtype: str = self.identity.get("dtype", "float32")
+        """In which they lie there."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch fears for an array that cannot be written to, which nobody will
+            self._rows = as_tensor(self.activations, self.dtype).flatten(0, 1)
         self.norms = torch.from_numpy(load_array(folder / NORMS_FILE)).flatten(0, 1)
         self.contexts = Contexts(
             *(torch.from_numpy(load_array(folder / f"{part}.npy")) for part in ("tokens", "document"))
@@ -259,17 +264,23 @@ class CachedActivations:
 
 @torch.no_grad()
 def cache_activations(
-    model: Any, contexts: Contexts, hook_names: Sequence[str], folder: Path, batch_size: int = 16
+    model: Any,
+    contexts: Contexts,
+    hook_names: Sequence[str],
+    folder: Path,
+    batch_size: int = 16,
+    dtype: Dtype = "float32",
 ) -> dict[str, CachedActivations]:
     """Runs the model over the contexts once, up to the deepest hook's layer, and keeps the activations at all hooks.
 
-    They lie in `folder` in float32, and are returned under the names that were asked for. By the norms at all of them
+    They lie in `folder` in this dtype, and are returned under the names that were asked for. By the norms at all hooks
     it is decided which tokens are outliers. A complete cache is opened as it is. One that was interrupted, or in
     which damage was found, goes on with the batches that are missing; contexts that are no longer what was written are
     computed again, and a warning gives their number. Several processes share the batches, and the folder.
     Raises ValueError for no hook, an unknown one, one that is not one vector a token, activations that are not finite
-    (naming the batch), a folder that holds activations of other hooks, another model or other contexts, or at which
-    another process is at work, and OSError for a disk without room for all of them.
+    or too large for the dtype (naming the batch), a folder that holds activations of other hooks, another model, other
+    contexts or another dtype, or at which another process is at work, and OSError for a disk without room for all of
+    them.
     """
     if not hook_names:
         raise ValueError("choose at least one hook, got none")
@@ -280,6 +291,7 @@ def cache_activations(
         "contexts": tensor_fingerprint(contexts.tokens, contexts.document),
         "hook_names": names,
         "special_tokens": sorted(get_special_token_ids(model.tokenizer)),
+        **({} if torch_dtype(dtype) == torch.float32 else {"dtype": dtype}),
     }
     working = is_main_process() and not (folder / COMPLETE_FILE).exists()
     with locked(folder) if working else nullcontext():
@@ -287,21 +299,14 @@ def cache_activations(
         (complete,) = any_process((folder / COMPLETE_FILE).exists())
         if not complete:
             widths = hook_widths(model, names)
-            _make_arrays(folder, contexts, {name: widths[name] for name in names})
+            _make_arrays(folder, contexts, {name: widths[name] for name in names}, dtype)
             _forget_damaged(folder, names)
-            _cache_missing(model, contexts, names, folder, batch_size)
+            _cache_missing(model, contexts, names, folder, batch_size, dtype)
             _complete(folder, names)
     return {hook_name: CachedActivations(folder, name) for hook_name, name in resolved.items()}
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    """The same memory, which is not written to, whatever torch fears."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(array)
-
-
-def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int]) -> None:
+def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int], dtype: Dtype) -> None:
     """Everything that will be written, before anything is computed."""
     if is_main_process():
         save_array(folder / "tokens.npy", contexts.tokens)
@@ -309,7 +314,7 @@ def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int]) -> No
         n, context_size = contexts.tokens.shape
         make_array(folder / NORMS_FILE, (n, context_size, len(widths)))
         for hook_name, width in widths.items():
-            make_array(folder / hook_name / ARRAY_FILE, (n, context_size, width))
+            make_array(folder / hook_name / ARRAY_FILE, (n, context_size, width), STORED[dtype])
             make_array(folder / hook_name / CHECKSUMS_FILE, (n,), np.int64)
     barrier()
 
@@ -343,7 +348,9 @@ def _damaged(
     return [int(i) for i in contexts if sums[i] != checksum([norms[i], activations[i]])]
 
 
-def _cache_missing(model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int) -> None:
+def _cache_missing(
+    model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int, dtype: Dtype
+) -> None:
     """By process, every so many batches."""
     n = len(contexts.tokens)
     norms = open_array(folder / NORMS_FILE)
@@ -362,17 +369,16 @@ def _cache_missing(model: Any, contexts: Contexts, hook_names: list[str], folder
         for rows in missing[process_index() :: n_processes()]:
             try:
                 batch = run_at_hooks(model, contexts.tokens[rows].clamp(min=0), hook_names)
+                on_disk = {hook_name: stored(activations, dtype) for hook_name, activations in batch.items()}
             except ValueError as error:
                 raise ValueError(f"batch {rows.start // batch_size}: {error}") from error
             at_hooks = [torch.linalg.vector_norm(batch[name], dim=-1, dtype=torch.float64) for name in hook_names]
             norms[rows] = torch.stack(at_hooks, dim=-1).float().numpy()
             norms.flush()
-            for hook_name, activations in batch.items():
-                arrays[hook_name][rows] = activations.numpy()
+            for hook_name, activations in on_disk.items():
+                arrays[hook_name][rows] = activations
                 arrays[hook_name].flush()
-                sums[hook_name][rows] = [
-                    checksum(parts) for parts in zip(norms[rows], activations.numpy(), strict=True)
-                ]
+                sums[hook_name][rows] = [checksum(parts) for parts in zip(norms[rows], activations, strict=True)]
                 sums[hook_name].flush()
             progress.update(int(written().sum()) - progress.n)
     barrier()

@@ -416,3 +416,48 @@ def test_a_cache_without_its_standardization_is_read_once_more(states):
 def test_less_content_than_a_batch_is_refused(states):
     with pytest.raises(ValueError, match="a batch of 641 needs as many tokens, but only 640"):
         next(states.shuffled(641, seed=0))
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [("float16", 11), ("bfloat16", 8)])
+def test_half_precision_on_disk_is_the_nearest_number(tiny_model, contexts, states, tmp_path, dtype, digits):
+    half = cache_activations(tiny_model, contexts, [HOOK], tmp_path / dtype, dtype=dtype)[HOOK]
+    assert half.activations.itemsize == 2
+    assert half.dtype == dtype
+    x, exact = half.rows(half.content), states.rows(states.content)
+    assert x.dtype == torch.float32
+    assert torch.equal(x, exact.to(getattr(torch, dtype)).float())
+    assert (x / exact - 1)[exact.abs() > 1e-2].abs().max() < 2.0**-digits
+    assert torch.equal(half.content, states.content)
+    assert torch.equal(next(half.shuffled(64, 0)), half.standardization(half.rows(rows_of_first(half))))
+    again = cache_activations(tiny_model, contexts, [HOOK], tmp_path / dtype, dtype=dtype)[HOOK]
+    assert again.dtype == dtype
+    damage(tmp_path / dtype / HOOK / "activations.npy", 3, 4, 5)
+    with pytest.raises(ValueError, match="1 contexts in"):
+        CachedActivations(tmp_path / dtype, HOOK).rows(torch.arange(27, 36))
+
+
+def rows_of_first(states):
+    seed = int(np.random.SeedSequence([0, 0]).generate_state(1)[0])
+    return states.content[torch.randperm(len(states.content), generator=torch.Generator().manual_seed(seed))[:64]]
+
+
+def test_a_cache_is_of_one_dtype(tiny_model, contexts, states):
+    with pytest.raises(ValueError, match=r"dtype: nothing there, 'float16' now"):
+        cache_activations(tiny_model, contexts, [HOOK], states.folder, dtype="float16")
+
+
+def test_activations_that_float16_does_not_hold_are_refused_and_named(tiny_model, contexts, tmp_path, monkeypatch):
+    run = tiny_model.run_with_cache
+
+    def larger(tokens, **kwargs):
+        output, cache = run(tokens, **kwargs)
+        if HOOK in cache:
+            cache[HOOK][3, 4, 5] = 70000.0
+        return output, cache
+
+    hook_widths(tiny_model, [HOOK])
+    monkeypatch.setattr(tiny_model, "run_with_cache", larger)
+    with pytest.raises(
+        ValueError, match=r"batch 0: activations of up to 7e\+04 do not fit in float16, which ends at 6.55"
+    ):
+        cache_activations(tiny_model, contexts, [HOOK], tmp_path, dtype="float16")
