@@ -202,8 +202,9 @@ class CachedActivations:
         found = Standardization((origin[0] + shift).float(), (self.d_in / mean_square) ** 0.5)
         self._check(np.arange(len(self._unchecked)))
         if is_main_process():
-            path = self.folder / self.hook_name / STANDARDIZATION_FILE
-            write_json(path, _Measured(*stamp, len(self.content), found.mean.tolist(), found.scale))
+            with suppress(OSError):  # a cache that cannot be written to is read again the next time
+                path = self.folder / self.hook_name / STANDARDIZATION_FILE
+                write_json(path, _Measured(*stamp, len(self.content), found.mean.tolist(), found.scale))
         return found
 
     def shuffled(

@@ -8,6 +8,7 @@ from typing import Any
 
 from bae_lens.activations.contexts import CONTEXTS_FOLDER
 from bae_lens.activations.models import load_model
+from bae_lens.activations.precision import check_dtype
 from bae_lens.activations.sources import load_text, located
 from bae_lens.cli.device import check_device
 from bae_lens.comparison.experiment import Contender, Experiment
@@ -36,13 +37,14 @@ def run_experiment(
     texts, models and hooks that cannot be. `on_stage` and `on_measured` are told how it goes on; see `compare`.
     """
     check_device(device)
+    check_dtype(experiment.model_dtype, device)
     check_folder(folder)
     experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
     on_stage(LOADING, None)
     start = time.monotonic()
     source = (experiment.dataset, experiment.text_column, experiment.dataset_split)
     text = None if (folder / CONTEXTS_FOLDER).exists() else load_text(*source)
-    model = load_model(experiment.model, device, experiment.contexts.context_size)
+    model = load_model(experiment.model, device, experiment.contexts.context_size, experiment.model_dtype)
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
     on_stage(LOADING, loading)

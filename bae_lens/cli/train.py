@@ -7,6 +7,7 @@ from typing import Any
 
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.models import DEMO_MODEL
+from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import run_experiment, summary
@@ -58,6 +59,10 @@ class Train:
     """How long each dictionary is trained, and on how much at a time."""
     seed: int = 0
     """Seed of the choice of documents, the order of tokens and the initial weights."""
+    model_dtype: Dtype = "float32"
+    """In which the model runs: half of the memory, and on a GPU less time, in bfloat16 or float16."""
+    cache_dtype: Dtype = "float32"
+    """In which activations are kept on disk; half of the room in bfloat16 or float16."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionary run."""
 
@@ -73,6 +78,8 @@ class Train:
             self.training,
             seed=self.seed,
             seeds=(self.seed,),
+            model_dtype=self.model_dtype,
+            cache_dtype=self.cache_dtype,
         )
         spec = self.spec()
 

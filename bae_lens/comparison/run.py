@@ -98,7 +98,9 @@ def compare(
             )
         with stopwatch.stage("activations"):
             splits = {
-                split: cache_activations(model, chosen, hooks, folder / "activations" / split)
+                split: cache_activations(
+                    model, chosen, hooks, folder / "activations" / split, dtype=experiment.cache_dtype
+                )
                 for split, chosen in contexts.items()
             }
         comparison = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device, on_measured).result()

@@ -95,7 +95,7 @@ def train_dictionary(
     finished, checkpoints = folder / "dictionaries" / name, folder / "checkpoints" / name
     source = {
         "recipe": recipe.to_dict(),
-        "training": asdict(settings),
+        "training": {name: value for name, value in asdict(settings).items() if value is not False},
         "seed": seed,
         "hooks": list(activations.widths),
         "activations": activations.identity,
@@ -186,6 +186,7 @@ class _Run:
                 lr_end=lr,
                 lr_decay_steps=round(settings.lr_decay * settings.steps),
                 device=device,
+                autocast=settings.autocast,
                 dead_feature_window=max(1, min(1000, settings.steps // DEAD_WINDOW_SHARE)),
             ),
             sae,
@@ -212,7 +213,7 @@ class _Run:
         barrier()
 
     def _save(self, folder: Path) -> None:
-        sae = self.trainer.sae
+        sae = self.trainer.sae.to(dtype=torch.promote_types(self.trainer.sae.dtype, torch.float32))
         self.activations.standardization.fold_into(sae)
         self.trainer.set_final_sae_metadata()
         with written_whole(folder) as partial:

@@ -332,3 +332,36 @@ def test_a_run_in_another_order_of_the_batches_does_not_go_on(states, recipe, tm
     monkeypatch.setattr(cache, "WINDOW_BLOCKS", 4)
     with pytest.raises(ValueError, match=r"order: nothing there, 'windows of .*' now.*choose another folder"):
         train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bae", "topk", "transcoder"])
+def test_weights_below_float32_are_saved_where_they_absorb_the_standardization(kind, states, pairs, bae_config, tmp_path):
+    on = pairs if kind == "transcoder" else states
+    trained = {}
+    for dtype in ("float32", "bfloat16"):
+        cfg = {
+            "bae": lambda dtype=dtype: bae_config(target_l0=8.0, dtype=dtype),
+            "topk": lambda dtype=dtype: TopKTrainingSAEConfig(d_in=16, d_sae=64, k=8, dtype=dtype),
+            "transcoder": lambda dtype=dtype: TrainingBinaryTranscoderConfig(d_in=16, d_sae=64, d_out=32, dtype=dtype),
+        }[kind]()
+        trained[dtype] = train_dictionary("d", Recipe(cfg, lr=4e-3), on, SETTINGS, tmp_path / dtype)
+    sae = SAE.load_from_disk(tmp_path / "bfloat16" / "dictionaries" / "d")
+    assert {weights.dtype for weights in sae.state_dict().values()} == {torch.float32}
+    assert sae.cfg.dtype == "float32"
+    losses = [trained[dtype].curve[-1]["mse_loss"] for dtype in trained]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    if kind != "transcoder":
+        x = states.rows(states.content) + 0.0
+        error = (trained["bfloat16"].sae(x) - x).square().sum() * states.standardization.scale**2 / len(x)
+        assert error.item() == pytest.approx(losses[1], rel=0.25)
+
+
+def test_autocast_multiplies_in_bfloat16_and_keeps_weights_in_float32(states, recipe, tmp_path):
+    plain = train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "plain")
+    cast = train_dictionary("bae", recipe, states, replace(SETTINGS, autocast=True), tmp_path / "cast")
+    assert weights(tmp_path / "cast")["W_enc"].dtype == torch.float32
+    losses = [trained.curve[-1]["mse_loss"] for trained in (plain, cast)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    with pytest.raises(ValueError, match=r"training.autocast: True there, nothing now"):
+        train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "cast")
