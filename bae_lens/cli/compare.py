@@ -71,6 +71,8 @@ class Compare:
     """In which activations are kept on disk; half of the room in bfloat16 or float16."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
+    model_device: str | None = None
+    """Where the model runs, if elsewhere."""
 
     def run(self) -> str:
         """Compares, writes the results into `output`, and returns the table.
@@ -98,7 +100,10 @@ class Compare:
             self.model_dtype,
             self.cache_dtype,
         )
-        return summary(run_experiment(experiment, self.contenders, self.output, self.device), self.output)
+        comparison = run_experiment(
+            experiment, self.contenders, self.output, self.device, model_device=self.model_device
+        )
+        return summary(comparison, self.output)
 
     def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
         """The dictionaries of the config file, or those of `architectures` at the width of the hook."""

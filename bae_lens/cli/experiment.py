@@ -29,22 +29,26 @@ def run_experiment(
     device: str,
     on_stage: OnStage = unwatched,
     on_measured: OnMeasured = unwatched,
+    model_device: str | None = None,
 ) -> Comparison:
     """Loads what the experiment names, compares, and writes results and, if its libraries are there, a report.
 
     `contenders` makes the dictionaries for the loaded model and the hook. The text is read once: what a later start in
-    `folder` needs of it is kept there. Raises ValueError, before anything is written, for sizes, devices, folders,
-    texts, models and hooks that cannot be. `on_stage` and `on_measured` are told how it goes on; see `compare`.
+    `folder` needs of it is kept there. The model runs on `model_device`, if that is another one. Raises ValueError,
+    before anything is written, for sizes, devices, folders, texts, models and hooks that cannot be. `on_stage` and
+    `on_measured` are told how it goes on; see `compare`.
     """
+    model_device = model_device or device
     check_device(device)
-    check_dtype(experiment.model_dtype, device)
+    check_device(model_device)
+    check_dtype(experiment.model_dtype, model_device)
     check_folder(folder)
     experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
     on_stage(LOADING, None)
     start = time.monotonic()
     source = (experiment.dataset, experiment.text_column, experiment.dataset_split)
     text = None if (folder / CONTEXTS_FOLDER).exists() else load_text(*source)
-    model = load_model(experiment.model, device, experiment.contexts.context_size, experiment.model_dtype)
+    model = load_model(experiment.model, model_device, experiment.contexts.context_size, experiment.model_dtype)
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
     on_stage(LOADING, loading)

@@ -65,6 +65,8 @@ class Train:
     """In which activations are kept on disk; half of the room in bfloat16 or float16."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionary run."""
+    model_device: str | None = None
+    """Where the model runs, if elsewhere."""
 
     def run(self) -> str:
         """Trains, writes dictionary and results into `output`, and returns the table."""
@@ -88,7 +90,8 @@ class Train:
 
         with joined(self.device) as device:
             check_alike(flat(asdict(self)))
-            return summary(run_experiment(experiment, contenders, self.output, device), self.output)
+            comparison = run_experiment(experiment, contenders, self.output, device, model_device=self.model_device)
+            return summary(comparison, self.output)
 
     def spec(self) -> DictionarySpec:
         """The dictionary that the flags describe. Raises ValueError for flags that contradict."""

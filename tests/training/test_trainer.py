@@ -335,7 +335,7 @@ def test_a_run_in_another_order_of_the_batches_does_not_go_on(states, recipe, tm
 
 
 @pytest.mark.parametrize("kind", ["bae", "topk", "transcoder"])
-def test_weights_below_float32_are_saved_where_they_absorb_the_standardization(kind, states, pairs, bae_config, tmp_path):
+def test_weights_below_float32_are_saved_where_they_absorb_standardization(kind, states, pairs, bae_config, tmp_path):
     on = pairs if kind == "transcoder" else states
     trained = {}
     for dtype in ("float32", "bfloat16"):
