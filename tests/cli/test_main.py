@@ -458,6 +458,10 @@ def test_demo_compares_five_dictionaries(tiny_model):
     assert {recipe["d_sae"] for recipe in recipes.values()} == {64}
     assert recipes["BAE"]["target_l0"] == 16
     assert recipes["Top-k"]["k"] == 16
+    rates = [recipe["lr"] for recipe in recipes.values()]
+    longer = Demo(full=True).contenders(tiny_model, "blocks.1.hook_resid_post")
+    assert rates == [6e-3, 2e-3, 2e-3, 2e-3, 2e-3]
+    assert [contender.trials[0].lr for contender in longer.values()] == [6e-3, 1e-3, 1e-3, 1e-3, 1e-3]
     transcoder = contenders["Top-k transcoder"]
     assert (transcoder.hook_name, transcoder.hook_name_out) == ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")
 

@@ -30,9 +30,7 @@ def test_covariance_of_a_code_in_bfloat16_is_that_in_float64(n, d_sae, rate):
 
 
 @pytest.mark.parametrize("architecture", ["bae", "optimized", "standard", "topk", "gated"])
-def test_dictionary_trained_on_a_gpu_explains_as_much_as_one_of_a_cpu(
-    architecture, bae_config, states, tmp_path
-):
+def test_dictionary_trained_on_a_gpu_explains_as_much_as_one_of_a_cpu(architecture, bae_config, states, tmp_path):
     configs = {
         "bae": lambda: bae_config(target_l0=8.0, entropy_start_step=10, covariance_coefficient=1e-3),
         "optimized": lambda: bae_config(target_l0=8.0, entropy_start_step=10, max_flips=8, optimized_start_step=20),

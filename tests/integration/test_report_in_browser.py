@@ -75,7 +75,12 @@ def test_page_and_figures_are_light_on_dark_where_that_is_preferred(comparison, 
         return [int(part) for part in value.strip("rgba()").split(",")[:3]]
 
     assert max(color("body", "background-color")) < 64
-    for selector, quality in (("body", "color"), (".answer", "color"), (".xtick text", "fill"), (".legendtext", "fill")):
+    for selector, quality in (
+        ("body", "color"),
+        (".answer", "color"),
+        (".xtick text", "fill"),
+        (".legendtext", "fill"),
+    ):
         assert min(color(selector, quality)) > 150
 
 
