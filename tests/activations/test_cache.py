@@ -404,6 +404,14 @@ def test_what_was_checked_once_is_not_checked_again_until_it_changes(states, mon
         _ = CachedActivations(states.folder, HOOK).standardization
 
 
+def test_what_is_not_content_is_checked_too(tiny_model, tmp_path):
+    tokens = torch.tensor([[0, 4, 5, 6], [0, PADDING, PADDING, PADDING]])
+    states = cache_activations(tiny_model, Contexts(tokens, torch.tensor([1, 2])), [HOOK], tmp_path)[HOOK]
+    damage(tmp_path / HOOK / "activations.npy", 1, 0, 0)
+    with pytest.raises(ValueError, match="1 contexts in"):
+        _ = states.standardization
+
+
 def test_a_cache_without_its_standardization_is_read_once_more(states):
     first = states.standardization
     path = states.folder / HOOK / "standardization.json"
