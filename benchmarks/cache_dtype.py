@@ -96,7 +96,7 @@ class CacheDtype:
                         }
                     )
                     print(rows[-1], flush=True)
-        own = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        own = {name: value for name, value in asdict(self).items() if not isinstance(value, Path)}
         write_json(self.output, {"machine": machine(), **own, "rows": rows}, indent=1)
 
 

@@ -257,6 +257,7 @@ class CachedActivations:
         """Has the disk read these blocks in the order of the file, while those before are looked at row by row."""
         if not hasattr(os, "posix_fadvise"):
             return
+        assert isinstance(self.activations, np.memmap)
         n_bytes, begin = BLOCK_ROWS * self.d_in * self.activations.itemsize, self.activations.offset
         with (self.folder / self.hook_name / ARRAY_FILE).open("rb") as file:
             for block in blocks:

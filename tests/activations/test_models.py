@@ -257,9 +257,7 @@ def test_a_model_in_half_precision_is_checked_in_float32(tiny_model_folder, dtyp
     compared = []
     expected = models._expected
     monkeypatch.setattr(models, "_expected", lambda name: (compared.append(name), expected(name))[1])
-    model, known, exact = (
-        models.load_model(str(tiny_model_folder), dtype=each) for each in (dtype, dtype, "float32")
-    )
+    model, known, exact = (models.load_model(str(tiny_model_folder), dtype=each) for each in (dtype, dtype, "float32"))
     assert len(compared) == 1
     tokens = torch.tensor([[4, 5, 6]])
     for half in (model, known):
