@@ -350,7 +350,7 @@ dictionaries:
     [
         ("sedes: [1]", "contexts, dataset, dataset_split, device, every_help, expansion"),
         ("output: here", "dictionaries at the top, got {'output': 'here'}"),
-        ("training: {batch: 3}", "takes batch_size, lr_decay, training_tokens here"),
+        ("training: {batch: 3}", "takes autocast, batch_size, lr_decay, training_tokens here"),
         ("expansion: four", "expansion: Input should be a valid integer, got 'four'"),
         ("expansion: 4.5", "expansion: Input should be a valid integer, got 4.5"),
         ("training: {batch_size: 1}", "batch_size must be at least 2, got 1"),
