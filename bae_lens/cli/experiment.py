@@ -15,6 +15,7 @@ from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import TABLE, Comparison
 from bae_lens.comparison.run import OnMeasured, compare
 from bae_lens.extras import COMMANDS, missing_packages
+from bae_lens.report.card import write_cards
 from bae_lens.storage import OnStage, check_folder, unwatched
 
 REPORT_LIBRARIES = ("jinja2", "markupsafe", "matplotlib", "plotly")
@@ -31,7 +32,7 @@ def run_experiment(
     on_measured: OnMeasured = unwatched,
     model_device: str | None = None,
 ) -> Comparison:
-    """Loads what the experiment names, compares, and writes results and, if its libraries are there, a report.
+    """Loads what the experiment names, compares, and writes results, cards and, if its libraries are there, a report.
 
     `contenders` makes the dictionaries for the loaded model and the hook. The text is read once: what a later start in
     `folder` needs of it is kept there. The model runs on `model_device`, if that is another one. Raises ValueError,
@@ -62,6 +63,7 @@ def run_experiment(
         write_pictures(comparison, folder)
         write_report(comparison, folder)
         on_stage(REPORT, time.monotonic() - start)
+    write_cards(comparison, folder)
     return comparison
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.contexts import ContextSettings
@@ -56,6 +57,10 @@ class Experiment:
             raise ValueError(f"l0 must be positive, got {self.l0}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different, at least one, got {list(self.seeds)}")
+
+    def seed_folder(self, folder: Path, seed: int) -> Path:
+        """Where in a comparison's folder the dictionaries of a seed are kept, under `dictionaries`."""
+        return folder if seed == self.seeds[0] else folder / "seeds" / str(seed)
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class _Comparing:
         trained = {}
         for name, (recipe, _) in chosen.items():
             for seed in self.experiment.seeds:
-                trained[name, seed] = self._train(name, recipe, seed, self._seed_folder(seed))
+                trained[name, seed] = self._train(name, recipe, seed, self.experiment.seed_folder(self.folder, seed))
                 if n_processes() == 1:  # several measure when all trainings, which they share, are done
                     self.on_measured(name, self._measure(name, seed, trained[name, seed].sae))
         leave_the_rest_to_the_first()
@@ -178,11 +178,8 @@ class _Comparing:
     def _states(self, split: str) -> CachedActivations:
         return self.splits[split][self.experiment.hook_name]
 
-    def _seed_folder(self, seed: int) -> Path:
-        return self.folder if seed == self.experiment.seeds[0] else self.folder / "seeds" / str(seed)
-
     def _home(self, name: str, seed: int) -> Path:
-        return self._seed_folder(seed) / "dictionaries" / name
+        return self.experiment.seed_folder(self.folder, seed) / "dictionaries" / name
 
     def _choose(self, name: str, contender: Contender) -> tuple[Recipe, list[Trial]]:
         """The recipe to use, and what it was chosen from; its dictionary of the first seed is trained already."""

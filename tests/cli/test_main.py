@@ -56,6 +56,11 @@ def test_train_writes_report_result_and_dictionary(train, tmp_path, capsys):
     bae = SAE.load_from_disk(tmp_path / "run" / "dictionaries" / "bae")
     assert isinstance(bae, BAE)
     assert bae.cfg.to_dict()["metadata"]["training_architecture_details"]["target_l0"] == 8
+    card = (tmp_path / "run" / "dictionaries" / "bae" / "README.md").read_text(encoding="utf-8")
+    metrics = json.loads((tmp_path / "run" / "dictionaries" / "bae" / "metrics.json").read_text())
+    assert f"\n| explained variance | {metrics['explained_variance']:.3f} | " in card
+    assert "](explained_variance_by_bits.png)" in card
+    assert (tmp_path / "run" / "dictionaries" / "bae" / "explained_variance_by_bits.png").exists()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
