@@ -25,8 +25,8 @@ from .compression.codec import read_code as read_code
 from .comsem.collect.corpus import CorpusSettings as CorpusSettings
 from .comsem.judges.answer_cache import AnswerCache as AnswerCache
 from .comsem.judges.client import ChatClient as ChatClient
-from .comsem.judges.embedding import EmbeddingJudge as EmbeddingJudge
 from .comsem.judges.language_model import LanguageModelJudge as LanguageModelJudge
+from .comsem.judges.offline import OfflineJudge as OfflineJudge
 from .comsem.judges.spending import Price as Price
 from .comsem.results import ComSemReport as ComSemReport
 from .comsem.score import ComSem as ComSem
@@ -68,6 +68,7 @@ from .functional.rate_distortion import bits_at as bits_at
 from .functional.rate_distortion import gaussian_bound as gaussian_bound
 from .functional.rate_distortion import pca_quantization as pca_quantization
 from .functional.rate_distortion import sign_coding as sign_coding
+from .report.card import write_cards as write_cards
 from .report.dynamics import write_dynamics as write_dynamics
 from .report.page import write_report as write_report
 from .report.png import write_pictures as write_pictures

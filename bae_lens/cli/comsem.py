@@ -20,9 +20,9 @@ from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.exports import save
 from bae_lens.comsem.judges.answer_cache import AnswerCache
 from bae_lens.comsem.judges.client import MAX_ANSWER_BYTES, ChatClient
-from bae_lens.comsem.judges.embedding import EmbeddingJudge
 from bae_lens.comsem.judges.language_model import AnswerFormat, LanguageModelJudge, LimitName
 from bae_lens.comsem.judges.local_server import LOCAL_MODEL, local_label, local_server
+from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.spending import Budget, Price
 from bae_lens.report.comsem import write_comsem_report
 from bae_lens.storage import RUN_FILE, check_same, locked, read_json, validated
@@ -74,8 +74,8 @@ class Comsem:
     """Address of a server that speaks the OpenAI protocol; OPENAI_BASE_URL or OpenAI's own by default."""
     local_judge: bool = False
     """Judge with a small model on this machine instead. It exercises the wire; its judgements are near chance."""
-    embedding_judge: bool = False
-    """Judge by sentence embeddings instead: no server, no key; good at what words mean, at nothing else."""
+    offline_judge: bool = False
+    """Judge by a tagger and sentence embeddings instead: no server, no key; see the self-test for what it can judge."""
     setting: Literal["paper", "robust"] = "robust"
     """The paper's procedure (all features, instances in the order of the corpus, a call for each question; see with
     --dry-run first what that costs), or seeded samples with marked tokens in structured calls."""
@@ -165,10 +165,10 @@ class Comsem:
         path = self.run_folder / RUN_FILE
         if not path.exists():
             raise ValueError(f"{self.run_folder} holds no {RUN_FILE}; choose what demo, compare or train wrote")
-        if self.local_judge and self.embedding_judge:
-            raise ValueError("choose one of local_judge and embedding_judge")
-        if self.explainer and (self.local_judge or self.embedding_judge):
-            raise ValueError("explainer is a model on a server; leave it out with local_judge and embedding_judge")
+        if self.local_judge and self.offline_judge:
+            raise ValueError("choose one of local_judge and offline_judge")
+        if self.explainer and (self.local_judge or self.offline_judge):
+            raise ValueError("explainer is a model on a server; leave it out with local_judge and offline_judge")
         run = validated(AnalyzedRun, read_json(path), str(path))
         for name in (run.model, run.dataset):
             if Path(name).is_absolute() and not Path(name).exists():
@@ -205,8 +205,8 @@ class Comsem:
 
     @contextmanager
     def _judges(self, folder: Path, prices: dict[str, Price]) -> Iterator[dict[str, Any]]:
-        if self.embedding_judge:
-            yield {"judge": EmbeddingJudge()}
+        if self.offline_judge:
+            yield {"judge": OfflineJudge()}
             return
         with closing(AnswerCache(folder / CACHE_FILE)) as cache:
             client: dict[str, Any] = {

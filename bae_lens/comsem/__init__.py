@@ -3,7 +3,7 @@
 `ComSem(judge).score(model, sae, dataset)` takes any SAELens dictionary. `collect` finds the tokens that activate its
 features and tokens that do not, `judges` explain and judge them, `scorer` asks about one feature after another,
 `results` and `exports` hold what came out. The names below are imported when they are asked for, so that only a
-judge on a server needs openai, and only the embedding judge its model.
+judge on a server needs openai, and only the offline judge its models.
 """
 
 from importlib import import_module
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from bae_lens.comsem.collect.corpus import CorpusSettings
     from bae_lens.comsem.judges.answer_cache import AnswerCache
     from bae_lens.comsem.judges.client import ChatClient
-    from bae_lens.comsem.judges.embedding import EmbeddingJudge
     from bae_lens.comsem.judges.judge import Judge
     from bae_lens.comsem.judges.language_model import LanguageModelJudge
+    from bae_lens.comsem.judges.offline import OfflineJudge
     from bae_lens.comsem.judges.spending import Budget, Price
     from bae_lens.comsem.results import ComSemReport
     from bae_lens.comsem.score import ComSem
@@ -27,9 +27,9 @@ __all__ = [
     "ComSem",
     "ComSemReport",
     "CorpusSettings",
-    "EmbeddingJudge",
     "Judge",
     "LanguageModelJudge",
+    "OfflineJudge",
     "Price",
 ]
 MODULES = {
@@ -39,7 +39,7 @@ MODULES = {
     "ComSem": "score",
     "ComSemReport": "results",
     "CorpusSettings": "collect.corpus",
-    "EmbeddingJudge": "judges.embedding",
+    "OfflineJudge": "judges.offline",
     "Judge": "judges.judge",
     "LanguageModelJudge": "judges.language_model",
     "Price": "judges.spending",

@@ -57,6 +57,8 @@ class FeatureScore:
     """Answers, of all questions, that could not be parsed."""
     failed: int
     """Questions without an answer."""
+    abstained: int = 0
+    """Questions that the judge says it cannot judge, since the explanation is of a kind that it does not know."""
     shuffled: float | None = None
     """Share of yes on `held_out` with another feature's explanation."""
 
@@ -241,6 +243,7 @@ TABLE: dict[str, Callable[[DictionaryScores], str]] = {
     "detection": lambda d: _number(d.mean("detection")),
     "fuzzing": lambda d: _number(d.mean("fuzzing")),
     "unparsable": lambda d: f"{sum(feature.unparsable for feature in d.features)}",
+    "abstained": lambda d: f"{sum(feature.abstained for feature in d.features)}",
     "failed": lambda d: f"{sum(feature.failed for feature in d.features)}",
 }
 """Columns of the table: their headings, and how `DictionaryScores` fill them."""

@@ -80,7 +80,7 @@ class FeatureScorer:
         )
         (held_out, control), passage, highlights = answers
         verdicts = [verdict for answer in answers for kind in answer for verdict in kind]
-        answered = [verdict for verdict in held_out if not verdict.failed]
+        answered = [verdict for verdict in held_out if verdict.is_answer]
         probabilities = [verdict.probability for verdict in held_out if verdict.probability is not None]
         return FeatureScore(
             feature=instances.feature,
@@ -100,8 +100,9 @@ class FeatureScorer:
             probability=mean([self.calibration(value) for value in probabilities]) if self.calibration else None,
             detection=balanced_accuracy(*passage),
             fuzzing=balanced_accuracy(*highlights),
-            unparsable=sum(verdict.yes is None and not verdict.failed for verdict in verdicts),
+            unparsable=sum(verdict.yes is None and verdict.is_answer for verdict in verdicts),
             failed=sum(verdict.failed for verdict in verdicts),
+            abstained=sum(verdict.abstained for verdict in verdicts),
         )
 
     async def _ask(

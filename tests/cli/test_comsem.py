@@ -11,16 +11,19 @@ from bae_lens.activations.sources import load_text
 from bae_lens.cli import main as cli
 from bae_lens.cli.comsem import Comsem, held_out_documents
 from bae_lens.comsem.judges.client import ChatClient
-from bae_lens.comsem.judges.embedding import EmbeddingJudge
 from bae_lens.comsem.judges.judge import Verdict
+from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.spending import Price
 
 
-class LetterJudge(EmbeddingJudge):
-    """In the place of embeddings: tokens are alike if they share letters."""
+class LetterJudge(OfflineJudge):
+    """In the place of embeddings: tokens are alike if they share letters; of parts of speech it knows none."""
 
     def __init__(self) -> None:
-        super().__init__(lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])))
+        super().__init__(
+            lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])),
+            lambda texts: [(text, text, "") for text in texts],
+        )
 
 
 def letters(text: str) -> torch.Tensor:
@@ -42,7 +45,7 @@ def run_folder(monkeypatch, tiny_model_folder, tiny_dataset, tmp_path):
 @pytest.fixture
 def comsem(monkeypatch, run_folder):
     def run(*arguments):
-        monkeypatch.setattr("bae_lens.cli.comsem.EmbeddingJudge", LetterJudge)
+        monkeypatch.setattr("bae_lens.cli.comsem.OfflineJudge", LetterJudge)
         monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(run_folder), "--tokens", "600", *arguments])
         cli.main()
 
@@ -57,7 +60,7 @@ def test_a_run_is_scored_on_its_held_out_documents(comsem, run_folder, capsys, m
     monkeypatch.setattr(
         corpus, "_cut", lambda document, text, *rest: (seen.append(text), cut(document, text, *rest))[1]
     )
-    comsem("--embedding-judge", "--accept-failing-judge", "--max-features", "5")
+    comsem("--offline-judge", "--accept-failing-judge", "--max-features", "5")
     out = capsys.readouterr().out
     assert "| bae† |" in out
     assert "report and scores are in" in out
@@ -73,7 +76,7 @@ def test_a_run_is_scored_on_its_held_out_documents(comsem, run_folder, capsys, m
 
 
 def test_other_folders_and_dictionaries_may_be_chosen(comsem, tmp_path):
-    options = ("--embedding-judge", "--accept-failing-judge", "--max-features", "2", "--dictionaries", "bae")
+    options = ("--offline-judge", "--accept-failing-judge", "--max-features", "2", "--dictionaries", "bae")
     comsem(*options, "--output", str(tmp_path / "there"))
     assert (tmp_path / "there" / "comsem.html").exists()
 
@@ -92,10 +95,10 @@ def test_dry_run_asks_nothing_and_tells_the_cost(comsem, run_folder, capsys):
         (["--dictionaries", "relu"], "has no finished dictionary 'relu'; finished ones: bae"),
         (["--price-input", "1"], "price_input and price_output go together"),
         (["--budget", "1"], "a budget of money needs the price"),
-        (["--local-judge", "--embedding-judge"], "choose one of local_judge and embedding_judge"),
-        (["--embedding-judge", "--explainer", "m"], "explainer is a model on a server; leave it out"),
+        (["--local-judge", "--offline-judge"], "choose one of local_judge and offline_judge"),
+        (["--offline-judge", "--explainer", "m"], "explainer is a model on a server; leave it out"),
         ([], "needs a key: set the environment variable OPENAI_API_KEY"),
-        (["--embedding-judge"], "which is near chance"),
+        (["--offline-judge"], "which is near chance"),
         (["--base-url", "here"], "base_url must be an address"),
     ],
 )
@@ -177,7 +180,7 @@ def test_a_run_that_names_a_place_elsewhere_is_refused(comsem, run_folder, capsy
     run = json.loads((run_folder / "run.json").read_text())
     (run_folder / "run.json").write_text(json.dumps({**run, "recipes": {name: run["recipes"]["bae"]}}))
     with pytest.raises(SystemExit) as stop:
-        comsem("--embedding-judge")
+        comsem("--offline-judge")
     assert stop.value.code == 2
     assert "which is no name of a folder in it" in capsys.readouterr().err
 
@@ -187,13 +190,13 @@ def test_a_run_of_another_version_is_refused_with_a_sentence(comsem, run_folder,
     run["text"] = run.pop("dataset")
     (run_folder / "run.json").write_text(json.dumps(run))
     with pytest.raises(SystemExit) as stop:
-        comsem("--embedding-judge")
+        comsem("--offline-judge")
     assert stop.value.code == 2
     assert "of this version of bae_lens (dataset: Field required" in capsys.readouterr().err
 
 
 def test_a_run_that_was_moved_is_scored_from_anywhere(comsem, run_folder, tmp_path, monkeypatch, capsys):
-    options = ("--embedding-judge", "--accept-failing-judge", "--max-features", "2")
+    options = ("--offline-judge", "--accept-failing-judge", "--max-features", "2")
     comsem(*options)
     there = capsys.readouterr().out.splitlines()[:3]
     moved = tmp_path / "another" / "place"
@@ -209,7 +212,7 @@ def test_a_run_that_was_moved_is_scored_from_anywhere(comsem, run_folder, tmp_pa
 def test_a_text_or_model_that_is_gone_is_named(comsem, run_folder, tmp_path, capsys):
     (tmp_path / "words.jsonl").unlink()
     with pytest.raises(SystemExit):
-        comsem("--embedding-judge")
+        comsem("--offline-judge")
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith(f"error: {run_folder / 'run.json'} names {tmp_path / 'words.jsonl'}, which is not there")
 
@@ -219,7 +222,7 @@ def test_run_of_a_model_that_was_replaced_is_not_scored(comsem, run_folder, caps
     earlier = path.read_text()
     path.write_text(json.dumps({**json.loads(earlier), "model_weights": "others"}))
     with pytest.raises(SystemExit) as stop:
-        comsem("--embedding-judge", "--accept-failing-judge", "--max-features", "5", "--dry-run")
+        comsem("--offline-judge", "--accept-failing-judge", "--max-features", "5", "--dry-run")
     path.write_text(earlier)
     assert stop.value.code == 2
     assert "holds something else (model_weights: 'others' there, " in capsys.readouterr().err

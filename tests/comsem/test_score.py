@@ -286,7 +286,7 @@ def test_a_report_of_another_version_is_refused_with_a_sentence(report):
 
 def test_importing_comsem_imports_nothing_that_only_a_judge_needs():
     code = (
-        "import sys; from bae_lens.comsem import *; assert LanguageModelJudge and EmbeddingJudge and ComSem;"
+        "import sys; from bae_lens.comsem import *; assert LanguageModelJudge and OfflineJudge and ComSem;"
         "print([name for name in ('openai', 'sklearn.linear_model', 'sentence_transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

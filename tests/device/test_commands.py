@@ -9,17 +9,20 @@ import torch
 
 from bae_lens.cli import main as cli
 from bae_lens.cli.main import COMMANDS
-from bae_lens.comsem.judges.embedding import EmbeddingJudge
+from bae_lens.comsem.judges.offline import OfflineJudge
 
 SIZES = "--cached-tokens 600 --held-out-tokens 300 --context-size 16 --training-tokens 640 --batch-size 32"
 THE_SAME_AS_COMPARE = {"demo"}  # with the embedded model
 
 
-class LetterJudge(EmbeddingJudge):
-    """In the place of embeddings: tokens are alike if they share letters."""
+class LetterJudge(OfflineJudge):
+    """In the place of embeddings: tokens are alike if they share letters; of parts of speech it knows none."""
 
     def __init__(self) -> None:
-        super().__init__(lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])))
+        super().__init__(
+            lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])),
+            lambda texts: [(text, text, "") for text in texts],
+        )
 
 
 def letters(text: str) -> torch.Tensor:
@@ -56,10 +59,10 @@ def explained(folder):
 
 
 def test_train_comsem_compress_and_decompress(run, trained, tmp_path, shadow, monkeypatch):
-    monkeypatch.setattr("bae_lens.cli.comsem.EmbeddingJudge", LetterJudge)
+    monkeypatch.setattr("bae_lens.cli.comsem.OfflineJudge", LetterJudge)
     said, arrays = {}, {}
     for device, folder in trained.items():
-        judge = ["--embedding-judge", "--accept-failing-judge", "--max-features", 3]
+        judge = ["--offline-judge", "--accept-failing-judge", "--max-features", 3]
         run("comsem", folder, "--tokens", 600, *judge, "--output", tmp_path / f"{device}-comsem", "--device", device)
         here = ["--device", device]
         bae = ["--dictionary", trained["cpu"] / "dictionaries" / "bae"]
@@ -78,6 +81,16 @@ def test_compare(run, tmp_path, shadow):
         where = ["--output", tmp_path / device, "--device", device]
         run("compare", *run.source, *SIZES.split(), "--hook-name", "blocks.0.hook_resid_post", *architectures, *where)
     assert explained(tmp_path / shadow) == pytest.approx(explained(tmp_path / "cpu"), rel=1e-3)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_model_on_another_device_than_its_dictionary(run, tmp_path, shadow, swapped):
+    devices = [shadow, "cpu"] if swapped else ["cpu", shadow]
+    where = ["--output", tmp_path / "two", "--device", devices[0], "--model-device", devices[1]]
+    alone = ["--output", tmp_path / "one", "--device", "cpu"]
+    for each in (where, alone):
+        run("train", *run.source, *SIZES.split(), "--hook-name", "blocks.0.hook_resid_post", *each)
+    assert explained(tmp_path / "two") == pytest.approx(explained(tmp_path / "one"), rel=1e-3)
 
 
 def test_entropy(run, tmp_path, shadow):

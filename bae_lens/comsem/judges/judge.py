@@ -20,11 +20,18 @@ class Verdict:
     """A judge's answer about one instance."""
 
     yes: bool | None
-    """None if the answer could not be parsed, or if there was none."""
+    """None if the answer could not be parsed, if there was none, or if the judge abstains."""
     probability: float | None = None
     """Of yes against no, where the judge says."""
     failed: bool = False
     """There was no answer at all."""
+    abstained: bool = False
+    """The judge cannot judge this kind of explanation, and says so."""
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it counts: there was an answer, and it was not an abstention."""
+        return not (self.failed or self.abstained)
 
 
 @runtime_checkable

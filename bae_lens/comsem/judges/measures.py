@@ -12,14 +12,16 @@ BINS_PER_DECADE = 2  # of the firing rate
 
 
 def share_of_yes(verdicts: Sequence[Verdict]) -> float | None:
-    """Yes among all answers; an answer that could not be parsed is not a yes, no answer at all is left out."""
-    answers = [verdict.yes is True for verdict in verdicts if not verdict.failed]
+    """Yes among all answers; an answer that could not be parsed is not a yes, abstentions and no answer at all are left
+    out.
+    """
+    answers = [verdict.yes is True for verdict in verdicts if verdict.is_answer]
     return sum(answers) / len(answers) if answers else None
 
 
 def share_of_no(verdicts: Sequence[Verdict]) -> float | None:
     """No among all answers; as `share_of_yes`."""
-    answers = [verdict.yes is False for verdict in verdicts if not verdict.failed]
+    answers = [verdict.yes is False for verdict in verdicts if verdict.is_answer]
     return sum(answers) / len(answers) if answers else None
 
 

@@ -1,6 +1,7 @@
 """Does a judge know answers that are known? Asked before anything else."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,6 +70,8 @@ class SelfTest:
     """None where the judge gives no probabilities or they go the wrong way."""
     failed: int = 0
     """Cases without an answer."""
+    abstained: int = 0
+    """Cases of which the judge says that it cannot judge them."""
 
     @property
     def n_answered(self) -> int:
@@ -82,8 +85,9 @@ class SelfTest:
 
     @property
     def passed(self) -> bool:
-        """Whether the balanced accuracy over all cases, nearly all of them answered, is high enough to believe it."""
-        return self.enough and self.overall.balanced_accuracy >= PASSED
+        """Whether the balanced accuracy over all cases, nearly all of them judged, is high enough to believe it."""
+        judged = self.n_answered >= ENOUGH * (self.n_answered + self.failed + self.abstained)
+        return judged and self.overall.balanced_accuracy >= PASSED
 
     @property
     def near_chance(self) -> bool:
@@ -96,6 +100,7 @@ class SelfTest:
         kinds = ", ".join(f"{kind} {result.balanced_accuracy:.2f}" for kind, result in self.kinds.items())
         lost = f"; {self.unparsable} answers could not be parsed" if self.unparsable else ""
         lost += f"; {self.failed} of {self.n_answered + self.failed} cases were not answered" if self.failed else ""
+        lost += f"; it abstained from {self.abstained}" if self.abstained else ""
         return (
             f"self-test of {self.judge}: {self.overall.accuracy_positives:.2f} of {self.overall.n_positives} positives "
             f"and {self.overall.accuracy_negatives:.2f} of {self.overall.n_negatives} negatives right, balanced "
@@ -111,8 +116,10 @@ class SelfTest:
         return validated(cls, content, "this self-test")
 
 
-async def ask_cases(judge: Judge, question: Question) -> list[tuple[list[Verdict], list[Verdict]]]:
-    """A judge's verdicts on each group of built-in cases: on those that the explanation fits, and on the others.
+async def ask_cases(
+    judge: Judge, question: Question, cases: Sequence[CaseGroup] = CASES
+) -> list[tuple[list[Verdict], list[Verdict]]]:
+    """A judge's verdicts on each group of cases: on those that the explanation fits, and on the others.
 
     They are asked as features are (`ask_mixed`).
     """
@@ -121,19 +128,19 @@ async def ask_cases(judge: Judge, question: Question) -> list[tuple[list[Verdict
         fits, others = ([Instance.from_marked(text) for text in texts] for texts in (group.fits, group.does_not))
         return await ask_mixed(judge, group.explanation, fits, others, question, f"{ORDER_SEED} {group.explanation}")
 
-    return await together([ask(group) for group in CASES])
+    return await together([ask(group) for group in cases])
 
 
-async def run_self_test(judge: Judge, question: Question) -> SelfTest:
-    """Asks a judge, prepared as for scoring, about all built-in cases, with the `question` that it will be asked.
+async def run_self_test(judge: Judge, question: Question, cases: Sequence[CaseGroup] = CASES) -> SelfTest:
+    """Asks a judge, prepared as for scoring, about all cases, with the `question` that it will be asked.
 
     Raises OSError if it does not answer.
     """
-    answers = await ask_cases(judge, question)
-    verdicts = [(group.kind, yes, no) for group, (yes, no) in zip(CASES, answers, strict=True)]
+    answers = await ask_cases(judge, question, cases)
+    verdicts = [(group.kind, yes, no) for group, (yes, no) in zip(cases, answers, strict=True)]
     of_kind = {
         kind: _accuracy([(yes, no) for other, yes, no in verdicts if other == kind])
-        for kind in dict.fromkeys(group.kind for group in CASES)
+        for kind in dict.fromkeys(group.kind for group in cases)
     }
     everything = [(yes, no) for _, yes, no in verdicts]
     overall = _accuracy(everything)
@@ -144,16 +151,17 @@ async def run_self_test(judge: Judge, question: Question) -> SelfTest:
         judge=judge.name,
         overall=overall,
         kinds={kind: accuracy for kind, accuracy in of_kind.items() if accuracy is not None},
-        unparsable=sum(verdict.yes is None and not verdict.failed for verdict in single),
+        unparsable=sum(verdict.yes is None and verdict.is_answer for verdict in single),
         calibration=_calibrate(everything),
         failed=sum(verdict.failed for verdict in single),
+        abstained=sum(verdict.abstained for verdict in single),
     )
 
 
 def _accuracy(verdicts: list[tuple[list[Verdict], list[Verdict]]]) -> KindOfCase | None:
     """None if either side has no answers."""
-    positives = [verdict for yes, _ in verdicts for verdict in yes if not verdict.failed]
-    negatives = [verdict for _, no in verdicts for verdict in no if not verdict.failed]
+    positives = [verdict for yes, _ in verdicts for verdict in yes if verdict.is_answer]
+    negatives = [verdict for _, no in verdicts for verdict in no if verdict.is_answer]
     of_yes, of_no = share_of_yes(positives), share_of_no(negatives)
     return None if of_yes is None or of_no is None else KindOfCase(len(positives), len(negatives), of_yes, of_no)
 
