@@ -39,8 +39,8 @@ def view_chart(dynamics: EntropyDynamics, view: View) -> Chart:
     """Bits by position, a curve a hook from dark to light, fainter the worse the reconstruction (Fig. 3).
 
     Marks are hollow where the bits say more of the code than of the activations (`marks_of`). Dashed is the level that
-    a curve saturates at, if it does at the positions looked at, with a diamond where it has risen by 95 %; the logarithm
-    of the number of distinct tokens at position 1 is what the bits cannot exceed there.
+    a curve saturates at, if it does at the positions looked at, with a diamond where it has risen by 95 %. The
+    logarithm of the number of distinct tokens at position 1 is what the bits cannot exceed there.
     """
     shades = [to_hex(color) for color in colormaps["viridis"](np.linspace(0, 0.9, len(dynamics.hook_names)))]
     of_hook = dict(zip(dynamics.hook_names, shades, strict=True))
