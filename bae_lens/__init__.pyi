@@ -68,6 +68,7 @@ from .functional.rate_distortion import bits_at as bits_at
 from .functional.rate_distortion import gaussian_bound as gaussian_bound
 from .functional.rate_distortion import pca_quantization as pca_quantization
 from .functional.rate_distortion import sign_coding as sign_coding
+from .report.card import write_cards as write_cards
 from .report.dynamics import write_dynamics as write_dynamics
 from .report.page import write_report as write_report
 from .report.png import write_pictures as write_pictures

@@ -174,8 +174,10 @@ def during_step(step: int, rank: int, action: Callable[[], None]) -> Iterator[No
     """Does something in one process while the batch of that step is being fetched."""
     shuffled = CachedActivations.shuffled
 
-    def interrupted(self: CachedActivations, batch_size: int, seed: int, start_step: int = 0) -> Iterator[torch.Tensor]:
-        for index, batch in enumerate(shuffled(self, batch_size, seed, start_step), start_step):
+    def interrupted(
+        self: CachedActivations, batch_size: int, seed: int, start_step: int = 0, device: str = "cpu"
+    ) -> Iterator[torch.Tensor]:
+        for index, batch in enumerate(shuffled(self, batch_size, seed, start_step, device), start_step):
             if index == step and parallel.process_index() == rank:
                 action()
             yield batch

@@ -1,8 +1,10 @@
 """Activations of a language model on disk: one pass over chosen contexts, then as many trainings as wanted."""
 
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,13 +15,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bae_lens.activations.batch_order import BLOCK_ROWS, NAME, WINDOW_BLOCKS, EpochOrder, epochs, n_blocks_of
 from bae_lens.activations.contexts import PADDING, Contexts
 from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
+from bae_lens.activations.precision import STORED, Dtype, as_tensor, stored, torch_dtype
 from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, process_index, shard
 from bae_lens.functional.outliers import is_outlier
-from bae_lens.saes.saelens_compat import get_special_token_ids
+from bae_lens.saes.saelens_compat import PrefetchingIterator, get_special_token_ids
 from bae_lens.saes.standardization import Standardization
 from bae_lens.storage import (
     checksum,
@@ -30,6 +34,7 @@ from bae_lens.storage import (
     open_array,
     read_json,
     save_array,
+    validated,
     write_json,
 )
 
@@ -38,6 +43,23 @@ COMPLETE_FILE = "complete.json"  # the checksum of all norms, once everything is
 NORMS_FILE = "norms.npy"
 ARRAY_FILE = "activations.npy"
 CHECKSUMS_FILE = "checksums.npy"  # of each context's norms and activations, 0 where it is missing
+STANDARDIZATION_FILE = "standardization.json"  # a `_Measured`
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a pass over all activations found, in which each had its checksum."""
+
+    size: int
+    """Bytes of the array's file."""
+    modified: int
+    """When it was last changed, in nanoseconds."""
+    n_content: int
+    """Rows of content."""
+    mean: list[float]
+    """Their mean, (d_in,)."""
+    scale: float
+    """To mean squared norm d_in."""
 
 
 class CachedActivations:
@@ -59,6 +81,11 @@ class CachedActivations:
         self.identity: dict[str, Any] = read_json(folder / SOURCE_FILE)
         self.special_tokens: list[int] = self.identity["special_tokens"]
         self.activations = load_array(folder / hook_name / ARRAY_FILE, mmap_mode="r")
+        self.dtype: str = self.identity.get("dtype", "float32")
+        """In which they lie there."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch fears for an array that cannot be written to, which nobody will
+            self._rows = as_tensor(self.activations, self.dtype).flatten(0, 1)
         self.norms = torch.from_numpy(load_array(folder / NORMS_FILE)).flatten(0, 1)
         self.contexts = Contexts(
             *(torch.from_numpy(load_array(folder / f"{part}.npy")) for part in ("tokens", "document"))
@@ -68,7 +95,6 @@ class CachedActivations:
         if checksum([self.norms.numpy()]) != read_json(folder / COMPLETE_FILE)["norms"]:
             self._give_up("its norms")
         self._checksums = load_array(folder / hook_name / CHECKSUMS_FILE)
-        self._unchecked = np.ones(len(self._checksums), dtype=bool)
 
     @property
     def d_in(self) -> int:
@@ -101,13 +127,37 @@ class CachedActivations:
         """Indices of the rows that are content."""
         return (~self.special & ~self.outliers).nonzero().flatten()
 
+    @property
+    def order(self) -> str | None:
+        """What batches are drawn from, see `batch_order`; None where that is everything at once."""
+        return NAME if n_blocks_of(self.content) > WINDOW_BLOCKS else None
+
     def rows(self, indices: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
         """Raw activations of the given rows, in float32.
 
-        Raises ValueError if they are no longer what was written; each context is checked when it is first read.
+        Raises ValueError if they are no longer what was written. Each context is checked when it is first read, unless
+        it was before `standardization` was found, and the file has not changed since.
         """
         self._check(np.unique(indices.numpy() // self.contexts.tokens.shape[1]))
-        return torch.from_numpy(self.activations.reshape(-1, self.d_in)[indices.numpy()])
+        return self._rows.index_select(0, indices).float()
+
+    @cached_property
+    def _measured(self) -> _Measured | None:
+        """What is known of the activations as they are now; of a file that another version wrote, nothing is."""
+        path = self.folder / self.hook_name / STANDARDIZATION_FILE
+        with suppress(FileNotFoundError, ValueError):
+            measured = validated(_Measured, read_json(path), str(path))
+            known = (measured.size, measured.modified, measured.n_content)
+            return measured if known == (*self._stamp(), len(self.content)) else None
+        return None
+
+    @cached_property
+    def _unchecked(self) -> Bool[np.ndarray, " n_contexts"]:
+        return np.full(len(self._checksums), self._measured is None)
+
+    def _stamp(self) -> tuple[int, int]:
+        status = (self.folder / self.hook_name / ARRAY_FILE).stat()
+        return status.st_size, status.st_mtime_ns
 
     def _check(self, contexts: Int[np.ndarray, " n_contexts"]) -> None:
         contexts = contexts[self._unchecked[contexts]]
@@ -131,8 +181,12 @@ class CachedActivations:
         """Mean and scale of the content, accumulated in float64. Raises ValueError for content without variance.
 
         Sums are of differences from the first row: where activations lie close together far from zero, the difference
-        of two large sums of squares would be noise.
+        of two large sums of squares would be noise. Found once, and kept in the folder with the size and the time of
+        the file, by which it is known that its checksums need not be looked at again.
         """
+        if self._measured is not None:
+            return Standardization(torch.tensor(self._measured.mean), self._measured.scale)
+        stamp = self._stamp()
         if len(self.content) < 2:
             raise ValueError(f"{len(self.content)} tokens of content are too few to standardize; cache more")
         origin = self.rows(self.content[:1]).double()
@@ -145,41 +199,90 @@ class CachedActivations:
         mean_square = squares / len(self.content) - shift.square().sum().item()
         if not mean_square > 0:
             raise ValueError("the activations are all the same, so there is nothing to learn from them")
-        return Standardization((origin[0] + shift).float(), (self.d_in / mean_square) ** 0.5)
+        found = Standardization((origin[0] + shift).float(), (self.d_in / mean_square) ** 0.5)
+        self._check(np.arange(len(self._unchecked)))
+        if is_main_process():
+            with suppress(OSError):  # a cache that cannot be written to is read again the next time
+                path = self.folder / self.hook_name / STANDARDIZATION_FILE
+                write_json(path, _Measured(*stamp, len(self.content), found.mean.tolist(), found.scale))
+        return found
 
-    def shuffled(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Float[Tensor, "batch d_in"]]:
+    def shuffled(
+        self, batch_size: int, seed: int, start_step: int = 0, device: str = "cpu"
+    ) -> Generator[Float[Tensor, "batch d_in"], None, None]:
         """Endless standardized batches, every epoch in a new order that depends on the seed alone; batches are full.
 
-        Begins at `start_step`, so that a resumed run goes on where it stopped. Of several processes, each gets its own
-        rows of these batches.
+        The order is that of `batch_order`. Begins at `start_step`, so that a resumed run goes on where it stopped. Of
+        several processes, each gets its own rows of these batches. For another device than a CPU, a thread has some of
+        them ready; it ends when the generator is closed.
         Raises ValueError if there is less content than a batch.
         """
-        per_epoch = len(self.content) // batch_size
-        if per_epoch == 0:
+        if len(self.content) < batch_size:
             raise ValueError(f"a batch of {batch_size} needs as many tokens, but only {len(self.content)} were cached")
-        step = start_step
-        while True:
-            epoch, first = divmod(step, per_epoch)
-            epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-            order = torch.randperm(len(self.content), generator=torch.Generator().manual_seed(epoch_seed))
-            for batch in order[: per_epoch * batch_size].view(per_epoch, batch_size)[first:]:
-                yield self.standardization(self.rows(self.content[shard(batch)]))
-            step = (epoch + 1) * per_epoch
+        mean, scale = self.standardization.mean.to(device), self.standardization.scale
+        kind = torch.device(device).type
+        batches = self._gathered(batch_size, seed, start_step, pinned=kind == "cuda")
+        with closing(batches if kind == "cpu" else PrefetchingIterator(batches)) as ready:
+            for batch in ready:
+                yield batch.to(device, non_blocking=True).float().sub_(mean).mul_(scale)
+
+    def _gathered(
+        self, batch_size: int, seed: int, start_step: int, pinned: bool
+    ) -> Generator[Float[Tensor, "own d_in"], None, None]:
+        """Raw batches as they are on the disk, this process' rows of them."""
+        for epoch, first in epochs(len(self.content) // batch_size, start_step):
+            order, over, held = EpochOrder(self.content, seed, epoch), first * batch_size, self.content[:0]
+            for window, blocks in enumerate(order.windows):
+                if over >= order.size(window):
+                    over -= order.size(window)
+                    continue
+                self._ask_for([*blocks, *(order.windows[window + 1] if window + 1 < len(order.windows) else [])])
+                self._check_blocks(blocks)
+                *full, held = torch.cat([held, order.rows(window)[over:]]).split(batch_size)
+                over = 0
+                for rows in full:
+                    yield self._gather(shard(rows), pinned)
+            if len(held) == batch_size:
+                yield self._gather(shard(held), pinned)
+
+    def _gather(self, rows: Int[Tensor, " n"], pinned: bool) -> Float[Tensor, "n d_in"]:
+        batch = torch.empty(len(rows), self.d_in, dtype=self._rows.dtype, pin_memory=pinned)
+        return torch.index_select(self._rows, 0, rows, out=batch)
+
+    def _check_blocks(self, blocks: list[int]) -> None:
+        rows = BLOCK_ROWS * np.array(blocks)[:, None] + np.arange(BLOCK_ROWS)
+        self._check(np.unique(rows.clip(max=len(self._rows) - 1) // self.contexts.tokens.shape[1]))
+
+    def _ask_for(self, blocks: list[int]) -> None:
+        """Has the disk read these blocks in the order of the file, while those before are looked at row by row."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        assert isinstance(self.activations, np.memmap)
+        n_bytes, begin = BLOCK_ROWS * self.d_in * self.activations.itemsize, self.activations.offset
+        with (self.folder / self.hook_name / ARRAY_FILE).open("rb") as file:
+            for block in blocks:
+                os.posix_fadvise(file.fileno(), begin + block * n_bytes, n_bytes, os.POSIX_FADV_WILLNEED)
 
 
 @torch.no_grad()
 def cache_activations(
-    model: Any, contexts: Contexts, hook_names: Sequence[str], folder: Path, batch_size: int = 16
+    model: Any,
+    contexts: Contexts,
+    hook_names: Sequence[str],
+    folder: Path,
+    batch_size: int = 16,
+    dtype: Dtype = "float32",
 ) -> dict[str, CachedActivations]:
     """Runs the model over the contexts once, up to the deepest hook's layer, and keeps the activations at all hooks.
 
-    They lie in `folder` in float32, and are returned under the names that were asked for. By the norms at all of them
+    They lie in `folder` in this dtype, and are returned under the names that were asked for. By the norms at all hooks
     it is decided which tokens are outliers. A complete cache is opened as it is. One that was interrupted, or in
     which damage was found, goes on with the batches that are missing; contexts that are no longer what was written are
     computed again, and a warning gives their number. Several processes share the batches, and the folder.
     Raises ValueError for no hook, an unknown one, one that is not one vector a token, activations that are not finite
-    (naming the batch), a folder that holds activations of other hooks, another model or other contexts, or at which
-    another process is at work, and OSError for a disk without room for all of them.
+    or too large for the dtype (naming the batch), a folder that holds activations of other hooks, another model, other
+    contexts or another dtype, or at which another process is at work, and OSError for a disk without room for all of
+    them.
     """
     if not hook_names:
         raise ValueError("choose at least one hook, got none")
@@ -190,6 +293,7 @@ def cache_activations(
         "contexts": tensor_fingerprint(contexts.tokens, contexts.document),
         "hook_names": names,
         "special_tokens": sorted(get_special_token_ids(model.tokenizer)),
+        **({} if torch_dtype(dtype) == torch.float32 else {"dtype": dtype}),
     }
     working = is_main_process() and not (folder / COMPLETE_FILE).exists()
     with locked(folder) if working else nullcontext():
@@ -197,14 +301,14 @@ def cache_activations(
         (complete,) = any_process((folder / COMPLETE_FILE).exists())
         if not complete:
             widths = hook_widths(model, names)
-            _make_arrays(folder, contexts, {name: widths[name] for name in names})
+            _make_arrays(folder, contexts, {name: widths[name] for name in names}, dtype)
             _forget_damaged(folder, names)
-            _cache_missing(model, contexts, names, folder, batch_size)
+            _cache_missing(model, contexts, names, folder, batch_size, dtype)
             _complete(folder, names)
     return {hook_name: CachedActivations(folder, name) for hook_name, name in resolved.items()}
 
 
-def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int]) -> None:
+def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int], dtype: Dtype) -> None:
     """Everything that will be written, before anything is computed."""
     if is_main_process():
         save_array(folder / "tokens.npy", contexts.tokens)
@@ -212,7 +316,7 @@ def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int]) -> No
         n, context_size = contexts.tokens.shape
         make_array(folder / NORMS_FILE, (n, context_size, len(widths)))
         for hook_name, width in widths.items():
-            make_array(folder / hook_name / ARRAY_FILE, (n, context_size, width))
+            make_array(folder / hook_name / ARRAY_FILE, (n, context_size, width), STORED[dtype])
             make_array(folder / hook_name / CHECKSUMS_FILE, (n,), np.int64)
     barrier()
 
@@ -246,7 +350,9 @@ def _damaged(
     return [int(i) for i in contexts if sums[i] != checksum([norms[i], activations[i]])]
 
 
-def _cache_missing(model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int) -> None:
+def _cache_missing(
+    model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int, dtype: Dtype
+) -> None:
     """By process, every so many batches."""
     n = len(contexts.tokens)
     norms = open_array(folder / NORMS_FILE)
@@ -265,17 +371,16 @@ def _cache_missing(model: Any, contexts: Contexts, hook_names: list[str], folder
         for rows in missing[process_index() :: n_processes()]:
             try:
                 batch = run_at_hooks(model, contexts.tokens[rows].clamp(min=0), hook_names)
+                on_disk = {hook_name: stored(activations, dtype) for hook_name, activations in batch.items()}
             except ValueError as error:
                 raise ValueError(f"batch {rows.start // batch_size}: {error}") from error
             at_hooks = [torch.linalg.vector_norm(batch[name], dim=-1, dtype=torch.float64) for name in hook_names]
             norms[rows] = torch.stack(at_hooks, dim=-1).float().numpy()
             norms.flush()
-            for hook_name, activations in batch.items():
-                arrays[hook_name][rows] = activations.numpy()
+            for hook_name, activations in on_disk.items():
+                arrays[hook_name][rows] = activations
                 arrays[hook_name].flush()
-                sums[hook_name][rows] = [
-                    checksum(parts) for parts in zip(norms[rows], activations.numpy(), strict=True)
-                ]
+                sums[hook_name][rows] = [checksum(parts) for parts in zip(norms[rows], activations, strict=True)]
                 sums[hook_name].flush()
             progress.update(int(written().sum()) - progress.n)
     barrier()

@@ -1,8 +1,9 @@
 """Which tokens of a text are looked at: documents cut into contexts, some of them held out for evaluation."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,13 +13,17 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.sources import texts
 from bae_lens.distributed import is_main_process
+from bae_lens.storage import load_array, read_json, save_array, write_json, written_whole
 
 Split = Literal["train", "tune", "test"]
 HELD_OUT_EVERY = 10  # every tenth document is held out for evaluation
 TUNING_AFTER = 5  # and the fifth after it for tuning
 PADDING = -1  # in token arrays, after the end of a document shorter than the context
+CONTEXTS_FOLDER = "contexts"  # of a run, in which they are kept
+FINGERPRINTS_FILE = "fingerprints.json"  # of each split
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,40 @@ def choose_contexts(
             found = f"the text gave {wanted[split] - missing[split]} of the {wanted[split]} {split} tokens asked for"
             warnings.warn(f"{found}; add text or raise contexts_per_document", stacklevel=2)
     return {split: _stack(contexts, settings.context_size) for split, contexts in chosen.items()}
+
+
+def kept_contexts(folder: Path, choose: Callable[[], dict[str, Contexts]]) -> dict[str, Contexts]:
+    """What `choose` gives, by split, kept in `folder`, and from then on what is there: a text is tokenized once.
+
+    Raises ValueError for a folder that was damaged, and whatever `choose` does.
+    """
+    if folder.exists():
+        return _kept(folder)
+    contexts = choose()
+    if is_main_process():
+        with written_whole(folder) as partial:
+            for split, chosen in contexts.items():
+                (partial / split).mkdir(parents=True)
+                save_array(partial / split / "tokens.npy", chosen.tokens)
+                save_array(partial / split / "document.npy", chosen.document)
+            write_json(partial / FINGERPRINTS_FILE, {split: _fingerprint(each) for split, each in contexts.items()})
+    return contexts
+
+
+def _kept(folder: Path) -> dict[str, Contexts]:
+    fingerprints, contexts = read_json(folder / FINGERPRINTS_FILE), {}
+    for split, fingerprint in fingerprints.items():
+        parts = (load_array(folder / split / f"{part}.npy") for part in ("tokens", "document"))
+        contexts[split] = Contexts(*map(torch.from_numpy, parts))
+        if _fingerprint(contexts[split]) != fingerprint:
+            raise ValueError(
+                f"the {split} contexts kept in {folder} are damaged; remove that folder to choose them again"
+            )
+    return contexts
+
+
+def _fingerprint(contexts: Contexts) -> str:
+    return tensor_fingerprint(contexts.tokens, contexts.document)
 
 
 def _stack(contexts: list[tuple[int, list[int]]], context_size: int) -> Contexts:

@@ -17,6 +17,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 
+from bae_lens.activations.precision import Dtype, torch_dtype
 from bae_lens.extras import missing
 from bae_lens.storage import written_whole
 
@@ -35,12 +36,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BAE_LENS_CACHE") or user_cache_path("bae_lens"))
 
 
-def load_demo_model(device: str = "cpu", cache: Path | None = None) -> "HookedSAETransformer":
-    """SmolLM2-135M-Instruct (d_model 576, 30 layers) as a `HookedSAETransformer` in float32, without weight processing.
+def load_demo_model(device: str = "cpu", cache: Path | None = None, dtype: Dtype = "float32") -> "HookedSAETransformer":
+    """SmolLM2-135M-Instruct (d_model 576, 30 layers) as a `HookedSAETransformer`, without weight processing.
 
     The first call converts the packaged weights into `cache` (538 MB, about half a minute); see `demo_model_folder`.
     """
-    return load_hooked(demo_model_folder(cache), device)
+    return load_hooked(demo_model_folder(cache), device, dtype)
 
 
 def demo_model_folder(cache: Path | None = None) -> Path:
@@ -118,8 +119,8 @@ def _check_source(path: Path) -> None:
         )
 
 
-def load_hooked(folder: Path, device: str = "cpu") -> "HookedSAETransformer":
-    """A local model folder in the format of transformers as a `HookedSAETransformer` in float32, weights unprocessed.
+def load_hooked(folder: Path, device: str = "cpu", dtype: Dtype = "float32") -> "HookedSAETransformer":
+    """A local model folder in the format of transformers as a `HookedSAETransformer`, weights unprocessed.
 
     Any architecture that TransformerLens converts will do, whether or not it lists the model by name.
     """
@@ -130,10 +131,15 @@ def load_hooked(folder: Path, device: str = "cpu") -> "HookedSAETransformer":
     from bae_lens.saes.saelens_compat import convert_hf_model_config, get_pretrained_state_dict
 
     cfg = HookedTransformerConfig.from_dict(
-        {**convert_hf_model_config(str(folder)), "model_name": folder.name, "device": device}
+        {
+            **convert_hf_model_config(str(folder)),
+            "model_name": folder.name,
+            "device": device,
+            "dtype": torch_dtype(dtype),
+        }
     )
     model = HookedSAETransformer(cfg, AutoTokenizer.from_pretrained(folder))
-    hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(dtype))
     state_dict = get_pretrained_state_dict(str(folder), cfg, hf_model)
     model.load_and_process_state_dict(
         state_dict, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False

@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bae_lens.activations.demo_model import cache_folder, load_demo_model, load_hooked
+from bae_lens.activations.precision import Dtype, torch_dtype
 from bae_lens.storage import read_json, write_json
 
 DEMO_MODEL = "smollm2"
@@ -25,23 +27,24 @@ TOLERANCE = 1e-3  # of log-probabilities in float32; faithful conversions differ
 CHECKED_FILE = "checked_models.json"
 
 
-def load_model(name: str, device: str = "cpu", context_size: int = 1) -> Any:
+def load_model(name: str, device: str = "cpu", context_size: int = 1, dtype: Dtype = "float32") -> Any:
     """A model with hooks: `"smollm2"` (embedded), a local folder, or a name on the hub, weights unprocessed.
 
     Models that TransformerLens converts become a `HookedSAETransformer`, all others a `SAETransformerBridge`. So
     do those that TransformerLens would cut to fewer tokens than `context_size` and their own config. The first
-    time that a model is loaded, its log-probabilities of random tokens are compared with those of transformers. A
-    conversion that fails or differs is warned of, and the bridge takes its place. Which one agreed is remembered in the
-    cache folder, for this name (of a local folder, its files) and these versions of the libraries.
+    time that a model is loaded, its log-probabilities of random tokens are compared with those of transformers, in
+    float32, and on the CPU if it is to run in another dtype. A conversion that fails or differs is warned of, and the
+    bridge takes its place. Which one agreed is remembered in the cache folder, for this name (of a local folder, its
+    files) and these versions of the libraries.
     Raises ValueError if neither agrees with transformers, saying by how much each is off, ImportError if the embedded
     model is not installed, and OSError for a name that the hub does not know.
     """
     if name == DEMO_MODEL:
-        return load_demo_model(device)
+        return load_demo_model(device, dtype=dtype)
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ValueError(f"a local model folder needs a config.json, and {folder} has none")
-    loaders = _loaders(name, device)
+    loaders = _loaders(name, device, dtype)
     identity = _identity(name, list(loaders))
     known = _checked().get(identity)
     if known in loaders:
@@ -50,7 +53,8 @@ def load_model(name: str, device: str = "cpu", context_size: int = 1) -> Any:
             return model
     expected = _expected(name)
     faults, cut_short = [], False
-    for kind, load in loaders.items():
+    checked = loaders if dtype == "float32" else _loaders(name, "cpu", "float32")
+    for kind, load in checked.items():
         model, fault = _faithful(load, *expected)
         if model is not None and kind != "bridge" and _is_cut(model, name, context_size):
             model, fault, cut_short = None, f"takes {model.cfg.n_ctx} tokens at most", True
@@ -60,7 +64,10 @@ def load_model(name: str, device: str = "cpu", context_size: int = 1) -> Any:
             if not cut_short:
                 with suppress(OSError):  # a cache that cannot be written costs the next run a comparison
                     _remember(identity, kind)
-            return model
+            if dtype == "float32":
+                return model
+            del model
+            return loaders[kind]()
         faults.append(f"as a {kind} it {fault}")
         gc.collect()
     raise ValueError(f"{name} cannot be had with hooks as it is in transformers: {'; '.join(faults)}")
@@ -79,7 +86,7 @@ def resolve_hook(model: Any, hook_name: str) -> str:
     return hook_name
 
 
-def _loaders(name: str, device: str) -> dict[str, Callable[[], Any]]:
+def _loaders(name: str, device: str, dtype: Dtype) -> dict[str, Callable[[], Any]]:
     """Ways to load a model, by what it becomes, in the order in which they are tried."""
     from sae_lens import HookedSAETransformer, SAETransformerBridge
 
@@ -89,15 +96,18 @@ def _loaders(name: str, device: str) -> dict[str, Callable[[], Any]]:
     try:
         if Path(name).is_dir():
             convert_hf_model_config(name)
-            hooked["hooked model"] = lambda: load_hooked(Path(name), device)
+            hooked["hooked model"] = lambda: load_hooked(Path(name), device, dtype)
         else:
             get_official_model_name(name)
-            hooked["hooked model"] = lambda: HookedSAETransformer.from_pretrained_no_processing(name, device=device)
+            hooked["hooked model"] = lambda: HookedSAETransformer.from_pretrained_no_processing(
+                name, device=device, dtype=torch_dtype(dtype)
+            )
     except (NotImplementedError, ValueError):
         pass  # TransformerLens does not claim to convert it
     except Exception as error:  # it claims to, and stumbles over the config
         warnings.warn(f"{name} becomes a TransformerLens bridge: as a hooked model it {_raised(error)}", stacklevel=3)
-    return {**hooked, "bridge": lambda: SAETransformerBridge.boot_transformers(name, device=device)}
+    bridge = partial(SAETransformerBridge.boot_transformers, name, device=device, dtype=torch_dtype(dtype))
+    return {**hooked, "bridge": bridge}
 
 
 def _faithful(

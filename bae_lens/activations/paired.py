@@ -1,6 +1,7 @@
 """Cached activations at two hooks, row by row, as a transcoder is trained on them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
 import torch
 from jaxtyping import Float
@@ -30,8 +31,16 @@ class PairedActivations:
         """That of both sides."""
         return PairStandardization(self.source.standardization, self.target.standardization)
 
-    def shuffled(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Float[Tensor, "batch _"]]:
+    @property
+    def order(self) -> str | None:
+        """That of both sides; see `CachedActivations`."""
+        return self.source.order
+
+    def shuffled(
+        self, batch_size: int, seed: int, start_step: int = 0, device: str = "cpu"
+    ) -> Generator[Float[Tensor, "batch _"], None, None]:
         """The batches of `CachedActivations.shuffled`, the same tokens in the same order, (batch, d_in + d_out)."""
-        sides = (side.shuffled(batch_size, seed, start_step) for side in (self.source, self.target))
-        for source, target in zip(*sides, strict=True):
-            yield torch.cat([source, target], dim=-1)
+        sides = [side.shuffled(batch_size, seed, start_step, device) for side in (self.source, self.target)]
+        with closing(sides[0]), closing(sides[1]):
+            for source, target in zip(*sides, strict=True):
+                yield torch.cat([source, target], dim=-1)

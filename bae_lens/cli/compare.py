@@ -11,6 +11,7 @@ import tyro
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import DEMO_MODEL
+from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import run_experiment, summary
@@ -64,8 +65,15 @@ class Compare:
     """Seed of the choice of documents."""
     every_help: bool = True
     """Measure codes with every help too: chosen for the decoder. Takes most of the time of measuring."""
+    model_dtype: Dtype = "float32"
+    """In which the model runs: half of the memory, and on a GPU less time, in bfloat16 or float16."""
+    cache_dtype: Dtype = "float32"
+    """In which activations are kept on disk. In bfloat16 or float16 they take half of the room; a BAE on layer 10 of
+    SmolLM2 explained .7396 of the variance with either, .7399 with float32, where two seeds differ by .003."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
+    model_device: str | None = None
+    """Where the model runs, if elsewhere."""
 
     def run(self) -> str:
         """Compares, writes the results into `output`, and returns the table.
@@ -90,8 +98,13 @@ class Compare:
             self.seed,
             self.seeds,
             self.every_help,
+            self.model_dtype,
+            self.cache_dtype,
         )
-        return summary(run_experiment(experiment, self.contenders, self.output, self.device), self.output)
+        comparison = run_experiment(
+            experiment, self.contenders, self.output, self.device, model_device=self.model_device
+        )
+        return summary(comparison, self.output)
 
     def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
         """The dictionaries of the config file, or those of `architectures` at the width of the hook."""

@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bae_lens.activations.contexts import CONTEXTS_FOLDER
 from bae_lens.activations.models import load_model
+from bae_lens.activations.precision import check_dtype
 from bae_lens.activations.sources import load_text, located
 from bae_lens.cli.device import check_device
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import TABLE, Comparison
 from bae_lens.comparison.run import OnMeasured, compare
 from bae_lens.extras import COMMANDS, missing_packages
+from bae_lens.report.card import write_cards
 from bae_lens.storage import OnStage, check_folder, unwatched
 
 REPORT_LIBRARIES = ("jinja2", "markupsafe", "matplotlib", "plotly")
@@ -27,20 +30,26 @@ def run_experiment(
     device: str,
     on_stage: OnStage = unwatched,
     on_measured: OnMeasured = unwatched,
+    model_device: str | None = None,
 ) -> Comparison:
-    """Loads what the experiment names, compares, and writes results and, if its libraries are there, a report.
+    """Loads what the experiment names, compares, and writes results, cards and, if its libraries are there, a report.
 
-    `contenders` makes the dictionaries for the loaded model and the hook. Raises ValueError, before anything
-    is written, for sizes, devices, folders, texts, models and hooks that cannot be. `on_stage` and `on_measured` are
-    told how it goes on; see `compare`.
+    `contenders` makes the dictionaries for the loaded model and the hook. The text is read once: what a later start in
+    `folder` needs of it is kept there. The model runs on `model_device`, if that is another one. Raises ValueError,
+    before anything is written, for sizes, devices, folders, texts, models and hooks that cannot be. `on_stage` and
+    `on_measured` are told how it goes on; see `compare`.
     """
+    model_device = model_device or device
     check_device(device)
+    check_device(model_device)
+    check_dtype(experiment.model_dtype, model_device)
     check_folder(folder)
     experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
     on_stage(LOADING, None)
     start = time.monotonic()
-    text = load_text(experiment.dataset, experiment.text_column, experiment.dataset_split)
-    model = load_model(experiment.model, device, experiment.contexts.context_size)
+    source = (experiment.dataset, experiment.text_column, experiment.dataset_split)
+    text = None if (folder / CONTEXTS_FOLDER).exists() else load_text(*source)
+    model = load_model(experiment.model, model_device, experiment.contexts.context_size, experiment.model_dtype)
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
     on_stage(LOADING, loading)
@@ -54,6 +63,7 @@ def run_experiment(
         write_pictures(comparison, folder)
         write_report(comparison, folder)
         on_stage(REPORT, time.monotonic() - start)
+    write_cards(comparison, folder)
     return comparison
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "five dictionaries side by side on a small language model and a text that come with it",
     "train": "train one dictionary on a language model's activations and measure it",
     "compare": "tune, train and measure dictionaries side by side",
+    "upload": "upload dictionaries and their model cards to the Hugging Face hub",
     "comsem": "explain features and ask a judge whether the explanations fit",
     "entropy": "estimate the entropy of vectors in a file",
     "dynamics": "the entropy of a language model's activations by layer and position",

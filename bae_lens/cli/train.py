@@ -7,6 +7,7 @@ from typing import Any
 
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.models import DEMO_MODEL
+from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import run_experiment, summary
@@ -58,8 +59,15 @@ class Train:
     """How long each dictionary is trained, and on how much at a time."""
     seed: int = 0
     """Seed of the choice of documents, the order of tokens and the initial weights."""
+    model_dtype: Dtype = "float32"
+    """In which the model runs: half of the memory, and on a GPU less time, in bfloat16 or float16."""
+    cache_dtype: Dtype = "float32"
+    """In which activations are kept on disk. In bfloat16 or float16 they take half of the room; a BAE on layer 10 of
+    SmolLM2 explained .7396 of the variance with either, .7399 with float32, where two seeds differ by .003."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionary run."""
+    model_device: str | None = None
+    """Where the model runs, if elsewhere."""
 
     def run(self) -> str:
         """Trains, writes dictionary and results into `output`, and returns the table."""
@@ -73,6 +81,8 @@ class Train:
             self.training,
             seed=self.seed,
             seeds=(self.seed,),
+            model_dtype=self.model_dtype,
+            cache_dtype=self.cache_dtype,
         )
         spec = self.spec()
 
@@ -81,7 +91,8 @@ class Train:
 
         with joined(self.device) as device:
             check_alike(flat(asdict(self)))
-            return summary(run_experiment(experiment, contenders, self.output, device), self.output)
+            comparison = run_experiment(experiment, contenders, self.output, device, model_device=self.model_device)
+            return summary(comparison, self.output)
 
     def spec(self) -> DictionarySpec:
         """The dictionary that the flags describe. Raises ValueError for flags that contradict."""

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.models import resolve_hook
+from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import TEXT_COLUMN
 from bae_lens.training.recipe import Recipe, TrainingSettings
 
@@ -39,6 +41,10 @@ class Experiment:
     """Seeds of the trainings: of the order of tokens and the initial weights."""
     every_help: bool = True
     """Whether codes are measured with every help too, see `BestCode`, which takes most of the time of measuring."""
+    model_dtype: Dtype = "float32"
+    """In which the model runs."""
+    cache_dtype: Dtype = "float32"
+    """In which activations are kept on disk."""
 
     def __post_init__(self) -> None:
         """Raises ValueError without seeds or with one twice, for an L0 of 0, and for fewer tokens than a batch."""
@@ -51,6 +57,10 @@ class Experiment:
             raise ValueError(f"l0 must be positive, got {self.l0}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different, at least one, got {list(self.seeds)}")
+
+    def seed_folder(self, folder: Path, seed: int) -> Path:
+        """Where in a comparison's folder the dictionaries of a seed are kept, under `dictionaries`."""
+        return folder if seed == self.seeds[0] else folder / "seeds" / str(seed)
 
 
 @dataclass(frozen=True)

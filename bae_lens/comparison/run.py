@@ -12,7 +12,7 @@ import torch
 from sae_lens import SAE
 
 from bae_lens.activations.cache import CachedActivations, cache_activations
-from bae_lens.activations.contexts import choose_contexts
+from bae_lens.activations.contexts import CONTEXTS_FOLDER, choose_contexts, kept_contexts
 from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import resolve_hook
@@ -54,17 +54,18 @@ def compare(
 ) -> Comparison:
     """Trains and measures all contenders on the activations of one pass of the model over the text.
 
-    `model` is a TransformerLens model with hooks, `documents` a dataset with a column `text`; `experiment` gives their
-    names and everything else that the contenders share. Every contender sees the same tokens in the same order; each
+    `model` is a TransformerLens model with hooks, `documents` a dataset with a column `text`, which is not looked at if
+    `folder` keeps the contexts of an earlier start; `experiment` gives their names and everything else that the
+    contenders share. Every contender sees the same tokens in the same order; each
     seed gives another order. Of its trials, all trained with the first seed, the one chosen has the largest explained
     variance on the tuning documents among those within 25 % of the asked informative L0, or else the L0 nearest to it;
     it is then trained with the other seeds. Everything reported is measured on test documents. (The first seed's run is
     the one that was chosen, which favors it a little over the others.)
 
-    `folder` keeps the activations, every dictionary (`dictionaries/NAME`, other seeds under `seeds`, other trials
-    under `trials`), `result.json` and SAEBench's keys in `saebench`. An interrupted comparison goes on where it
-    stopped, and nothing that is finished is done again. `loading_seconds` is what model and text took to load, for the
-    report. `on_stage` is told of stages as by a `Stopwatch`, `on_measured` of each dictionary as soon as it is
+    `folder` keeps the contexts, their activations, every dictionary (`dictionaries/NAME`, other seeds under `seeds`,
+    other trials under `trials`), `result.json` and SAEBench's keys in `saebench`. An interrupted comparison goes on
+    where it stopped, and nothing that is finished is done again. `loading_seconds` is what model and text took to load,
+    for the report. `on_stage` is told of stages as by a `Stopwatch`, `on_measured` of each dictionary as soon as it is
     measured. Several processes share the pass and the training; all but the first end after it.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
@@ -89,12 +90,17 @@ def compare(
         stopwatch = Stopwatch(folder, on_stage)
         stopwatch.add("load model and text", loading_seconds)
         with stopwatch.stage("choose contexts"):
-            shuffled = documents.shuffle(seed=experiment.seed)
             tune = any(len(contender.trials) > 1 for contender in contenders.values())
-            contexts = choose_contexts(model.tokenizer, shuffled, experiment.contexts, experiment.seed, tune=tune)
+            settings = (experiment.contexts, experiment.seed)
+            contexts = kept_contexts(
+                folder / CONTEXTS_FOLDER,
+                lambda: choose_contexts(model.tokenizer, documents.shuffle(seed=experiment.seed), *settings, tune=tune),
+            )
         with stopwatch.stage("activations"):
             splits = {
-                split: cache_activations(model, chosen, hooks, folder / "activations" / split)
+                split: cache_activations(
+                    model, chosen, hooks, folder / "activations" / split, dtype=experiment.cache_dtype
+                )
                 for split, chosen in contexts.items()
             }
         comparison = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device, on_measured).result()
@@ -147,7 +153,7 @@ class _Comparing:
         trained = {}
         for name, (recipe, _) in chosen.items():
             for seed in self.experiment.seeds:
-                trained[name, seed] = self._train(name, recipe, seed, self._seed_folder(seed))
+                trained[name, seed] = self._train(name, recipe, seed, self.experiment.seed_folder(self.folder, seed))
                 if n_processes() == 1:  # several measure when all trainings, which they share, are done
                     self.on_measured(name, self._measure(name, seed, trained[name, seed].sae))
         leave_the_rest_to_the_first()
@@ -172,11 +178,8 @@ class _Comparing:
     def _states(self, split: str) -> CachedActivations:
         return self.splits[split][self.experiment.hook_name]
 
-    def _seed_folder(self, seed: int) -> Path:
-        return self.folder if seed == self.experiment.seeds[0] else self.folder / "seeds" / str(seed)
-
     def _home(self, name: str, seed: int) -> Path:
-        return self._seed_folder(seed) / "dictionaries" / name
+        return self.experiment.seed_folder(self.folder, seed) / "dictionaries" / name
 
     def _choose(self, name: str, contender: Contender) -> tuple[Recipe, list[Trial]]:
         """The recipe to use, and what it was chosen from; its dictionary of the first seed is trained already."""

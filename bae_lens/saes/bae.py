@@ -60,7 +60,7 @@ class BAE(BinaryCode[BAEConfig]):
 
     def _encode_alone(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
         """The encoder's own code (Eq. 2), no bit of it flipped."""
-        return self.hook_sae_acts_post(self.code_of(self.pre_activation(self.process_sae_in(x))))
+        return self.hooked_code(self.code_of(self.pre_activation(self.process_sae_in(x))))
 
     def code_of(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The encoder's own code, 0 or 1, from its pre-activations."""
@@ -89,7 +89,7 @@ class BAE(BinaryCode[BAEConfig]):
             max_flips,
             self._couplings(self.W_dec, len(target)),
         )
-        return self.hook_sae_acts_post(optimized.view_as(feature_acts))
+        return self.hooked_code(optimized.view_as(feature_acts))
 
     @torch.no_grad()
     def encode_packed(self, x: Float[Tensor, "batch d_in"], rows_at_once: int = 1024) -> UInt8[Tensor, "batch n_bytes"]:

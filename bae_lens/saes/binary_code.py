@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from bae_lens.functional.sparse_matmul import sparse_matmul
+from bae_lens.functional.strength import activation_strength
+from bae_lens.saes.saelens_compat import HookPoint
 
 Config = TypeVar("Config", bound=SAEConfig)
 
@@ -36,7 +38,12 @@ class StatisticsInFloat32(nn.Module):
 
 
 class BinaryCode(StatisticsInFloat32, SAE[Config], ABC):
-    """A dictionary whose features are 0 or 1: `step(x @ W_enc + b_enc) @ W_dec + b_dec` (Eq. 1-2)."""
+    """A dictionary whose features are 0 or 1: `step(x @ W_enc + b_enc) @ W_dec + b_dec` (Eq. 1-2).
+
+    Beside SAELens' hook points it has `hook_sae_acts_strength`: the activation strength `log2 |h - prior|` of each bit
+    that `hook_sae_acts_post` gives (section 4.1), (..., d_sae) in bits, at most 0, NaN while the prior is unknown. It
+    is computed where a hook or a cache asks for it, and is there to be read: what a hook returns changes nothing.
+    """
 
     is_binary: ClassVar[bool] = True
     b_enc: nn.Parameter
@@ -45,6 +52,11 @@ class BinaryCode(StatisticsInFloat32, SAE[Config], ABC):
     bit_price: Tensor
     """Squared error that a bit of the code is worth, of the activations that the weights are for; () in float32, NaN
     while unknown."""
+
+    def __init__(self, cfg: Config, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        self.hook_sae_acts_strength = HookPoint()
+        self.setup()
 
     @override
     def initialize_weights(self) -> None:
@@ -70,6 +82,14 @@ class BinaryCode(StatisticsInFloat32, SAE[Config], ABC):
     def pre_activation(self, sae_in: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """`x @ W_enc + b_enc` of what `process_sae_in` gives (Eq. 2)."""
         return self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
+
+    def hooked_code(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """What the hooks of `hook_sae_acts_post` make of a code; those of `hook_sae_acts_strength` see its strength."""
+        feature_acts = self.hook_sae_acts_post(feature_acts)
+        if self.hook_sae_acts_strength._forward_hooks:
+            strength = activation_strength(feature_acts, self.prior)
+            self.hook_sae_acts_strength(strength.where(self.prior.any(), torch.nan))
+        return feature_acts
 
     @override
     def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:

@@ -108,7 +108,7 @@ class TrainingBinaryTopK(TrainingBAE):
         self, x: Float[Tensor, "*input"]
     ) -> tuple[Float[Tensor, "*batch d_sae"], Float[Tensor, "*batch d_sae"]]:
         hidden_pre = self.pre_activation(self.process_sae_in(x))
-        return self.hook_sae_acts_post(step_of_largest(hidden_pre, self.cfg.k, self.cfg.surrogate)), hidden_pre
+        return self.hooked_code(step_of_largest(hidden_pre, self.cfg.k, self.cfg.surrogate)), hidden_pre
 
     @override
     def _update_statistics(

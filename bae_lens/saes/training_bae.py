@@ -78,7 +78,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         self, x: Float[Tensor, "*input"]
     ) -> tuple[Float[Tensor, "*batch d_sae"], Float[Tensor, "*batch d_sae"]]:
         hidden_pre = self.pre_activation(self.process_sae_in(x))
-        return self.hook_sae_acts_post(step(hidden_pre, self.cfg.surrogate)), hidden_pre
+        return self.hooked_code(step(hidden_pre, self.cfg.surrogate)), hidden_pre
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:

@@ -19,6 +19,8 @@ class TrainingSettings:
     """Tokens per optimizer step, at least 2: a BAE's penalties are statistics of the batch."""
     lr_decay: float = 0.2
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
+    autocast: bool = False
+    """Whether matrices are multiplied in bfloat16, as SAELens does it; weights stay in float32."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that no training can have."""
@@ -45,7 +47,8 @@ class Recipe:
 
     cfg: TrainingSAEConfig
     """SAELens training config, of any registered architecture; `normalize_activations` must be "none". A binary code's
-    own `standardize_activations` is turned off: what it is trained on is standardized by all of the corpus."""
+    own `standardize_activations` is turned off: what it is trained on is standardized by all of the corpus. One that is
+    trained in less than float32 is saved in float32, which can absorb that."""
     lr: float
     """Learning rate of Adam."""
 

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,10 +95,11 @@ def train_dictionary(
     finished, checkpoints = folder / "dictionaries" / name, folder / "checkpoints" / name
     source = {
         "recipe": recipe.to_dict(),
-        "training": asdict(settings),
+        "training": {name: value for name, value in asdict(settings).items() if value is not False},
         "seed": seed,
         "hooks": list(activations.widths),
         "activations": activations.identity,
+        **({} if activations.order is None else {"order": activations.order}),
     }
     if not finished.exists():
         cfg = _at_hooks(recipe.cfg, activations, metadata or {})
@@ -185,6 +186,7 @@ class _Run:
                 lr_end=lr,
                 lr_decay_steps=round(settings.lr_decay * settings.steps),
                 device=device,
+                autocast=settings.autocast,
                 dead_feature_window=max(1, min(1000, settings.steps // DEAD_WINDOW_SHARE)),
             ),
             sae,
@@ -211,7 +213,7 @@ class _Run:
         barrier()
 
     def _save(self, folder: Path) -> None:
-        sae = self.trainer.sae
+        sae = self.trainer.sae.to(dtype=torch.promote_types(self.trainer.sae.dtype, torch.float32))
         self.activations.standardization.fold_into(sae)
         self.trainer.set_final_sae_metadata()
         with written_whole(folder) as partial:
@@ -220,7 +222,8 @@ class _Run:
 
     def _train(self) -> None:
         trainer, settings = self.trainer, self.settings
-        batches = self.activations.shuffled(settings.batch_size, self.source["seed"], trainer.n_training_steps)
+        where = (trainer.n_training_steps, trainer.cfg.device)
+        batches = self.activations.shuffled(settings.batch_size, self.source["seed"], *where)
         saved = time.monotonic()
         progress = tqdm(
             total=settings.steps, initial=trainer.n_training_steps, unit="step", disable=not is_main_process()
@@ -228,7 +231,7 @@ class _Run:
         progress.set_description(f"training {self.name}")
         if trainer.cfg.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(trainer.cfg.device)
-        with progress, _interruption() as interrupted:
+        with progress, closing(batches), _interruption() as interrupted:
             while trainer.n_training_steps < settings.steps:
                 self._step(next(batches))
                 progress.update()
@@ -261,9 +264,7 @@ class _Run:
         self.seconds += time.perf_counter() - start
 
     def _check_loss(self) -> None:
-        """Raises ValueError unless the last loss is finite. Waits for the device, so elsewhere than on a CPU it is asked
-        only for what is shown or saved.
-        """
+        """Raises ValueError unless the last loss is finite, for which it waits for the device."""
         if not torch.isfinite(self.loss):
             raise ValueError(
                 f"the loss of {self.name} is {self.loss.item()} at step {self.trainer.n_training_steps}; "

@@ -12,11 +12,13 @@ from sae_lens import HookedSAETransformer
 from sae_lens.registry import get_sae_training_class
 from transformers import PreTrainedTokenizerFast
 
+from bae_lens.activations import batch_order
+from bae_lens.activations import cache as cache_module
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.activations.contexts import PADDING, Contexts, ContextSettings, choose_contexts
 from bae_lens.activations.forward import hook_widths
 from bae_lens.saes.standardization import Standardization
-from bae_lens.storage import locked
+from bae_lens.storage import checksum, locked
 
 HOOK = "blocks.0.hook_resid_post"
 SETTINGS = ContextSettings(context_size=9, cached_tokens=640, held_out_tokens=80, contexts_per_document=2)
@@ -332,6 +334,138 @@ def test_batches_from_a_later_step_are_those_of_the_whole_run(states):
     assert torch.equal(next(states.shuffled(64, seed=0, start_step=13)), expected)
 
 
+@pytest.fixture
+def small_windows(states, monkeypatch):
+    """Blocks of 32 rows, of which the 80 contexts of 9 have 22.5, in windows of 4."""
+    for module in (cache_module, batch_order):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 32)
+        monkeypatch.setattr(module, "WINDOW_BLOCKS", 4)
+    return states
+
+
+def rows_of_batches(states, monkeypatch, *arguments):
+    """Which rows each batch holds, endlessly."""
+    monkeypatch.setattr(states, "_gather", lambda rows, pinned: rows)  # noqa: ARG005
+    return states._gathered(*arguments, pinned=False)
+
+
+def test_windows_do_not_show_in_the_batches(small_windows, monkeypatch):
+    batches = rows_of_batches(small_windows, monkeypatch, 50, 3, 0)
+    epochs = [[next(batches) for _ in range(640 // 50)] for _ in range(2)]
+    for epoch in epochs:
+        assert [len(rows) for rows in epoch] == [50] * 12
+        assert len(torch.cat(epoch).unique()) == 600
+        assert torch.isin(torch.cat(epoch), small_windows.content).all()
+    assert epochs[0][0].tolist() != epochs[1][0].tolist()
+    assert small_windows.order == batch_order.NAME
+    for step in (0, 3, 11, 12, 13, 23):
+        assert torch.equal(
+            next(rows_of_batches(small_windows, monkeypatch, 50, 3, step)), [*epochs[0], *epochs[1]][step]
+        )
+
+
+def test_a_batch_holds_rows_of_many_documents(small_windows, monkeypatch):
+    rows = next(rows_of_batches(small_windows, monkeypatch, 64, 0, 0))
+    documents = small_windows.contexts.document[rows // 9]
+    assert len((rows // 32).unique()) == 4  # blocks
+    assert len(documents.unique()) >= 8  # each of some 16 rows
+    neighbors = (documents[1:] == documents[:-1]).float().mean()
+    assert neighbors < 0.35  # where all lie together it is nearly 1, and mixed at random about 1/8
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_batches_of_several_processes_are_those_of_one(small_windows, monkeypatch, n):
+    states = small_windows
+    whole = states.shuffled(50, seed=1)
+    parts = []
+    for index in range(n):
+        with monkeypatch.context() as patch:
+            patch.setattr(cache_module, "shard", lambda rows, index=index: rows.tensor_split(n)[index])
+            own = states.shuffled(50, seed=1)
+            parts.append([next(own) for _ in range(14)])
+    for step in zip(*parts, strict=True):
+        assert torch.equal(torch.cat(step), next(whole))
+
+
+def test_what_was_checked_once_is_not_checked_again_until_it_changes(states, monkeypatch):
+    summed = []
+    monkeypatch.setattr(cache_module, "checksum", lambda arrays: (summed.append(1), checksum(arrays))[1])
+    standardization = states.standardization
+    assert len(summed) == 80
+    summed.clear()
+    again = CachedActivations(states.folder, HOOK)
+    assert torch.equal(again.standardization.mean, standardization.mean)
+    assert again.standardization.scale == standardization.scale
+    assert torch.equal(next(again.shuffled(64, seed=0)), next(states.shuffled(64, seed=0)))
+    assert len(again.rows(again.content)) == 640
+    assert summed == [1]  # of the norms
+    damage(states.folder / HOOK / "activations.npy", 3, 4, 5)
+    with pytest.raises(ValueError, match=r"1 contexts in .* are damaged"):
+        _ = CachedActivations(states.folder, HOOK).standardization
+
+
+def test_what_is_not_content_is_checked_too(tiny_model, tmp_path):
+    tokens = torch.tensor([[0, 4, 5, 6], [0, PADDING, PADDING, PADDING]])
+    states = cache_activations(tiny_model, Contexts(tokens, torch.tensor([1, 2])), [HOOK], tmp_path)[HOOK]
+    damage(tmp_path / HOOK / "activations.npy", 1, 0, 0)
+    with pytest.raises(ValueError, match="1 contexts in"):
+        _ = states.standardization
+
+
+def test_a_cache_without_its_standardization_is_read_once_more(states):
+    first = states.standardization
+    path = states.folder / HOOK / "standardization.json"
+    for content in (None, "{}", "half of a fi"):
+        path.unlink() if content is None else path.write_text(content)
+        assert CachedActivations(states.folder, HOOK).standardization.scale == first.scale
+        assert json.loads(path.read_text())["scale"] == first.scale
+
+
 def test_less_content_than_a_batch_is_refused(states):
     with pytest.raises(ValueError, match="a batch of 641 needs as many tokens, but only 640"):
         next(states.shuffled(641, seed=0))
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [("float16", 11), ("bfloat16", 8)])
+def test_half_precision_on_disk_is_the_nearest_number(tiny_model, contexts, states, tmp_path, dtype, digits):
+    half = cache_activations(tiny_model, contexts, [HOOK], tmp_path / dtype, dtype=dtype)[HOOK]
+    assert half.activations.itemsize == 2
+    assert half.dtype == dtype
+    x, exact = half.rows(half.content), states.rows(states.content)
+    assert x.dtype == torch.float32
+    assert torch.equal(x, exact.to(getattr(torch, dtype)).float())
+    assert (x / exact - 1)[exact.abs() > 1e-2].abs().max() < 2.0**-digits
+    assert torch.equal(half.content, states.content)
+    assert torch.equal(next(half.shuffled(64, 0)), half.standardization(half.rows(rows_of_first(half))))
+    again = cache_activations(tiny_model, contexts, [HOOK], tmp_path / dtype, dtype=dtype)[HOOK]
+    assert again.dtype == dtype
+    damage(tmp_path / dtype / HOOK / "activations.npy", 3, 4, 5)
+    with pytest.raises(ValueError, match="1 contexts in"):
+        CachedActivations(tmp_path / dtype, HOOK).rows(torch.arange(27, 36))
+
+
+def rows_of_first(states):
+    seed = int(np.random.SeedSequence([0, 0]).generate_state(1)[0])
+    return states.content[torch.randperm(len(states.content), generator=torch.Generator().manual_seed(seed))[:64]]
+
+
+def test_a_cache_is_of_one_dtype(tiny_model, contexts, states):
+    with pytest.raises(ValueError, match=r"dtype: nothing there, 'float16' now"):
+        cache_activations(tiny_model, contexts, [HOOK], states.folder, dtype="float16")
+
+
+def test_activations_that_float16_does_not_hold_are_refused_and_named(tiny_model, contexts, tmp_path, monkeypatch):
+    run = tiny_model.run_with_cache
+
+    def larger(tokens, **kwargs):
+        output, cache = run(tokens, **kwargs)
+        if HOOK in cache:
+            cache[HOOK][3, 4, 5] = 70000.0
+        return output, cache
+
+    hook_widths(tiny_model, [HOOK])
+    monkeypatch.setattr(tiny_model, "run_with_cache", larger)
+    with pytest.raises(
+        ValueError, match=r"batch 0: activations of up to 7e\+04 do not fit in float16, which ends at 6.55"
+    ):
+        cache_activations(tiny_model, contexts, [HOOK], tmp_path, dtype="float16")

@@ -1,9 +1,17 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from bae_lens.activations.contexts import PADDING, ContextSettings, choose_contexts, held_out_documents, split_of
+from bae_lens.activations.contexts import (
+    PADDING,
+    ContextSettings,
+    choose_contexts,
+    held_out_documents,
+    kept_contexts,
+    split_of,
+)
 
 SETTINGS = ContextSettings(context_size=9, cached_tokens=640, held_out_tokens=80, contexts_per_document=2)
 
@@ -98,3 +106,28 @@ def test_sizes_must_be_positive():
 def test_row_without_text_is_named(tiny_tokenizer):
     with pytest.raises(ValueError, match="row 1 of the text holds None instead of a string"):
         choose_contexts(tiny_tokenizer, [{"text": "w1 w2"}, {"text": None}], SETTINGS)
+
+
+def test_kept_contexts_are_chosen_once(tiny_tokenizer, tiny_dataset, tmp_path):
+    chosen = choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS, tune=True)
+    assert kept_contexts(tmp_path / "contexts", lambda: chosen) is chosen
+    again = kept_contexts(tmp_path / "contexts", lambda: pytest.fail("chosen again"))
+    assert again.keys() == {"train", "test", "tune"}
+    for split, contexts in chosen.items():
+        assert torch.equal(again[split].tokens, contexts.tokens)
+        assert torch.equal(again[split].document, contexts.document)
+
+
+def test_contexts_that_were_damaged_are_refused(tiny_tokenizer, tiny_dataset, tmp_path):
+    kept_contexts(tmp_path / "contexts", lambda: choose_contexts(tiny_tokenizer, tiny_dataset, SETTINGS))
+    tokens = np.load(tmp_path / "contexts" / "test" / "tokens.npy", mmap_mode="r+")
+    tokens[0, 1] += 1
+    tokens.flush()
+    with pytest.raises(ValueError, match=r"the test contexts kept in .* are damaged; remove that folder"):
+        kept_contexts(tmp_path / "contexts", dict)
+
+
+def test_contexts_that_could_not_be_chosen_are_not_kept(tiny_tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="no train document among 0"):
+        kept_contexts(tmp_path / "contexts", lambda: choose_contexts(tiny_tokenizer, [], SETTINGS))
+    assert not (tmp_path / "contexts").exists()

@@ -250,3 +250,17 @@ def test_damaged_memory_of_comparisons_is_as_good_as_none(tiny_model_folder):
     models.cache_folder().mkdir()
     (models.cache_folder() / models.CHECKED_FILE).write_text('["half')
     assert isinstance(load_model(str(tiny_model_folder)), HookedSAETransformer)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_in_half_precision_is_checked_in_float32(tiny_model_folder, dtype, monkeypatch):
+    compared = []
+    expected = models._expected
+    monkeypatch.setattr(models, "_expected", lambda name: (compared.append(name), expected(name))[1])
+    model, known, exact = (models.load_model(str(tiny_model_folder), dtype=each) for each in (dtype, dtype, "float32"))
+    assert len(compared) == 1
+    tokens = torch.tensor([[4, 5, 6]])
+    for half in (model, known):
+        assert {weights.dtype for weights in half.parameters()} == {getattr(torch, dtype)}
+        difference = (half(tokens).float() - exact(tokens)).abs().max()
+        assert 0 < difference < 0.05

@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from sae_lens import SAE, Transcoder
 from transformers import LlamaForCausalLM
 
 import bae_lens
 from bae_lens import BAE, extras
+from bae_lens.activations import precision
 from bae_lens.cli import main as cli
 from bae_lens.cli.demo import Demo
 from bae_lens.saes.transcoder import hooks_of
@@ -53,6 +56,41 @@ def test_train_writes_report_result_and_dictionary(train, tmp_path, capsys):
     bae = SAE.load_from_disk(tmp_path / "run" / "dictionaries" / "bae")
     assert isinstance(bae, BAE)
     assert bae.cfg.to_dict()["metadata"]["training_architecture_details"]["target_l0"] == 8
+    card = (tmp_path / "run" / "dictionaries" / "bae" / "README.md").read_text(encoding="utf-8")
+    metrics = json.loads((tmp_path / "run" / "dictionaries" / "bae" / "metrics.json").read_text())
+    assert f"\n| explained variance | {metrics['explained_variance']:.3f} | " in card
+    assert "](explained_variance_by_bits.png)" in card
+    assert (tmp_path / "run" / "dictionaries" / "bae" / "explained_variance_by_bits.png").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_train_in_half_precision(train, tmp_path, dtype):
+    train("--model-dtype", dtype, "--cache-dtype", dtype, "--autocast")
+    run = tmp_path / "run"
+    array = np.load(run / "activations" / "train" / "blocks.0.hook_resid_post" / "activations.npy", mmap_mode="r")
+    assert array.itemsize == 2
+    result = json.loads((run / "result.json").read_text())
+    assert result["experiment"]["model_dtype"] == result["experiment"]["cache_dtype"] == dtype
+    assert result["dictionaries"][0]["runs"][0]["metrics"]["explained_variance"] > 0.1
+
+
+def test_a_dtype_that_the_device_cannot_do_is_refused_in_a_sentence(train, monkeypatch, capsys):
+    monkeypatch.setattr(precision, "torch_dtype", lambda name: torch.quint8 if name == "float16" else torch.float32)
+    with pytest.raises(SystemExit) as end:
+        train("--model-dtype", "float16")
+    assert end.value.code == 2
+    assert re.search(
+        r"error: the device cpu cannot compute in float16: .*; choose another dtype\n", capsys.readouterr().err
+    )
+
+
+def test_train_goes_on_without_the_text(train, words, tmp_path):
+    train("--set", "target_l0", "8")
+    first = (tmp_path / "run" / "dictionaries" / "bae" / "sae_weights.safetensors").read_bytes()
+    words.unlink()
+    shutil.rmtree(tmp_path / "run" / "dictionaries")
+    train("--set", "target_l0", "8")
+    assert (tmp_path / "run" / "dictionaries" / "bae" / "sae_weights.safetensors").read_bytes() == first
 
 
 def test_train_runs_on_a_bridge_and_resolves_its_aliases(train, tmp_path, monkeypatch):
@@ -317,7 +355,7 @@ dictionaries:
     [
         ("sedes: [1]", "contexts, dataset, dataset_split, device, every_help, expansion"),
         ("output: here", "dictionaries at the top, got {'output': 'here'}"),
-        ("training: {batch: 3}", "takes batch_size, lr_decay, training_tokens here"),
+        ("training: {batch: 3}", "takes autocast, batch_size, lr_decay, training_tokens here"),
         ("expansion: four", "expansion: Input should be a valid integer, got 'four'"),
         ("expansion: 4.5", "expansion: Input should be a valid integer, got 4.5"),
         ("training: {batch_size: 1}", "batch_size must be at least 2, got 1"),

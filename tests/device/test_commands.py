@@ -80,6 +80,16 @@ def test_compare(run, tmp_path, shadow):
     assert explained(tmp_path / shadow) == pytest.approx(explained(tmp_path / "cpu"), rel=1e-3)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_model_on_another_device_than_its_dictionary(run, tmp_path, shadow, swapped):
+    devices = [shadow, "cpu"] if swapped else ["cpu", shadow]
+    where = ["--output", tmp_path / "two", "--device", devices[0], "--model-device", devices[1]]
+    alone = ["--output", tmp_path / "one", "--device", "cpu"]
+    for each in (where, alone):
+        run("train", *run.source, *SIZES.split(), "--hook-name", "blocks.0.hook_resid_post", *each)
+    assert explained(tmp_path / "two") == pytest.approx(explained(tmp_path / "one"), rel=1e-3)
+
+
 def test_entropy(run, tmp_path, shadow):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32))
     bits = []

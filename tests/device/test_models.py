@@ -1,9 +1,11 @@
 """A language model on the shadow device, and what is done with it: caches, training, evaluation, steering, ComSem."""
 
 import signal
+import threading
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sae_lens import SAE, HookedSAETransformer, StandardTrainingSAEConfig, TopKTrainingSAEConfig
@@ -96,6 +98,32 @@ def test_the_pass_of_the_model_is_cached_from_it(cached, shadow):
             found = cached[shadow][split][hook]
             assert_close(torch.from_numpy(found.activations.copy()), torch.from_numpy(expected.activations.copy()))
             assert torch.equal(found.content, expected.content)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_batches_that_a_thread_has_ready_are_those_of_the_cpu(cached, shadow, paired):
+    sides = cached["cpu"]["train"]
+    states = PairedActivations(sides[HOOK_IN], sides[HOOK_OUT]) if paired else sides[HOOK]
+    before = threading.active_count()
+    there, here = states.shuffled(64, 1, 3, shadow), states.shuffled(64, 1, 3)
+    for _ in range(20):
+        batch = next(there)
+        assert batch.device.type == shadow
+        assert torch.equal(batch.cpu(), next(here))
+    assert threading.active_count() == before + (2 if paired else 1)
+    there.close()
+    assert threading.active_count() == before
+
+
+def test_what_a_thread_finds_damaged_is_raised_where_batches_are_taken(cached, shadow):
+    states = cached["cpu"]["train"][HOOK]
+    assert states.standardization.scale > 0
+    states._unchecked[:] = True
+    array = np.lib.format.open_memmap(states.folder / HOOK / "activations.npy", mode="r+")
+    array[3] += 1
+    batches = states.shuffled(64, 0, device=shadow)
+    with pytest.raises(ValueError, match=r"1 contexts in .* are damaged"):
+        next(batches)
 
 
 @pytest.mark.parametrize("kind", RECIPES)

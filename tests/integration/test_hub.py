@@ -13,7 +13,7 @@ from pytest_httpserver import HTTPServer
 from sae_lens.saes.sae import SAEMetadata
 from werkzeug import Request, Response
 
-from bae_lens import BAE, BAEConfig
+from bae_lens import BAE, BAEConfig, write_cards, write_pictures
 
 README = (Path(__file__).parents[2] / "bae_lens" / "saes" / "README.md").read_text()
 HOOK = "blocks.10.hook_resid_post"
@@ -110,8 +110,8 @@ def hub(httpserver: HTTPServer) -> Hub:
     return Hub(httpserver)
 
 
-def run_in_new_process(script: str, folder: Path, hub: Hub) -> None:
-    """Runs a script as a user does who has a token, with the hub where the stub is and an empty cache."""
+def run_in_new_process(arguments: list[str], folder: Path, hub: Hub) -> str:
+    """What Python prints, run as by a user who has a token, with the hub where the stub is and an empty cache."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.server.url_for("").rstrip("/"),
@@ -121,7 +121,7 @@ def run_in_new_process(script: str, folder: Path, hub: Hub) -> None:
         "HF_TOKEN": "hf_stub",
     }
     result = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -130,6 +130,7 @@ def run_in_new_process(script: str, folder: Path, hub: Hub) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_readme_uploads_a_bae_and_loads_it_again(hub, tmp_path):
@@ -139,7 +140,7 @@ def test_readme_uploads_a_bae_and_loads_it_again(hub, tmp_path):
     bae.prior.uniform_()
     bae.save_model(tmp_path / "bae")
 
-    run_in_new_process(BEFORE + example + AFTER, tmp_path, hub)
+    run_in_new_process(["-c", BEFORE + example + AFTER], tmp_path, hub)
 
     assert set(hub.files) == {"README.md", f"{HOOK}/cfg.json", f"{HOOK}/sae_weights.safetensors"}
     assert hub.in_lfs == {f"{HOOK}/sae_weights.safetensors"}
@@ -149,3 +150,37 @@ def test_readme_uploads_a_bae_and_loads_it_again(hub, tmp_path):
     assert loaded.state_dict().keys() == expected.keys()
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_command_uploads_a_run_with_its_cards_and_pictures(hub, make_comparison, tmp_path):
+    comparison = make_comparison(("BAE", "Top-k"))
+    for home in ("dictionaries/BAE", "seeds/1/dictionaries/BAE", "dictionaries/Top-k", "seeds/1/dictionaries/Top-k"):
+        BAE(BAEConfig(d_in=4, d_sae=8)).save_model(tmp_path / "run" / home)
+    write_pictures(comparison, tmp_path / "run")
+    write_cards(comparison, tmp_path / "run")
+    command = ["-m", "bae_lens", "upload", "run", REPOSITORY]
+
+    said = run_in_new_process(command, tmp_path, hub)
+
+    names = ["BAE", "Top-k", "BAE_seed1", "Top-k_seed1"]
+    assert said == f"uploaded to {REPOSITORY}: {', '.join(names)}\n"
+    files = ("README.md", "cfg.json", "explained_variance_by_bits.png", "sae_weights.safetensors")
+    assert set(hub.files) == {"README.md", *(f"{name}/{file}" for name in names for file in files)}
+    card = hub.files["BAE_seed1/README.md"].decode()
+    assert f'sae = SAE.from_pretrained("{REPOSITORY}", "BAE_seed1")' in card
+    assert card.partition("# BAE")[2].partition("![")[0] in hub.files["README.md"].decode()
+
+    hub.files["README.md"] = b"mine"
+    said = run_in_new_process(command, tmp_path, hub)
+
+    assert said.endswith("; its README.md was there and stays\n")
+    assert hub.files["README.md"] == b"mine"
+
+
+def test_command_uploads_a_dictionary_without_a_card(hub, tmp_path):
+    BAE(BAEConfig(d_in=4, d_sae=8)).save_model(tmp_path / "bae")
+
+    run_in_new_process(["-m", "bae_lens", "upload", "bae", REPOSITORY], tmp_path, hub)
+
+    assert set(hub.files) == {"README.md", "bae/cfg.json", "bae/sae_weights.safetensors"}
+    assert b"- bae" in hub.files["README.md"]

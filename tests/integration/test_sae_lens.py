@@ -542,15 +542,31 @@ class TestModels:
         code = cache[f"{HOOK}.hook_sae_acts_post"]
         assert code.unique().tolist() == [0, 1]
         assert code.equal(tiny_bae.encode(x))
+        assert cache[f"{HOOK}.hook_sae_acts_strength"].equal(tiny_bae.activation_strength(code))
         torch.testing.assert_close(cache[f"{HOOK}.hook_sae_acts_pre"], x @ tiny_bae.W_enc + tiny_bae.b_enc)
         torch.testing.assert_close(cache[f"{HOOK}.hook_sae_recons"], tiny_bae(x))
 
     def test_error_term_restores_the_model(self, tiny_model, tiny_bae, tokens):
         plain = tiny_model(tokens)
 
-        with_error = tiny_model.run_with_saes(tokens, saes=[tiny_bae], use_error_term=True)
+        with_error, cache = tiny_model.run_with_cache_with_saes(tokens, saes=[tiny_bae], use_error_term=True)
 
         torch.testing.assert_close(with_error, plain)
+        assert cache[f"{HOOK}.hook_sae_acts_strength"].shape == (3, 12, 64)
+
+    def test_listening_to_the_strength_changes_nothing(self, tiny_model, tiny_bae, tokens):
+        heard = []
+
+        def listen(strength: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+            heard.append(strength)
+            return torch.zeros_like(strength)
+
+        logits = tiny_model.run_with_hooks_with_saes(
+            tokens, saes=[tiny_bae], fwd_hooks=[(f"{HOOK}.hook_sae_acts_strength", listen)]
+        )
+
+        assert [strength.shape for strength in heard] == [(3, 12, 64)]
+        assert logits.equal(tiny_model.run_with_saes(tokens, saes=[tiny_bae]))
 
     def test_code_can_be_intervened_on(self, tiny_model, tiny_bae, tokens):
         def clear(code: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
@@ -584,6 +600,7 @@ class TestModels:
     def test_transformer_bridge(self, tiny_model_folder, tokens):
         hook = "blocks.1.hook_in"
         bae = BAE(BAEConfig(d_in=16, d_sae=64, metadata=SAEMetadata(hook_name=hook)))
+        bae.prior.uniform_()
         model: Any = SAETransformerBridge.boot_transformers(str(tiny_model_folder), device="cpu")
         logits, plain = model.run_with_cache(tokens)
 
@@ -593,6 +610,7 @@ class TestModels:
         code = cache[f"{hook}.hook_sae_acts_post"]
         assert code.equal(bae.encode(plain[hook]))
         assert code.unique().tolist() == [0, 1]
+        assert cache[model.get_sae_hook_name(bae, "hook_sae_acts_strength")].equal(bae.activation_strength(code))
         assert same.equal(with_sae)
         assert not torch.allclose(with_sae, logits)
         torch.testing.assert_close(model.run_with_saes(tokens, saes=[bae], use_error_term=True), logits)

@@ -16,6 +16,7 @@ from bae_lens import (
     TrainingTopKTranscoderConfig,
     TrainingTranscoderConfig,
 )
+from bae_lens.activations import batch_order, cache
 from bae_lens.activations.cache import CachedActivations, cache_activations
 from bae_lens.functional.sparse_matmul import SparseProducts
 from bae_lens.saes.running_standardization import RunningStandardization
@@ -47,8 +48,8 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> Non
     """Runs `action` while the batch of that step is being fetched."""
     shuffled = CachedActivations.shuffled
 
-    def interrupted(self, batch_size, seed, start_step=0):
-        for index, batch in enumerate(shuffled(self, batch_size, seed, start_step), start_step):
+    def interrupted(self, batch_size, seed, start_step=0, device="cpu"):
+        for index, batch in enumerate(shuffled(self, batch_size, seed, start_step, device), start_step):
             if index == step:
                 action()
             yield batch
@@ -320,3 +321,47 @@ def test_sums_of_rows_train_to_the_weights_of_dense_products(states, tmp_path, m
     dense = train_dictionary("dense", recipe, states, settings, tmp_path).sae
     for name, weight in dense.state_dict().items():
         torch.testing.assert_close(sums.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_in_another_order_of_the_batches_does_not_go_on(states, recipe, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 9, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+    monkeypatch.setattr(batch_order, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(batch_order, "WINDOW_BLOCKS", 4)
+    monkeypatch.setattr(cache, "WINDOW_BLOCKS", 4)
+    with pytest.raises(ValueError, match=r"order: nothing there, 'windows of .*' now.*choose another folder"):
+        train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bae", "topk", "transcoder"])
+def test_weights_below_float32_are_saved_where_they_absorb_standardization(kind, states, pairs, bae_config, tmp_path):
+    on = pairs if kind == "transcoder" else states
+    trained = {}
+    for dtype in ("float32", "bfloat16"):
+        cfg = {
+            "bae": lambda dtype=dtype: bae_config(target_l0=8.0, dtype=dtype),
+            "topk": lambda dtype=dtype: TopKTrainingSAEConfig(d_in=16, d_sae=64, k=8, dtype=dtype),
+            "transcoder": lambda dtype=dtype: TrainingBinaryTranscoderConfig(d_in=16, d_sae=64, d_out=32, dtype=dtype),
+        }[kind]()
+        trained[dtype] = train_dictionary("d", Recipe(cfg, lr=4e-3), on, SETTINGS, tmp_path / dtype)
+    sae = SAE.load_from_disk(tmp_path / "bfloat16" / "dictionaries" / "d")
+    assert {weights.dtype for weights in sae.state_dict().values()} == {torch.float32}
+    assert sae.cfg.dtype == "float32"
+    losses = [trained[dtype].curve[-1]["mse_loss"] for dtype in trained]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    if kind != "transcoder":
+        x = states.rows(states.content) + 0.0
+        error = (trained["bfloat16"].sae(x) - x).square().sum() * states.standardization.scale**2 / len(x)
+        assert error.item() == pytest.approx(losses[1], rel=0.25)
+
+
+def test_autocast_multiplies_in_bfloat16_and_keeps_weights_in_float32(states, recipe, tmp_path):
+    plain = train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "plain")
+    cast = train_dictionary("bae", recipe, states, replace(SETTINGS, autocast=True), tmp_path / "cast")
+    assert weights(tmp_path / "cast")["W_enc"].dtype == torch.float32
+    losses = [trained.curve[-1]["mse_loss"] for trained in (plain, cast)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    with pytest.raises(ValueError, match=r"training.autocast: True there, nothing now"):
+        train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "cast")

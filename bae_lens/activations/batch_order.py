@@ -1,0 +1,57 @@
+"""In which order training goes through the rows of a cache: at random, and as fast as a disk reads in order.
+
+Rows lie on the disk in blocks of `BLOCK_ROWS`. In every epoch the blocks are drawn anew into windows of
+`WINDOW_BLOCKS`, read in the order of the file, and the rows of a window are mixed. So a row can come at any place of an
+epoch, beside any other, but a batch holds rows of one window, or of the end of one and the beginning of the next: from
+64 random places, 131,072 rows in all. Up to so many rows, all are mixed with all.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+BLOCK_ROWS = 2048  # some megabytes, beside which finding their place on a disk takes little time
+WINDOW_BLOCKS = 64
+NAME = f"windows of {WINDOW_BLOCKS} blocks of {BLOCK_ROWS} rows"
+BLOCK_SEED = 1  # beside those of the windows, which end in 0
+
+
+class EpochOrder:
+    """The windows of one epoch over the rows `content`, which are in the order of the file."""
+
+    def __init__(self, content: Int[Tensor, " n"], seed: int, epoch: int) -> None:
+        self._content, self._seeds = content, (seed, epoch)
+        n_blocks = n_blocks_of(content)
+        self._bounds = torch.searchsorted(content, BLOCK_ROWS * torch.arange(n_blocks + 1)).tolist()
+        blocks = torch.randperm(n_blocks, generator=self._generator(0, BLOCK_SEED))
+        self.windows = [sorted(window.tolist()) for window in blocks.split(WINDOW_BLOCKS)]
+        """The numbers of the blocks of each."""
+
+    def size(self, window: int) -> int:
+        """How many rows a window has."""
+        return sum(self._bounds[block + 1] - self._bounds[block] for block in self.windows[window])
+
+    def rows(self, window: int) -> Int[Tensor, " n"]:
+        """The rows of a window, mixed."""
+        rows = torch.cat([self._content[slice(*self._bounds[block : block + 2])] for block in self.windows[window]])
+        return rows[torch.randperm(len(rows), generator=self._generator(window, 0))]
+
+    def _generator(self, *own: int) -> torch.Generator:
+        state = np.random.SeedSequence([*self._seeds, *own]).generate_state(1)
+        return torch.Generator().manual_seed(int(state[0]))
+
+
+def n_blocks_of(content: Int[Tensor, " n"]) -> int:
+    """Blocks up to the one that holds the last row."""
+    return int(content[-1]) // BLOCK_ROWS + 1
+
+
+def epochs(per_epoch: int, start_step: int) -> Iterator[tuple[int, int]]:
+    """Endlessly the numbers of epochs of so many steps, with the step in which each begins: 0 but for the first."""
+    epoch, first = divmod(start_step, per_epoch)
+    while True:
+        yield epoch, first
+        epoch, first = epoch + 1, 0
