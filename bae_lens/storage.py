@@ -159,6 +159,7 @@ def checksum(arrays: Iterable[np.ndarray]) -> int:
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
+WINDOWS_FOLDER = "windows"  # of the tokens that a run chose before it knew that it could go on
 NAMED_DIFFERENCES = 4  # in the message that a folder is for something else
 
 OnStage = Callable[[str, float | None], None]
@@ -221,8 +222,9 @@ def check_folder(folder: Path) -> None:
 
 
 def _of_a_claim(path: Path) -> bool:
-    """Whether a run that was killed before it had claimed its folder may have left this file."""
-    return path.name == LOCK_FILE or path.match(f".{RUN_FILE}.*.partial")
+    """Whether a run that ended before it had claimed its folder may have left this."""
+    partial = any(path.match(f".{name}.*.partial") for name in (RUN_FILE, WINDOWS_FOLDER))
+    return partial or path.name in (LOCK_FILE, WINDOWS_FOLDER)
 
 
 @contextmanager

@@ -40,7 +40,9 @@ from bae_lens import (
     with_noise,
 )
 from bae_lens.entropy.recovery import N_TRAIN, N_VECTORS, RANKS, WIDTHS, D, score
-from bae_lens.report.entropy import recovered_entropy
+from bae_lens.report.entropy import recovery_chart
+from bae_lens.report.figures import draw
+from bae_lens.report.png import write_panels
 from bae_lens.storage import write_text, written_whole
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,13 +77,20 @@ class EntropyRecovery:
             write_text(self.output, json.dumps(results, indent=1))
             print(f"\n{part}: {results[part]['command']}, {results[part]['seconds']:.0f} s\n{table(rows)}", flush=True)
         if "ours" in results:
-            parts = {"with elimination": "ours", "penalties off": "no_price", "authors' settings": "authors"}
+            parts = {
+                "with elimination": "ours",
+                "penalties off": "no_price",
+                "authors' settings, 40 epochs": "authors",
+                "authors' settings, 2000 epochs": "authors_budget",
+            }
             rows = {
                 name: [Recovery(**row) for row in results[part]["rows"]]
                 for name, part in parts.items()
                 if part in results and "agreement" in results[part]["rows"][0]  # not from an earlier layout
             }
-            recovered_entropy(rows).write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
+            chart = recovery_chart(rows)
+            draw(chart).write_html(self.output.with_suffix(".html"), config={"displayModeBar": False})
+            write_panels({"": chart}, self.output.with_suffix(".png"))
 
     def ours(self) -> list[dict[str, Any]]:
         return [row for seed in range(self.seeds) for row in sweep(RANKS, WIDTHS, FitSettings(), 0.3, seed)]

@@ -26,7 +26,7 @@ from bae_lens.storage import write_text
 HOOKS, POSITIONS = ("blocks.12.hook_resid_post", "blocks.22.hook_resid_post"), (3, 24)
 SLOWER = replace(FEW_VECTORS, lr=3e-3)
 SETTINGS = {
-    "as in `dynamics`": FEW_VECTORS,
+    "as in `dynamics`, 256 steps": FEW_VECTORS,
     "as for coins, 256 steps": FitSettings(steps=256, batch_size=256),
     "lr 3e-3": SLOWER,
     "lr 3e-3, with elimination": replace(SLOWER, elimination=True),

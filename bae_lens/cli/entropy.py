@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.compression.vector_files import VectorFile
-from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
+from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, fit_tree
 from bae_lens.entropy.fit import FitSettings, fit_bae
 from bae_lens.entropy.recovery import WIDTHS, recover
 from bae_lens.saes.loading import load_bae
@@ -68,7 +68,7 @@ class Entropy:
         bae = fit_bae(
             train, 4 * x.shape[1] if self.d_sae is None else self.d_sae, self.seed, self.entropy_coefficient, settings
         )
-        return self._report(estimate_entropy(bae, x[len(train) :], self.seed))
+        return self._report(estimate_entropy(bae, x[len(train) :], self.seed, tree=fit_tree(bae, train)))
 
     def _report(self, estimate: EntropyEstimate) -> str:
         self._write(estimate.to_dict())
@@ -77,8 +77,7 @@ class Entropy:
             f"{estimate.bits:.2f} bits per vector over {estimate.n_vectors} vectors "
             f"({estimate.varying_features} of {estimate.d_sae} features vary)\n"
             f"{estimate.corrected_bits:.2f} bits corrected for their number, 95 % interval {low:.2f} to {high:.2f}\n"
-            f"at most {estimate.joint_bits_bound:.2f} bits jointly: pairs among {estimate.sampled_features} features "
-            f"share {estimate.shared_bits:.2f}\n"
+            f"at most {estimate.joint_bits_bound:.2f} bits jointly, each feature given one other\n"
             f"explained variance {estimate.explained_variance:.4f}"
         )
 
@@ -97,9 +96,10 @@ class Entropy:
         }
         self._write({penalties: [row.to_dict() for row in rows] for penalties, rows in found.items()})
         if self.output is not None:
-            from bae_lens.report.entropy import recovered_entropy
+            from bae_lens.report.entropy import recovery_chart
+            from bae_lens.report.figures import draw
 
-            figure = recovered_entropy({f"penalties {penalties}": rows for penalties, rows in found.items()})
+            figure = draw(recovery_chart({f"penalties {name}": rows for name, rows in found.items()}))
             page = figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
             write_text(self.output.with_suffix(".html"), page)
         lines = [

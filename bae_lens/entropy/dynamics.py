@@ -1,30 +1,34 @@
 """How information builds up in a language model: entropy of activations by layer and position (section 3.2)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import product
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.models import resolve_hook
-from bae_lens.activations.position_cache import PositionActivations, Windows, collect
-from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
-from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_baes
-from bae_lens.entropy.saturation import Saturation, fit_saturation
-from bae_lens.functional.rate_distortion import RatePoint, weights_at
+from bae_lens.activations.position_cache import PositionActivations, StatesDtype, collect
+from bae_lens.activations.windows import Windows
+from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, fit_tree
+from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_curves
+from bae_lens.entropy.memory import TrainingMemory, bytes_for_training
+from bae_lens.entropy.results import Cell, Dictionaries, EntropyDynamics, marks_of
+from bae_lens.saes.bae import check_max_flips
 from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json
 
-BYTES_AT_A_TIME = 2**30  # of weights, gradients and the optimizer's two moments
 HELD_OUT = 5  # one window in so many at least is not trained on
+PRICES = (0.01, 0.1, 0.7, 4.0, 16.0)  # from nearly lossless codes to coarse ones
 # For few vectors in many dimensions, where features that look worth their bits may not be for others, and the exact
 # decoder of a thousand vectors is not that of the next thousand (measured in benchmarks/README.md).
 FEW_VECTORS = FitSettings(steps=256, batch_size=256, lr=1e-2, entropy_from=0.05, encoder_bias=-2.0, elimination=False)
+# A BAE that positions share has many times the vectors, and can learn for longer.
+SHARED = replace(FEW_VECTORS, steps=1024)
 
 
 @dataclass(frozen=True)
@@ -33,124 +37,29 @@ class DynamicsSettings:
 
     d_sae: int
     """Features of each BAE."""
-    entropy_coefficients: tuple[float, ...] = (1.0,)
-    """Weights of the entropy in the loss, per bit; several make a curve of bits against explained variance for every
-    layer and position."""
-    fit: FitSettings = FEW_VECTORS
+    entropy_coefficients: tuple[float, ...] = PRICES
+    """Weights of the entropy in the loss, per bit: a curve of bits against explained variance for every hook and
+    position."""
+    dictionaries: Dictionaries = "shared"
+    """Whether one BAE is trained on the windows' activations at all positions of a hook, or one for each position.
+    Bits are counted for each position, from its own firing rates, either way."""
+    fit: FitSettings = SHARED
     """Training; steps count for all BAEs alike."""
+    max_flips: int = 0
+    """Bits of each vector's code that may be flipped where it pays, see `BAE.encode_optimized`; 0 for the encoder's."""
     seed: int = 0
     """Seed of the initial weights, the order of the vectors and the resampling."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a width below 1, and for no coefficients or such as cannot be."""
+        """Raises ValueError for a width below 1, no such dictionaries, and for no coefficients or such as cannot be."""
         if self.d_sae < 1:
             raise ValueError(f"d_sae must be at least 1, got {self.d_sae}")
+        if self.dictionaries not in get_args(Dictionaries):
+            raise ValueError(f"dictionaries must be one of {get_args(Dictionaries)}, got {self.dictionaries!r}")
         if not self.entropy_coefficients:
             raise ValueError("give at least one entropy coefficient, got none")
         check_entropy_coefficients(self.entropy_coefficients)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One BAE of the grid."""
-
-    hook_name: str
-    """Where the activations are from."""
-    position: int
-    """Which token of a window they belong to."""
-    entropy_coefficient: float
-    """Weight of the entropy in the loss, per bit."""
-    estimate: EntropyEstimate
-    """Over the held-out windows, with an interval by bootstrap over their documents."""
-    train_explained_variance: float
-    """Of the windows that the BAE was trained on."""
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """Entropy at one hook and position, of the first coefficient or interpolated to an explained variance."""
-
-    position: int
-    bits: float
-    """Corrected for the number of vectors."""
-    interval: tuple[float, float]
-    """Interpolated as the bits are, so without the error of the explained variances."""
-    joint_bits_bound: float
-    """What the dependence of pairs leaves of the bits; see `EntropyEstimate`."""
-    explained_variance: float
-    """Of the held-out activations."""
-
-
-@dataclass(frozen=True)
-class EntropyDynamics:
-    """Entropies by hook, position and entropy coefficient."""
-
-    model: str
-    """Name of the language model."""
-    hook_names: list[str]
-    """In the order asked for."""
-    positions: list[int]
-    """As asked for."""
-    n_windows: int
-    """Windows looked at, those held out among them."""
-    n_documents: int
-    """Documents that they are from."""
-    outliers: int
-    """Windows left out because one of their activations is an outlier, by `is_outlier`."""
-    too_short: int
-    """Documents dropped because they were shorter than a window."""
-    distinct_tokens: list[int]
-    """Different input tokens at each position, in the windows looked at. At the first one the entropy of these windows
-    is at most log2 of it; the marginal bits of a code whose features repeat one another can be far more."""
-    d_sae: int
-    """Features of each BAE."""
-    cells: list[Cell]
-    """One for each hook, position and entropy coefficient."""
-
-    def curve(self, hook_name: str, explained_variance: float | None = None) -> list[CurvePoint]:
-        """Entropy by position, of the first coefficient, or between coefficients at one explained variance.
-
-        Positions are left out where the coefficients tried do not reach it.
-        """
-        points = [self._point(hook_name, position, explained_variance) for position in self.positions]
-        return [point for point in points if point is not None]
-
-    def _point(self, hook_name: str, position: int, explained_variance: float | None) -> CurvePoint | None:
-        estimates = [cell.estimate for cell in self.at(hook_name, position)]
-        if explained_variance is None:
-            e = estimates[0]
-            return CurvePoint(position, e.corrected_bits, e.interval, e.joint_bits_bound, e.explained_variance)
-        try:
-            family = [RatePoint(e.corrected_bits, e.explained_variance) for e in estimates]
-            weights = weights_at(family, explained_variance)
-        except ValueError:
-            return None
-        values = np.array([(e.corrected_bits, *e.interval, e.joint_bits_bound) for e in estimates])
-        bits, low, high, joint = map(float, weights @ values)
-        return CurvePoint(position, bits, (low, high), joint, explained_variance)
-
-    def at(self, hook_name: str, position: int) -> list[Cell]:
-        """The cells of one hook and position, one for each coefficient."""
-        return [cell for cell in self.cells if (cell.hook_name, cell.position) == (hook_name, position)]
-
-    def saturations(self, explained_variance: float | None = None, seed: int = 0) -> list[Saturation]:
-        """Of every hook whose curve has at least 4 positions and rises; see `fit_saturation`."""
-        found = []
-        for hook_name in self.hook_names:
-            points = self.curve(hook_name, explained_variance)
-            rows = [(point.position, point.bits, *point.interval) for point in points]
-            positions, bits, low, high = np.array(rows, dtype=float).reshape(-1, 4).T
-            saturation = fit_saturation(hook_name, positions, bits, np.maximum((high - low) / 4, 1e-3), seed)
-            found += [saturation] if saturation else []
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "EntropyDynamics":
-        """Whatever else stands beside the fields is passed over. Raises ValueError for what is none of this version."""
-        return validated(cls, values, "this result")
+        check_max_flips(self.max_flips)
 
 
 def entropy_dynamics(
@@ -161,8 +70,11 @@ def entropy_dynamics(
     settings: DynamicsSettings,
     folder: Path,
     loading_seconds: float = 0.0,
+    device: str | torch.device | None = None,
+    states_dtype: StatesDtype = "float32",
+    gpu_bytes: int | None = None,
 ) -> EntropyDynamics:
-    """Trains a BAE for every hook, position and coefficient on the windows' activations and measures its entropy.
+    """Trains BAEs on the windows' activations and measures their entropy at every hook, position and coefficient.
 
     `windows` are `random_windows` of a text, or sequences of your own whose positions mean something, such as prompts
     in which a demonstration ends at each of `positions` (benchmarks/in_context.py). The windows of the last documents,
@@ -170,8 +82,9 @@ def entropy_dynamics(
     documents.
 
     One pass of the model collects everything in `folder`, where finished entropies are kept too: an interrupted run
-    goes on. BAEs are trained together, as many as fit in a gibibyte. `stages.json` says how long it took, with the
-    `loading_seconds` of model and windows.
+    goes on. BAEs are trained on `device`, by default the model's, together, as many as fit: on a CPU in two gibibytes,
+    on a GPU beside the model in `gpu_bytes`, or all that there is. `states_dtype` is what activations are kept in.
+    `stages.json` says how long it took, with the `loading_seconds` of model and windows.
 
     Raises ValueError as `collect`, `fit_baes` and `claimed` do, and, before the model runs, for windows of a single
     document or fewer than a batch to train on.
@@ -189,20 +102,23 @@ def entropy_dynamics(
         stopwatch = Stopwatch(folder)
         stopwatch.add("model and windows", loading_seconds)
         with stopwatch.stage("activations"):
-            states = collect(model, windows, hook_names, positions, folder / "activations")
+            states = collect(model, windows, hook_names, positions, folder / "activations", dtype=states_dtype)
+        distinct = [len(windows.tokens_at(p)[states.kept].unique()) for p in positions]
         with stopwatch.stage("entropies"):
-            cells = _entropies(states, settings, folder / "cells.json")
-    tokens = windows.tokens[states.kept]
+            at = torch.device(model.cfg.device if device is None else device)
+            first = [n if windows.ends is None and p == 1 else None for p, n in zip(positions, distinct, strict=True)]
+            cells = _entropies(states, settings, first, folder / "cells.json", at, gpu_bytes)
     return EntropyDynamics(
         model=model.cfg.model_name,
         hook_names=states.hook_names,
         positions=states.positions,
-        n_windows=len(tokens),
+        n_windows=len(states.kept),
         n_documents=len(states.documents.unique()),
-        outliers=len(windows.tokens) - len(tokens),
+        outliers=len(windows.tokens) - len(states.kept),
         too_short=windows.too_short,
-        distinct_tokens=[len(tokens[:, windows.column(p)].unique()) for p in positions],
+        distinct_tokens=distinct,
         d_sae=settings.d_sae,
+        dictionaries=settings.dictionaries,
         cells=cells,
     )
 
@@ -226,37 +142,70 @@ def held_out(documents: Int[Tensor, " n"], batch_size: int, outliers: int = 0) -
     return chosen
 
 
-def _entropies(states: PositionActivations, settings: DynamicsSettings, path: Path) -> list[Cell]:
-    test = held_out(states.documents, settings.fit.batch_size, len(states.all_documents) - len(states.documents))
+def position_entropies(
+    vectors: Float[Tensor, "hooks positions n d_in"], documents: Int[Tensor, " n"], settings: DynamicsSettings
+) -> list[tuple[EntropyEstimate, EntropyEstimate]]:
+    """Over the held-out and over all vectors, for every hook, position and coefficient, the last varying fastest.
+
+    `documents` says which of the vectors belong together. Everything is done where the vectors are. Raises ValueError
+    as `held_out` and `fit_baes` do.
+    """
+    test = held_out(documents, settings.fit.batch_size)
+    if settings.dictionaries == "per position":
+        vectors = vectors.flatten(0, 1)[:, None]
+    train, seed = vectors[:, :, ~test].flatten(1, 2), settings.seed
+    curves = fit_curves(train, settings.d_sae, seed, settings.entropy_coefficients, settings.fit)
+    for bae in chain.from_iterable(curves):
+        bae.cfg.max_flips = settings.max_flips
+    return [
+        (
+            estimate_entropy(bae, x[test], seed, documents[test], fit_tree(bae, x[~test])),
+            estimate_entropy(bae, x, seed, documents),
+        )
+        for baes, at_positions in zip(curves, vectors, strict=True)
+        for x in at_positions
+        for bae in baes
+    ]
+
+
+def _entropies(
+    states: PositionActivations,
+    settings: DynamicsSettings,
+    tokens: list[int | None],
+    path: Path,
+    device: torch.device,
+    gpu_bytes: int | None,
+) -> list[Cell]:
+    """Hooks, or, with a BAE for each position, positions of hooks: as many at a time as fit.
+
+    `tokens` are, by position, how many different ones there are where they are all that a state follows from.
+    """
+    held_out(states.documents, settings.fit.batch_size, len(states.all_documents) - len(states.documents))
     cells = [validated(Cell, cell, str(path)) for cell in read_json(path)] if path.exists() else []
-    grid = list(product(range(len(states.hook_names)), range(len(states.positions)), settings.entropy_coefficients))
-    d_in = states.d_in
-    at_a_time = max(1, BYTES_AT_A_TIME // (4 * 4 * 2 * d_in * settings.d_sae))
-    with tqdm(total=len(grid), initial=len(cells), desc="entropies", unit="BAE") as progress:
-        while len(cells) < len(grid):
-            part = grid[len(cells) : len(cells) + at_a_time]
-            vectors = states.vectors([(hook, position) for hook, position, _ in part])
-            results = _measure(vectors, test, states.documents, [coefficient for *_, coefficient in part], settings)
-            for (hook, position, coefficient), measured in zip(part, results, strict=True):
-                cells.append(Cell(states.hook_names[hook], states.positions[position], coefficient, *measured))
+    hooks, positions = range(len(states.hook_names)), range(len(states.positions))
+    prices = settings.entropy_coefficients
+    groups = [[(hook, p) for p in positions] for hook in hooks]
+    if settings.dictionaries == "per position":
+        groups = [[pair] for group in groups for pair in group]
+    memory = training_memory(len(states.documents), len(positions), states.d_in, settings)
+    together = max(1, memory.sets_at_a_time(bytes_for_training(device, gpu_bytes)))
+    n_cells = len(groups) * len(groups[0]) * len(prices)
+    with tqdm(total=n_cells, initial=len(cells), desc="entropies", unit="cell") as progress:
+        while len(cells) < n_cells:
+            first = len(cells) // (len(groups[0]) * len(prices))
+            part = groups[first : first + together]
+            vectors = states.vectors([pair for group in part for pair in group], device).unflatten(0, (len(part), -1))
+            measured = position_entropies(vectors, states.documents, settings)
+            grid = [(*pair, price) for group in part for pair, price in product(group, prices)]
+            for (hook, position, price), (estimate, whole) in zip(grid, measured, strict=True):
+                place = (states.hook_names[hook], states.positions[position])
+                cells.append(Cell(*place, price, estimate, whole, marks_of(estimate, whole, tokens[position])))
             write_json(path, [asdict(cell) for cell in cells])
-            progress.update(len(part))
+            progress.update(len(grid))
     return cells
 
 
-def _measure(
-    vectors: Float[Tensor, "models n d_in"],
-    test: Bool[Tensor, " n"],
-    documents: Int[Tensor, " n"],
-    coefficients: list[float],
-    settings: DynamicsSettings,
-) -> list[tuple[EntropyEstimate, float]]:
-    train, unseen = vectors[:, ~test], vectors[:, test]
-    baes = fit_baes(train, settings.d_sae, settings.seed, coefficients, settings.fit)
-    return [
-        (
-            estimate_entropy(bae, x, settings.seed, documents[test]),
-            estimate_entropy(bae, seen, settings.seed).explained_variance,
-        )
-        for bae, x, seen in zip(baes, unseen, train, strict=True)
-    ]
+def training_memory(n_windows: int, n_positions: int, d_in: int, settings: DynamicsSettings) -> TrainingMemory:
+    """Of the sets of activations that BAEs are trained on: those of a hook, or of each of its positions."""
+    n_vectors = n_windows * (n_positions if settings.dictionaries == "shared" else 1)
+    return TrainingMemory(n_vectors, d_in, settings.d_sae, len(settings.entropy_coefficients), settings.fit)

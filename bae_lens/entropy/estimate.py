@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,12 +12,11 @@ from torch import Tensor
 
 from bae_lens.functional.explained_variance import ExplainedVariance
 from bae_lens.functional.losses import marginal_entropy
-from bae_lens.functional.pair_tree import spanning_forest
+from bae_lens.functional.tree_entropy import PairCounts, PairTree, learn_tree
 from bae_lens.storage import validated
 
 ROWS = 4096  # encoded at once
 CONFIDENCE = 0.95
-SAMPLED_FEATURES = 256  # whose pairs are looked at
 RESAMPLINGS = 200
 
 
@@ -48,13 +48,13 @@ class EntropyEstimate:
     for each feature that varies. By jackknife over vectors; at most `d_sae`."""
     interval: tuple[float, float]
     """95 % interval of `corrected_bits`, by bootstrap over vectors, or over the clusters they come in."""
-    shared_bits: float
-    """What at least is counted twice: the information that pairs among `sampled_features` share, summed over a tree of
-    pairs (Chow-Liu). The tree, of pairs that share more than they cost to describe, and the frequencies of its pairs
-    are taken from a random half of the vectors, and their worth from the other half, both ways round: measured where it
-    was chosen, a tree finds bits even in independent features."""
-    sampled_features: int
-    """Features whose pairs were looked at, drawn from those that vary in the first 4096 vectors."""
+    joint_bits_bound: float
+    """Cross entropy of the code along a tree of pairs, each feature given at most one other (`PairTree`): an upper
+    bound on the joint entropy that does not count twice what pairs of features share. Trees and their rates are learnt
+    from other vectors, because one finds bits even in independent features where it is measured as well."""
+    joint_interval: tuple[float, float] | None
+    """95 % interval of `joint_bits_bound`, as that of `corrected_bits`. None if each half of the vectors is measured by
+    the tree of the other, because no other vectors were given."""
     explained_variance: float
     """1 minus squared error over squared distance to the mean, of the reconstructions."""
     n_vectors: int
@@ -68,11 +68,6 @@ class EntropyEstimate:
     def fvu(self) -> float:
         """Fraction of variance unexplained."""
         return 1 - self.explained_variance
-
-    @property
-    def joint_bits_bound(self) -> float:
-        """The tighter upper bound on the joint entropy of the code, `corrected_bits - shared_bits`."""
-        return self.corrected_bits - self.shared_bits
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,31 +84,45 @@ def estimate_entropy(
     vectors: Float[Tensor, "n d_in"] | Iterable[Float[Tensor, "..."]],
     seed: int = 0,
     clusters: Int[Tensor, " n_vectors"] | None = None,
+    tree: PairTree | None = None,
 ) -> EntropyEstimate:
     """Entropy of the code that `sae` gives to `vectors`, a tensor or an iterable of batches that is gone through once.
 
-    `seed` fixes the resampling and which features' pairs are looked at; how the vectors are cut into batches makes no
-    difference. `clusters` says which vectors belong together, such as those from one document, by any numbers: those
-    are then resampled and halved whole, so that the interval is not that of as many independent vectors. The correction
-    of the bits is that for independent ones.
+    `tree` is one of `fit_tree`; without it the halves of these vectors learn one for each other. `seed` fixes the
+    resampling and the halves; how the vectors are cut into batches makes no difference. `clusters` says which vectors
+    belong together, such as those from one document, by any numbers: those are then resampled and halved whole, so that
+    the interval is not that of as many independent vectors. The correction of the bits is that for independent ones.
 
     Raises ValueError for fewer than 2 vectors, values that are not finite, vectors that are all the same, a code that
     is not binary, vectors of another width than the code's, and another number of clusters than of vectors.
     """
     resampling = _Resampling(seed, clusters)
     counts: _Counts | None = None
-    weights = getattr(sae, "W_enc", None)
-    for x in _blocks(_batches(vectors)):
-        code = sae.encode(x if weights is None else _converted(x, weights))
-        _check_code(code, x, sae)
-        counts = counts or _Counts(code, seed)
-        counts.add(code.float().cpu(), x.double().cpu(), sae.decode(code).double().cpu(), *resampling.draw(len(x)))
+    for x, code in _encoded(sae, vectors):
+        counts = counts or _Counts(code, tree)
+        counts.add(code, x, sae.decode(code), *resampling.draw(len(x), counts.device))
     n = counts.variance.n if counts else 0
     if clusters is not None and len(clusters) != n:
         raise ValueError(f"clusters must name one for each of the {n} vectors, got {len(clusters)}")
     if counts is None or n < 2:
         raise ValueError(f"an entropy needs at least 2 vectors, got {n}")
     return counts.estimate()
+
+
+@torch.no_grad()
+def fit_tree(sae: Encoder, vectors: Float[Tensor, "n d_in"] | Iterable[Float[Tensor, "..."]]) -> PairTree:
+    """The tree of pairs of the code that `sae` gives to `vectors`, such as those that it was trained on.
+
+    Raises ValueError as `estimate_entropy` does.
+    """
+    counts: PairCounts | None = None
+    for _, code in _encoded(sae, vectors):
+        code = code.to(_exact_device(code))
+        counts = counts or PairCounts(code)
+        counts.add(code)
+    if counts is None or counts.n < 2:
+        raise ValueError(f"a tree of pairs needs at least 2 vectors, got {counts.n if counts else 0}")
+    return learn_tree(counts)
 
 
 def jackknife_entropy(fired: Float[Tensor, "*batch d_sae"], n: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch"]:
@@ -148,15 +157,17 @@ class _Resampling:
                 raise ValueError(f"an interval over clusters needs at least 2 of them, got {n_clusters}")
             self.of_clusters = self._draw_independent(n_clusters)
 
-    def draw(self, n: int) -> tuple[Float[Tensor, "n resamplings"], Bool[Tensor, " n"]]:
-        """For the next n vectors. Raises ValueError if there are fewer clusters."""
+    def draw(self, n: int, device: torch.device) -> tuple[Float[Tensor, "n resamplings"], Bool[Tensor, " n"]]:
+        """For the next n vectors, on a device. Raises ValueError if there are fewer clusters."""
         if self.cluster is None:
-            return self._draw_independent(n)
+            copies, half = self._draw_independent(n)
+            return copies.to(device), half.to(device)
         mine = self.cluster[self.drawn : self.drawn + n]
         if len(mine) < n:
             raise ValueError(f"clusters must name one for each vector, but there are more than {len(self.cluster)}")
         self.drawn += n
-        copies, half = self.of_clusters
+        mine = mine.to(device)
+        copies, half = (of_clusters.to(device) for of_clusters in self.of_clusters)
         return copies[mine], half[mine]
 
     def _draw_independent(self, n: int) -> tuple[Float[Tensor, "n resamplings"], Bool[Tensor, " n"]]:
@@ -166,99 +177,85 @@ class _Resampling:
 
 
 class _Counts:
-    """All that one pass keeps."""
+    """All that one pass keeps, on the code's device."""
 
-    def __init__(self, code: Tensor, seed: int) -> None:
-        varies = (code != code[0]).any(0).nonzero().flatten().cpu()
-        order = torch.randperm(len(varies), generator=torch.Generator().manual_seed(seed))
-        self.sampled = varies[order[:SAMPLED_FEATURES]]
-        zeros = torch.zeros
+    def __init__(self, code: Tensor, tree: PairTree | None) -> None:
+        self.device, d_sae = _exact_device(code), code.shape[1]
+        zeros = partial(torch.zeros, dtype=torch.float64, device=self.device)
+        self.tree = tree
         self.variance = ExplainedVariance()
-        self.fired = zeros(code.shape[1], dtype=torch.float64)
-        self.pairs = zeros(2, len(self.sampled), len(self.sampled), dtype=torch.float64)
-        self.in_half = zeros(2, dtype=torch.float64)
-        self.resampled = zeros(RESAMPLINGS, code.shape[1], dtype=torch.float64)
-        self.resampled_n = zeros(RESAMPLINGS, 1, dtype=torch.float64)
+        self.fired = zeros(d_sae)
+        self.halves = [PairCounts(code.to(self.device)) for _ in range(2 if tree is None else 0)]
+        self.joint_bits = zeros(())
+        self.resampled = zeros(RESAMPLINGS, d_sae)
+        self.resampled_joint_bits = zeros(RESAMPLINGS)
+        self.resampled_n = zeros(RESAMPLINGS, 1)
 
     def add(self, code: Tensor, x: Tensor, reconstruction: Tensor, copies: Tensor, half: Tensor) -> None:
-        self.variance.add(x, reconstruction)
+        code = code.to(self.device).float()
+        self.variance.add(x.to(self.device), reconstruction.to(self.device))
         self.fired += code.sum(0, dtype=torch.float64)
         self.resampled += copies.T @ code
         self.resampled_n += copies.sum(0, dtype=torch.float64)[:, None]
-        for i, rows in enumerate((half, ~half)):
-            sampled = code[rows][:, self.sampled]
-            self.pairs[i] += sampled.T @ sampled
-            self.in_half[i] += len(sampled)
+        if self.tree is None:
+            for counts, rows in zip(self.halves, (half, ~half), strict=True):
+                counts.add(code[rows])
+        else:
+            bits = self.tree.bits(code)
+            self.joint_bits += bits.sum()
+            self.resampled_joint_bits += copies.T.double() @ bits
 
     def estimate(self) -> EntropyEstimate:
         if not self.variance.varies:
             raise ValueError("the vectors are all the same, so they have no entropy to estimate")
-        n, most = torch.tensor([float(self.variance.n)], dtype=torch.float64), float(len(self.fired))
+        n, most = torch.tensor([float(self.variance.n)]).to(self.fired), float(len(self.fired))
         bits = marginal_entropy(self.fired / n).item()
         corrected = min(most, jackknife_entropy(self.fired, n).item())
         enough = self.resampled_n[:, 0] > 1
-        resampled = jackknife_entropy(self.resampled[enough], self.resampled_n[enough])
+        resampled_n = self.resampled_n[enough]
         # Resampled vectors are drawn from these, whose entropy is `bits`: how far they stray from it is the error.
-        spread = torch.quantile(resampled, torch.tensor([1 - CONFIDENCE, 1 + CONFIDENCE]).double() / 2) - bits
-        low, high = corrected - max(0.0, spread[1].item()), corrected - min(0.0, spread[0].item())
+        low, high = _interval(corrected, bits, jackknife_entropy(self.resampled[enough], resampled_n))
+        joint = self.joint_bits.item() / self.variance.n
+        resampled_joint = self.resampled_joint_bits[enough] / resampled_n[:, 0]
         return EntropyEstimate(
             bits=bits,
             corrected_bits=corrected,
             interval=(low, min(most, high)),
-            shared_bits=_shared_bits(self.pairs, self.in_half),
-            sampled_features=len(self.sampled),
+            joint_bits_bound=self._of_halves(bits) if self.tree is None else joint,
+            joint_interval=None if self.tree is None else _interval(joint, joint, resampled_joint),
             explained_variance=self.variance.explained,
             n_vectors=self.variance.n,
             d_sae=len(self.fired),
             varying_features=int(((self.fired > 0) & (self.fired < self.variance.n)).sum()),
         )
 
-
-def _shared_bits(together: Float[Tensor, "2 k k"], n: Float[Tensor, " 2"]) -> float:
-    """Information shared along trees of pairs, from how often two of k features fired together in either half.
-
-    A tree fitted on one half saves `sum over its pairs of log2 q(x, y) / (q(x) q(y))` bits on the other, less what the
-    features cost there by the rates of the wrong half, `sum over its features of KL(p || q)`. What is left is no more
-    than the features share, up to chance, whichever tree it is.
-    """
-    k = together.shape[1]
-    if k < 2 or n.min() < 2:
-        return 0.0
-    shares = [_cells(pairs, size) / size for pairs, size in zip(together, n, strict=True)]
-    saved = 0.0
-    for fitted, other in ((0, 1), (1, 0)):
-        gain = _log_lift(shares[fitted], n[fitted])
-        # A pair is worth naming if it shares more than its name and its frequency cost.
-        cost = (np.log2(k) + n[fitted].log2() / 2) / n[fitted]
-        worth = ((shares[fitted] * gain).sum(0) - cost).numpy()
-        parents = spanning_forest(worth.__getitem__, k)
-        second = np.flatnonzero(parents >= 0)
-        first = parents[second]
-        features = np.union1d(first, second)
-        p, q = (shares[half][0].diagonal()[features] for half in (other, fitted))
-        drift = (torch.xlogy(p, p / q) + torch.xlogy(1 - p, (1 - p) / (1 - q))).sum() / np.log(2)
-        saved += ((shares[other] * gain).sum(0)[first, second].sum() - drift).item() / 2
-    return max(0.0, saved)
+    def _of_halves(self, bits: float) -> float:
+        """Either half by the other's tree; of halves too small to learn from, the bits of the features one by one."""
+        if min(half.n for half in self.halves) < 2:
+            return bits
+        pairs = (self.halves, self.halves[::-1])
+        return sum(of.n * learn_tree(other).mean_bits(of) for of, other in pairs) / sum(half.n for half in self.halves)
 
 
-def _cells(together: Float[Tensor, "k k"], n: Float[Tensor, ""]) -> Float[Tensor, "4 k k"]:
-    """How often both, the first alone, the second alone and none of every two features fired."""
-    fired = together.diagonal()
-    first, second = fired[:, None] - together, fired[None] - together
-    return torch.stack([together, first, second, n - together - first - second])
+def _interval(estimate: float, of_all: float, resampled: Float[Tensor, " resamplings"]) -> tuple[float, float]:
+    """Around the estimate, as resampled values lie around `of_all`, that of the vectors they are drawn from."""
+    tails = torch.tensor([1 - CONFIDENCE, 1 + CONFIDENCE]).to(resampled) / 2
+    low, high = (torch.quantile(resampled, tails) - of_all).tolist()
+    return estimate - max(0.0, high), estimate - min(0.0, low)
 
 
-def _log_lift(shares: Float[Tensor, "4 k k"], n: Float[Tensor, ""]) -> Float[Tensor, "4 k k"]:
-    """`log2 q(x, y) / (q(x) q(y))` of every two features, for each of the cells.
+def _exact_device(code: Tensor) -> torch.device:
+    """Where the counts are kept: Apple's GPU has no float64."""
+    return torch.device("cpu") if code.device.type == "mps" else code.device
 
-    One imagined vector in which they are independent is added to the n that were seen, so that what was not seen is not
-    impossible.
-    """
-    both, first, second, _ = shares
-    x, y = both + first, both + second
-    independent = torch.stack([x * y, x * (1 - y), (1 - x) * y, (1 - x) * (1 - y)])
-    lift = torch.where(independent > 0, shares / independent, 1.0)
-    return ((n * lift + 1) / (n + 1)).log2()
+
+def _encoded(sae: Encoder, vectors: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Vectors, `ROWS` at a time, and their codes."""
+    weights = getattr(sae, "W_enc", None)
+    for x in _blocks(_batches(vectors)):
+        code = sae.encode(x if weights is None else _converted(x, weights))
+        _check_code(code, x, sae)
+        yield x, code
 
 
 def _batches(vectors: Any) -> Iterator[Tensor]:

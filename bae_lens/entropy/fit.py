@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 
 from bae_lens.entropy.elimination import eliminate
 from bae_lens.functional.binarize import step
+from bae_lens.functional.covariance import covariance_penalty
 from bae_lens.functional.losses import marginal_entropy
 from bae_lens.saes.bae import BAE, BAEConfig
 from bae_lens.saes.standardization import Standardization, folded
@@ -41,6 +43,8 @@ class FitSettings:
     """Encoder bias at the start; at 0 every feature begins as a fair coin."""
     elimination: bool = True
     """Whether features that are not worth their bits are dropped."""
+    covariance_coefficient: float = 0.0
+    """Weight of the covariance penalty in the loss, from the first step on."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no training can have."""
@@ -54,6 +58,8 @@ class FitSettings:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if not math.isfinite(self.encoder_bias):
             raise ValueError(f"encoder_bias must be finite, got {self.encoder_bias}")
+        if not 0 <= self.covariance_coefficient < math.inf:
+            raise ValueError(f"covariance_coefficient must be finite and at least 0, got {self.covariance_coefficient}")
 
 
 def fit_bae(
@@ -84,12 +90,42 @@ def fit_baes(
     """`fit_bae` for several sets of vectors together, which is faster than one after the other while they are small.
 
     All begin at the same weights and see their vectors in the same order, as `fit_bae` with this seed would have it.
-    There is one entropy coefficient a model, or one for all. Expand the first axis to train on one set with many
-    coefficients.
+    There is one entropy coefficient a model, or one for all. On a GPU no step waits for the CPU.
     Raises ValueError as `fit_bae` does, naming the model.
     """
-    settings = settings or FitSettings()
-    n_models, n, d_in = vectors.shape
+    n_models = len(vectors)
+    if len(entropy_coefficients) not in (1, n_models):
+        raise ValueError(f"give one entropy coefficient for all or each model, got {entropy_coefficients}")
+    coefficients = list(entropy_coefficients) * (n_models // len(entropy_coefficients))
+    return _fit(vectors, list(range(n_models)), d_sae, seed, coefficients, settings or FitSettings())
+
+
+def fit_curves(
+    vectors: Num[Tensor, "sets n d_in"],
+    d_sae: int,
+    seed: int = 0,
+    entropy_coefficients: Sequence[float] = (0.3,),
+    settings: FitSettings | None = None,
+) -> list[list[BAE]]:
+    """For each set of vectors a BAE at each entropy coefficient, from nearly lossless to coarse: a curve of bits
+    against explained variance. All are trained together as by `fit_baes`. Raises ValueError as it does.
+    """
+    prices = list(entropy_coefficients)
+    sets = [i for i in range(len(vectors)) for _ in prices]
+    baes = _fit(vectors, sets, d_sae, seed, prices * len(vectors), settings or FitSettings())
+    return [baes[i : i + len(prices)] for i in range(0, len(baes), len(prices))]
+
+
+def _fit(
+    vectors: Num[Tensor, "sets n d_in"],
+    sets: list[int],
+    d_sae: int,
+    seed: int,
+    entropy_coefficients: list[float],
+    settings: FitSettings,
+) -> list[BAE]:
+    """A BAE for each of `sets`, the vectors that it is trained on, and its entropy coefficient."""
+    n, d_in = vectors.shape[1:]
     if not vectors.is_floating_point():
         raise ValueError(f"vectors must be floating-point numbers, got {vectors.dtype}; pass vectors.float()")
     if d_sae < 1:
@@ -98,21 +134,42 @@ def fit_baes(
         raise ValueError(
             f"training needs at least a batch of {settings.batch_size} vectors, got {n}; use a smaller one"
         )
-    if len(entropy_coefficients) not in (1, n_models):
-        raise ValueError(f"give one entropy coefficient for all or each model, got {entropy_coefficients}")
     check_entropy_coefficients(entropy_coefficients)
-    coefficient = torch.tensor(entropy_coefficients, dtype=vectors.dtype, device=vectors.device).expand(n_models)
+    coefficient = torch.tensor(entropy_coefficients, dtype=vectors.dtype, device=vectors.device)
     mean, scale = _standardization(vectors)
-    weights = _Weights(n_models, d_in, d_sae, settings.encoder_bias, seed, vectors)
-    weights.train((vectors - mean) * scale, coefficient, settings, torch.Generator().manual_seed(seed))
-    standardizations = [Standardization(mean[i, 0], scale[i].item()) for i in range(n_models)]
-    return [weights.bae(i, standardizations[i], coefficient[i].item(), vectors[i]) for i in range(n_models)]
+    data = _Standardized(vectors, mean, scale, torch.tensor(sets, device=vectors.device))
+    weights = _Weights(len(sets), d_in, d_sae, settings.encoder_bias, seed, vectors)
+    weights.train(data, coefficient, settings, torch.Generator().manual_seed(seed))
+    standardizations = [Standardization(own[0], factor.item()) for own, factor in zip(mean, scale, strict=True)]
+    return [
+        weights.bae(i, standardizations[which], price, vectors[which])
+        for i, (which, price) in enumerate(zip(sets, entropy_coefficients, strict=True))
+    ]
 
 
 def check_entropy_coefficients(entropy_coefficients: Sequence[float]) -> None:
     """Raises ValueError for coefficients that are negative or not finite."""
     if not all(0 <= coefficient < math.inf for coefficient in entropy_coefficients):
         raise ValueError(f"entropy coefficients must be finite and at least 0, got {list(entropy_coefficients)}")
+
+
+class _Standardized(NamedTuple):
+    """What models are trained on, centered and scaled a batch at a time: several may share one set of vectors."""
+
+    vectors: Float[Tensor, "sets n d_in"]
+    mean: Float[Tensor, "sets 1 d_in"]
+    scale: Float[Tensor, "sets 1 1"]
+    sets: Int[Tensor, " models"]
+    """Of each model, which vectors are its own."""
+
+    def batch(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "models batch d_in"]:
+        """The same rows of each model's vectors."""
+        return ((self.vectors.index_select(1, rows) - self.mean) * self.scale).index_select(0, self.sets)
+
+    def of_model(self, model: int) -> Float[Tensor, "n d_in"]:
+        """All vectors of one model."""
+        own = int(self.sets[model])
+        return (self.vectors[own] - self.mean[own]) * self.scale[own]
 
 
 class _Weights:
@@ -130,40 +187,48 @@ class _Weights:
     def encode(self, x: Float[Tensor, "models n d_in"]) -> Float[Tensor, "models n d_sae"]:
         return step(x @ self.W_enc + self.b_enc)
 
-    def loss(self, x: Float[Tensor, "models n d_in"], coefficient: Float[Tensor, " models"]) -> Float[Tensor, ""]:
-        """Sum over models of the loss (Eq. 5, without the covariance), so that each gets the gradient of its own."""
+    def loss(
+        self, x: Float[Tensor, "models n d_in"], coefficient: Float[Tensor, " models"], covariance_coefficient: float
+    ) -> Float[Tensor, ""]:
+        """Sum over models of the loss (Eq. 5), so that each gets the gradient of its own."""
         code = self.encode(x)
         error = torch.baddbmm(self.b_dec, code, self.W_dec) - x
-        return error.square().sum(-1).mean(-1).sum() + coefficient @ marginal_entropy(code.mean(1))
+        loss = error.square().sum(-1).mean(-1).sum() + coefficient @ marginal_entropy(code.mean(1))
+        if covariance_coefficient > 0:
+            loss = loss + covariance_coefficient * torch.stack([covariance_penalty(own) for own in code]).sum()
+        return loss
 
     def train(
         self,
-        x: Float[Tensor, "models n d_in"],
+        data: _Standardized,
         coefficient: Float[Tensor, " models"],
         settings: FitSettings,
         generator: torch.Generator,
     ) -> None:
+        """Nothing in a step waits for the device, so that on a GPU its small products follow one another closely."""
         optimizer = torch.optim.Adam([self.W_enc, self.b_enc, self.W_dec, self.b_dec], lr=settings.lr, fused=True)
         decay = max(1, round(settings.lr_decay * settings.steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (settings.steps - i) / decay))
-        batches = _batches(x.shape[1], settings.batch_size, settings.steps, generator)
-        for i, rows in enumerate(tqdm(batches, f"training {len(x)} BAE", settings.steps, unit="step", leave=False)):
+        n, n_models = data.vectors.shape[1], len(coefficient)
+        batches = _batches(n, settings.batch_size, settings.steps, generator).to(data.vectors.device)
+        for i, rows in enumerate(tqdm(batches, f"training {n_models} BAE", unit="step", leave=False)):
             started = i >= settings.entropy_from * settings.steps
             optimizer.zero_grad()
-            self.loss(x[:, rows], coefficient * started).backward()
+            self.loss(data.batch(rows), coefficient * started, settings.covariance_coefficient).backward()
             optimizer.step()
             schedule.step()
             if settings.elimination and i + 1 in (settings.steps // 2, settings.steps):
-                self.eliminate(x, coefficient, optimizer)
+                self.eliminate(data, coefficient, optimizer)
 
     @torch.no_grad()
     def eliminate(
-        self, x: Float[Tensor, "models n d_in"], coefficient: Float[Tensor, " models"], optimizer: torch.optim.Adam
+        self, data: _Standardized, coefficient: Float[Tensor, " models"], optimizer: torch.optim.Adam
     ) -> None:
         """Drops features for good: one that never fires and has no decoder row gets no gradient, and no momentum."""
-        for i in range(len(x)):
-            code = torch.cat([step(rows @ self.W_enc[i] + self.b_enc[i]) for rows in x[i].split(ENCODED_AT_A_TIME)])
-            kept, self.W_dec[i], self.b_dec[i] = eliminate(code, x[i], coefficient[i].item())
+        for i, price in enumerate(coefficient.tolist()):
+            x = data.of_model(i)
+            code = torch.cat([step(rows @ self.W_enc[i] + self.b_enc[i]) for rows in x.split(ENCODED_AT_A_TIME)])
+            kept, self.W_dec[i], self.b_dec[i] = eliminate(code, x, price)
             self.W_enc[i, :, ~kept] = 0.0
             self.b_enc[i, :, ~kept] = -1.0
             for moment in ("exp_avg", "exp_avg_sq"):
@@ -188,13 +253,14 @@ class _Weights:
 
 
 def _standardization(
-    vectors: Float[Tensor, "models n d_in"],
-) -> tuple[Float[Tensor, "models 1 d_in"], Float[Tensor, "models 1 1"]]:
+    vectors: Float[Tensor, "sets n d_in"],
+) -> tuple[Float[Tensor, "sets 1 d_in"], Float[Tensor, "sets 1 1"]]:
     """Mean, and the factor to mean squared norm d_in, of each set of vectors."""
-    mean = vectors.mean(1, keepdim=True, dtype=torch.float64).to(vectors)
-    square = _mean_square(vectors - mean)
+    mean = torch.stack([x.mean(0, keepdim=True, dtype=torch.float64) for x in vectors]).to(vectors)
+    square = torch.stack([_mean_square(x - own) for x, own in zip(vectors, mean, strict=True)])
+    whole_square = torch.stack([_mean_square(x) for x in vectors])
     scale = (vectors.shape[2] / square).sqrt()
-    for i, (value, whole) in enumerate(zip(square.tolist(), _mean_square(vectors).tolist(), strict=True)):
+    for i, (value, whole) in enumerate(zip(square.tolist(), whole_square.tolist(), strict=True)):
         which = "" if len(square) == 1 else f" of model {i}"
         if not value < float("inf"):
             raise ValueError(f"the vectors{which} must be finite, but hold NaN or infinity")
@@ -205,13 +271,13 @@ def _standardization(
     return mean, scale[:, None, None].to(vectors)
 
 
-def _mean_square(vectors: Float[Tensor, "models n d_in"]) -> Float[Tensor, " models"]:
+def _mean_square(vectors: Float[Tensor, "n d_in"]) -> Float[Tensor, ""]:
     """Of the norms, in float64, in which no square of a float32 overflows or vanishes."""
-    return torch.linalg.vector_norm(vectors, dim=2, dtype=torch.float64).square().mean(1)
+    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square().mean()
 
 
-def _batches(n: int, batch_size: int, steps: int, generator: torch.Generator) -> Sequence[Int[Tensor, " batch"]]:
+def _batches(n: int, batch_size: int, steps: int, generator: torch.Generator) -> Int[Tensor, "steps batch"]:
     """Rows for each step: every epoch in a new order, without the incomplete batch at its end."""
     epochs = -(-steps // (n // batch_size))
-    order = (torch.randperm(n, generator=generator)[: n - n % batch_size] for _ in range(epochs))
-    return [rows for epoch in order for rows in epoch.split(batch_size)][:steps]
+    order = [torch.randperm(n, generator=generator)[: n - n % batch_size] for _ in range(epochs)]
+    return torch.cat(order).view(-1, batch_size)[:steps]

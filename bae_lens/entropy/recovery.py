@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
+from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, fit_tree
 from bae_lens.entropy.fit import FitSettings, fit_baes
 from bae_lens.entropy.synthetic import KnownEntropy, random_directions
 from bae_lens.saes.bae import BAE
@@ -35,7 +35,7 @@ class Recovery:
     bits: float
     """Marginal entropy of the code."""
     joint_bits_bound: float
-    """What the code's pairwise dependence leaves of it."""
+    """What is left of it if each feature is coded given one other."""
     fvu: float
     """Fraction of variance unexplained."""
     varying_features: int
@@ -73,7 +73,10 @@ def recover(
     data = [random_directions(n_vectors, rank, D, torch.Generator().manual_seed(seed)) for rank in ranks]
     vectors = torch.stack([known.vectors for known in data])
     baes = fit_baes(vectors[:, :n_train], d_sae, seed, [entropy_coefficient], settings)
-    estimates = [estimate_entropy(bae, x[n_train:]) for bae, x in zip(baes, vectors, strict=True)]
+    estimates = [
+        estimate_entropy(bae, x[n_train:], tree=fit_tree(bae, x[:n_train]))
+        for bae, x in zip(baes, vectors, strict=True)
+    ]
     seconds = (time.perf_counter() - start) / len(ranks)
     return [
         score(known, n_train, bae, estimate, seed, seconds)

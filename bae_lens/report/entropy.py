@@ -1,90 +1,87 @@
-"""Figures of entropies: recovered against true, and by position and layer."""
+"""Entropies as charts: recovered against true (Fig. 2), and by position and layer (Fig. 3)."""
 
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
 
-import plotly.graph_objects as go
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
-from bae_lens.entropy.dynamics import CurvePoint, EntropyDynamics
 from bae_lens.entropy.recovery import Recovery
-from bae_lens.report.figures import lay_out
-from bae_lens.report.series import COLORS
+from bae_lens.entropy.results import CurvePoint, EntropyDynamics, View
+from bae_lens.report.series import COLORS, GRAY, Chart, Point, Series
 
 FAINTEST = 0.15  # opacity of a point that reconstructs nothing
+BEYOND = 2.0  # times the last position is shown of where a curve saturates
 
 
-def recovered_entropy(recipes: Mapping[str, Sequence[Recovery]]) -> go.Figure:
+def recovery_chart(recipes: Mapping[str, Sequence[Recovery]]) -> Chart:
     """Estimated against true bits, fainter the worse the reconstruction; the line is where they agree (Fig. 2)."""
-    figure = go.Figure()
     most = max(max(row.bits, row.true_bits) for rows in recipes.values() for row in rows)
-    figure.add_scatter(x=[1, most], y=[1, most], mode="lines", line={"color": "gray", "dash": "dot"}, name="exact")
-    for (name, rows), color in zip(recipes.items(), cycle(COLORS), strict=False):
-        figure.add_scatter(
-            x=[row.true_bits for row in rows],
-            y=[row.bits for row in rows],
-            name=name,
-            mode="markers",
-            marker={"color": color, "size": 11, "opacity": [opacity(1 - row.fvu) for row in rows]},
-            text=[f"{row.d_sae} features, FVU {row.fvu:.2g}" for row in rows],
+    exact = Series("exact", [(1.0, 1.0), (most, most)], GRAY, "dotted")
+    found = [
+        Series(
+            name,
+            [(row.true_bits, row.bits) for row in rows],
+            color,
+            "marks",
+            opacities=[opacity(1 - row.fvu) for row in rows],
+            notes=[f"{row.d_sae} features, FVU {row.fvu:.2g}" for row in rows],
         )
-    lay_out(figure, "true entropy (bits)", "estimated entropy (bits)")
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(type="log")
-    return figure
+        for (name, rows), color in zip(recipes.items(), cycle(COLORS), strict=False)
+    ]
+    hover = "%{x:.4g} bits, estimated %{y:.4g}"
+    return Chart("true entropy (bits)", "estimated entropy (bits)", hover, [exact, *found], log_x=True, log_y=True)
 
 
-def entropy_by_position(dynamics: EntropyDynamics, explained_variance: float | None = None) -> go.Figure:
-    """Corrected bits by position, a curve a hook, fainter the worse the reconstruction; saturations dashed (Fig. 3).
+def view_chart(dynamics: EntropyDynamics, view: View) -> Chart:
+    """Bits by position, a curve a hook from dark to light, fainter the worse the reconstruction (Fig. 3).
 
-    Dotted in the same color is what the bits are at most jointly, and in gray the logarithm of the number of distinct
-    tokens, which the entropy cannot exceed at position 1. With an explained variance, bits are what that would take;
-    positions where the coefficients tried do not reach it are left out.
+    Marks are hollow where the bits say more of the code than of the activations (`marks_of`). Dashed is the level that
+    a curve saturates at, if it does at the positions looked at, with a diamond where it has risen by 95 %. The
+    logarithm of the number of distinct tokens at position 1 is what the bits cannot exceed there.
     """
-    figure = go.Figure()
-    saturations = {s.hook_name: s for s in dynamics.saturations(explained_variance)}
-    for hook_name, color in zip(dynamics.hook_names, cycle(COLORS), strict=False):
-        points = dynamics.curve(hook_name, explained_variance)
-        figure.add_scatter(
-            x=[point.position for point in points],
-            y=[point.bits for point in points],
-            name=hook_name,
-            legendgroup=hook_name,
-            mode="lines+markers",
-            line={"color": color},
-            marker={"size": 10, "opacity": [opacity(point.explained_variance) for point in points]},
-            text=[f"explained variance {point.explained_variance:.2f}" for point in points],
-            error_y=_error_bars(points),
+    shades = [to_hex(color) for color in colormaps["viridis"](np.linspace(0, 0.9, len(dynamics.hook_names)))]
+    of_hook = dict(zip(dynamics.hook_names, shades, strict=True))
+    series = [_curve(hook, points, of_hook[hook]) for hook, points in view.curves.items() if points]
+    last = BEYOND * max(dynamics.positions)
+    for found in (saturation for saturation in view.saturations if saturation.reached):
+        color = of_hook[found.hook_name]
+        low, high = (min(x, last) for x in found.position_interval)
+        level: list[Point] = [(found.position, found.level), (last, found.level)]
+        series.append(Series(found.hook_name, level, color, "dashed", in_legend=False))
+        series.append(
+            Series(
+                found.hook_name,
+                [(found.position, found.level)],
+                color,
+                "marks",
+                symbol="diamond",
+                in_legend=False,
+                notes=["95 % of the rise"],
+                intervals=[(low, high)],
+                along_x=True,
+            )
         )
-        figure.add_scatter(
-            x=[point.position for point in points],
-            y=[point.joint_bits_bound for point in points],
-            name=f"{hook_name}, at most jointly",
-            legendgroup=hook_name,
-            showlegend=False,
-            mode="lines",
-            line={"color": color, "dash": "dot", "width": 1},
-        )
-        if hook_name in saturations:
-            figure.add_hline(y=saturations[hook_name].level, line={"color": color, "dash": "dash", "width": 1})
-    figure.add_scatter(
-        x=dynamics.positions,
-        y=[math.log2(n) for n in dynamics.distinct_tokens],
-        name="log2 of distinct tokens",
-        mode="lines",
-        line={"color": "gray", "dash": "dot", "width": 1},
+    if 1 in dynamics.positions:
+        most = math.log2(dynamics.distinct_tokens[dynamics.positions.index(1)])
+        series.append(Series("log2 of distinct tokens", [(1.0, most)], GRAY, "marks", symbol="diamond"))
+    ticks = [float(position) for position in dynamics.positions]
+    return Chart("position", view.name, "position %{x}: %{y:.1f} bits", series, log_x=True, x_ticks=ticks)
+
+
+def _curve(hook_name: str, points: Sequence[CurvePoint], color: str) -> Series:
+    return Series(
+        hook_name,
+        [(float(point.position), point.bits) for point in points],
+        color,
+        "marked line",
+        notes=[", ".join([f"explained variance {p.explained_variance:.2f}", *p.marks]) for p in points],
+        intervals=[point.interval for point in points],
+        opacities=[opacity(point.explained_variance) for point in points],
+        hollow=[bool(point.marks) for point in points],
     )
-    at = "" if explained_variance is None else f" at explained variance {explained_variance}"
-    lay_out(figure, "position", f"entropy (bits){at}")
-    figure.update_xaxes(type="log", tickvals=dynamics.positions)
-    return figure
-
-
-def _error_bars(points: Sequence[CurvePoint]) -> dict[str, Any]:
-    above = [point.interval[1] - point.bits for point in points]
-    below = [point.bits - point.interval[0] for point in points]
-    return {"type": "data", "array": above, "arrayminus": below, "width": 2}
 
 
 def opacity(explained_variance: float) -> float:

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from bae_lens.comparison.results import Comparison
 from bae_lens.report.series import (
@@ -37,15 +40,20 @@ def write_pictures(comparison: Comparison, folder: Path) -> list[Path]:
         charts["explained_variance_with_every_help"] = quality_with_help
     pictures = {name: {f"at {hook}": chart(comparison, hook) for hook in hooks} for name, chart in charts.items()}
     pictures["firing_frequencies"] = {"": firing_frequencies(comparison)}
-    return [_write(panels, home / f"{name}.png") for name, panels in pictures.items()]
+    return [write_panels(panels, home / f"{name}.png") for name, panels in pictures.items()]
 
 
-def _write(panels: dict[str, Chart], path: Path) -> Path:
-    """Charts side by side, by their titles."""
-    figure = Figure((PANEL[0] * len(panels), PANEL[1]), layout="constrained")
-    for axes, (title, chart) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+def write_panels(panels: dict[str, Chart], path: Path, columns: int | None = None) -> Path:
+    """Charts by their titles, side by side, or in rows of so many; returns the path."""
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
+    figure = Figure((PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (title, chart) in zip(places, panels.items(), strict=False):
         draw(axes, chart)
         axes.set_title(title, fontsize="medium", parse_math=False)
+    for axes in places[len(panels) :]:
+        axes.remove()
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return path
@@ -54,8 +62,13 @@ def _write(panels: dict[str, Chart], path: Path) -> Path:
 def draw(axes: Axes, chart: Chart) -> None:
     """The chart, with a grid and a legend."""
     entries: dict[str, Artist] = {}
+    if chart.log_x:
+        axes.set_xscale("log")
+        if chart.x_ticks:
+            axes.set_xticks(chart.x_ticks, [f"{tick:g}" for tick in chart.x_ticks])
+            axes.minorticks_off()
     for series in chart.series:
-        (artist,) = axes.plot(*zip(*series.points, strict=True), **_look(series))
+        artist = _plot(axes, series)
         if series.in_legend:
             entries[series.name] = artist
     if chart.asked_l0 is not None:
@@ -68,12 +81,34 @@ def draw(axes: Axes, chart: Chart) -> None:
     _name(axes, entries)
 
 
+def _plot(axes: Axes, series: Series) -> Artist:
+    """The series, with its error bars; returns what stands for it in the legend."""
+    x, y = zip(*series.points, strict=True)
+    if series.intervals:
+        at = np.array(x if series.along_x else y)
+        bars = np.abs(np.array(series.intervals).T - at)
+        direction = {"xerr" if series.along_x else "yerr": bars}
+        axes.errorbar(x, y, **direction, fmt="none", ecolor=series.color, elinewidth=1, capsize=2, alpha=0.6)
+    look = _look(series)
+    if not (series.opacities or series.hollow):
+        (artist,) = axes.plot(x, y, **look)
+        return artist
+    axes.plot(x, y, **{**look, "marker": "none"})
+    edges = [to_rgba(series.color, alpha) for alpha in series.opacities or [1.0] * len(x)]
+    hollow = series.hollow or [False] * len(x)
+    faces = ["white" if outline else edge for edge, outline in zip(edges, hollow, strict=True)]
+    axes.scatter(x, y, s=36, c=faces, edgecolors=edges, marker=look["marker"], zorder=3)
+    return Line2D([], [], **look)
+
+
 def _look(series: Series) -> dict[str, Any]:
     """Of a series, in matplotlib's words."""
     symbol = SYMBOLS[series.symbol]
     if series.style == "marks":
         mark = {"marker": symbol, "markersize": 8, "markeredgecolor": "white"}
         return {"color": series.color, "linestyle": "none", **mark}
+    if series.style == "marked line":
+        return {"color": series.color, "marker": symbol, "markersize": 6, "linewidth": 1.2}
     if series.style == "open marks":
         mark = {"marker": symbol, "markersize": 4, "markerfacecolor": "none"}
         return {"color": series.color, "linestyle": "none", **mark}

@@ -27,7 +27,7 @@ class Series:
     """None for both begins a new line."""
     color: str
     """As CSS writes it."""
-    style: Literal["line", "dashed", "dotted", "steps", "marks", "open marks"] = "line"
+    style: Literal["line", "dashed", "dotted", "steps", "marks", "open marks", "marked line"] = "line"
     """How the points are drawn."""
     symbol: Literal["circle", "diamond"] = "circle"
     """Of marks."""
@@ -35,6 +35,14 @@ class Series:
     """On each point."""
     in_legend: bool = True
     """Whether the legend has an entry for it."""
+    intervals: list[tuple[float, float]] = field(default_factory=list)
+    """Of each point, from where to where its error bar goes: of y, or of x if `along_x`."""
+    along_x: bool = False
+    """Whether the error bars are horizontal."""
+    opacities: list[float] = field(default_factory=list)
+    """Of each mark, between 0 and 1; by default 1."""
+    hollow: list[bool] = field(default_factory=list)
+    """Whether each mark is only an outline; by default none is."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,10 @@ class Chart:
     """Likewise."""
     log_y: bool = False
     """Whether the vertical axis is logarithmic."""
+    log_x: bool = False
+    """Whether the horizontal one is."""
+    x_ticks: list[float] = field(default_factory=list)
+    """Where it is labeled; by default wherever suits."""
     asked_l0: float | None = None
     """Where a line marks the L0 that was asked for."""
 

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +8,8 @@ import pytest
 import torch
 
 from bae_lens.activations import position_cache
-from bae_lens.activations.position_cache import PositionActivations, Windows, collect, random_windows
+from bae_lens.activations.position_cache import PositionActivations, collect
+from bae_lens.activations.windows import Windows, random_windows
 from bae_lens.storage import checksum
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
@@ -18,63 +21,26 @@ def windows(tiny_tokenizer, tiny_dataset):
 
 
 def overwrite(folder, change):
-    """Another value in the array, as if it had been written there."""
-    array, sums = (np.load(folder / name, mmap_mode="r+") for name in ("activations.npy", "checksums.npy"))
+    """Other activations, as if they had been written there."""
+    array = np.load(folder / "activations.npy")
     change(array)
-    sums[:] = [checksum([array[:, :, window]]) for window in range(len(sums))]
-    array.flush()
-    sums.flush()
+    write(folder, array)
 
 
-def test_windows_begin_with_bos_and_are_whole(windows, tiny_tokenizer):
-    assert windows.tokens.shape == (40, 9)
-    assert (windows.tokens[:, 0] == tiny_tokenizer.bos_token_id).all()
-    assert (windows.tokens[:, 1:] >= 4).all()
-    assert (windows.column(1), windows.column(8)) == (1, 8)
-    assert Windows(windows.tokens, windows.document).column(1) == 0
-
-
-def test_windows_are_pieces_of_the_text_that_do_not_overlap(tiny_tokenizer):
-    words = [f"w{i}" for i in range(60)]
-    found = random_windows(tiny_tokenizer, [{"text": " ".join(words)}], 7, 8).tokens[:, 1:] - 4
-    assert (found.diff(dim=1) == 1).all()
-    assert len(found.unique()) == found.numel()
-    other = random_windows(tiny_tokenizer, [{"text": " ".join(words)}], 7, 8, seed=1).tokens[:, 1:] - 4
-    assert not torch.equal(found, other)
-
-
-def test_windows_know_their_document_and_are_few_of_each(tiny_tokenizer):
-    long, short = " ".join(f"w{i}" for i in range(60)), "w1 w2"
-    documents = [{"text": text} for text in (long, short, long, long)]
-    assert random_windows(tiny_tokenizer, documents, 3, 18).document.tolist() == [0] * 8 + [2] * 8 + [3] * 2
-    assert random_windows(tiny_tokenizer, documents, 3, 12, per_document=12).document.tolist() == [0] * 12
-
-
-def test_windows_do_not_begin_where_documents_do(tiny_tokenizer):
-    words = " ".join(f"w{i}" for i in range(60))
-    first = random_windows(tiny_tokenizer, [{"text": words}] * 200, 32, 200).tokens[:, 1]
-    assert len(first.unique()) > 20
-
-
-def test_short_documents_are_counted(tiny_tokenizer):
-    documents = [{"text": "w1 w2"}, {"text": "w1 w2 w3 w4"}, {"text": "w3"}, {"text": "w1 w2 w3"}]
-    assert random_windows(tiny_tokenizer, documents, 3, 2).too_short == 2
-
-
-def test_too_little_text_is_refused(tiny_tokenizer):
-    with pytest.raises(ValueError, match=r"1 of 2 windows of 3 tokens, at most 8 a document \(1 documents are"):
-        random_windows(tiny_tokenizer, [{"text": "w1 w2 w3"}, {"text": "w1"}], 3, 2)
-    with pytest.raises(ValueError, match="at least 1 token long, got 0"):
-        random_windows(tiny_tokenizer, [], 0, 2)
-    for numbers in ((0, 8), (2, 0)):
-        with pytest.raises(ValueError, match=f"got {numbers[0]} and {numbers[1]}"):
-            random_windows(tiny_tokenizer, [], 3, numbers[0], per_document=numbers[1])
+def write(folder, array):
+    norms = np.linalg.norm(array.astype(np.float64), axis=-1).astype(np.float32)
+    sums = [[[checksum(both) for both in zip(n[:, None], a)] for n, a in zip(*pair)] for pair in zip(norms, array)]  # noqa: B905
+    for name, values in (("activations", array), ("norms", norms), ("checksums", np.array(sums))):
+        np.save(folder / f"{name}.npy", values)
+    documents = np.load(folder / "documents.npy")
+    complete = {"documents": checksum([documents]), "norms": checksum([norms])}
+    (folder / "complete.json").write_text(json.dumps(complete))
 
 
 def test_states_are_the_models(tiny_model, windows, tmp_path):
     states = collect(tiny_model, windows, HOOKS, [1, 4, 8], tmp_path, batch_size=16)
     assert states.activations.shape == (2, 3, 40, 16)
-    _, cache = tiny_model.run_with_cache(windows.tokens, prepend_bos=False)
+    _, cache = tiny_model.run_with_cache(windows.tokens.long(), prepend_bos=False)
     for i, hook in enumerate(HOOKS):
         for j, position in enumerate([1, 4, 8]):
             torch.testing.assert_close(states.vectors([(i, j)])[0], cache[hook][:, position][states.kept])
@@ -89,11 +55,11 @@ def test_interrupted_pass_goes_on(tiny_model, windows, tmp_path, monkeypatch):
     whole = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "whole", batch_size=8)
     original, calls = position_cache.run_at_hooks, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **named):
         calls.append(len(calls))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **named)
 
     monkeypatch.setattr(position_cache, "run_at_hooks", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -115,17 +81,17 @@ def test_outliers_take_their_window_out_everywhere(tiny_model, windows, tmp_path
     assert states.vectors([(0, 0), (0, 1)]).shape == (2, 39, 16)
 
 
-def test_outliers_are_over_five_times_the_median_of_their_hook_and_position(tmp_path):
-    norms = np.ones((1, 2, 5, 1), dtype=np.float32)
-    norms[0, 0, :, 0] = [1, 5.0, 0.9, 5.1, 1]  # in units of the median, which is 1
-    norms[0, 1] *= 1e30  # whose squares are beyond float32
-    sums = np.array([checksum([norms[:, :, window]]) for window in range(5)])
-    for name, array in (("activations.npy", norms), ("documents.npy", np.arange(5)), ("checksums.npy", sums)):
-        np.save(tmp_path / name, array)
-    source, complete = {"hook_names": HOOKS[:1], "positions": [1, 2]}, {"documents": checksum([np.arange(5)])}
-    for name, content in (("source.json", source), ("complete.json", complete)):
-        (tmp_path / name).write_text(json.dumps(content))
-    assert PositionActivations(tmp_path).kept.tolist() == [0, 1, 2, 4]
+def test_outliers_are_over_ten_times_the_median_of_their_hook_and_position(tmp_path):
+    vectors = np.ones((1, 2, 5, 1), dtype=np.float32)
+    vectors[0, 0, :, 0] = [1, 10.0, 0.9, 10.1, 1]  # in units of the median norm, which is 1
+    vectors[0, 1] *= 1e30  # whose squares are beyond float32
+    np.save(tmp_path / "documents.npy", np.arange(5))
+    source = {"hook_names": HOOKS[:1], "positions": [1, 2], "dtype": "float32"}
+    (tmp_path / "source.json").write_text(json.dumps(source))
+    write(tmp_path, vectors)
+    states = PositionActivations(tmp_path)
+    assert states.kept.tolist() == [0, 1, 2, 4]
+    torch.testing.assert_close(states.vectors([(0, 0)]).flatten(), torch.tensor([1, 10.0, 0.9, 1]))
 
 
 def flip(path, index):
@@ -137,15 +103,105 @@ def flip(path, index):
 def test_damaged_windows_are_found_when_read_and_computed_again(tiny_model, windows, tmp_path, monkeypatch):
     whole = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path, batch_size=8).activations.copy()
     flip(tmp_path / "activations.npy", (1, 0, 7, 3))
-    with pytest.raises(ValueError, match=r"1 windows in .* are damaged; run the same again, which computes them again"):
-        _ = PositionActivations(tmp_path).kept
+    states = PositionActivations(tmp_path)
+    states.vectors([(0, 0), (0, 1)])
+    where = r"1 windows at blocks.1.hook_resid_pre, position 1, in .* are damaged"
+    with pytest.raises(ValueError, match=f"{where}; run the same again, which computes them again"):
+        states.vectors([(1, 0)])
     calls, original = [], position_cache.run_at_hooks
-    monkeypatch.setattr(position_cache, "run_at_hooks", lambda *given: (calls.append(given), original(*given))[1])
+    monkeypatch.setattr(
+        position_cache, "run_at_hooks", lambda *given, **named: (calls.append(given), original(*given, **named))[1]
+    )
     with pytest.warns(UserWarning, match="1 of 40 windows in .* are damaged and computed again"):
         again = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path, batch_size=8)
     assert len(calls) == 1
     np.testing.assert_array_equal(again.activations, whole)
     assert len(again.kept) == 40
+
+
+def test_damaged_norms_are_computed_again(tiny_model, windows, tmp_path):
+    whole = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path).norms
+    flip(tmp_path / "norms.npy", (0, 1, 3))
+    with pytest.raises(ValueError, match=r"the norms in .* are damaged; run the same again"):
+        PositionActivations(tmp_path)
+    with pytest.warns(UserWarning, match="1 of 40 windows"):
+        assert collect(tiny_model, windows, HOOKS, [1, 8], tmp_path).norms.equal(whole)
+
+
+def test_killed_pass_goes_on_with_the_bytes_of_one_that_was_not(tiny_model, windows, tmp_path, monkeypatch):
+    collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "whole", batch_size=8)
+    original = position_cache.run_at_hooks
+    calls: list[int] = []
+
+    def killed(*arguments, **named):
+        calls.append(len(calls))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(position_cache, "run_at_hooks", killed)
+    child = os.fork()
+    if child == 0:
+        collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "parts", batch_size=8)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert np.count_nonzero(np.load(tmp_path / "parts" / "checksums.npy")) == 2 * 2 * 16
+    calls[:] = [0] * 3
+    collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "parts", batch_size=8)
+    assert len(calls) == 6
+    for name in ("activations", "norms", "checksums", "documents"):
+        assert (tmp_path / "parts" / f"{name}.npy").read_bytes() == (tmp_path / "whole" / f"{name}.npy").read_bytes()
+
+
+def test_batch_of_windows_equals_one_at_a_time(tiny_model, windows, tmp_path):
+    together, alone = (collect(tiny_model, windows, HOOKS, [1, 4, 8], tmp_path / str(n), n) for n in (40, 1))
+    np.testing.assert_allclose(together.activations, alone.activations, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_half_precision_takes_half_the_disk(tiny_model, windows, tmp_path, dtype, precision):
+    whole = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "whole")
+    half = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "half", dtype=dtype)
+    assert 2 * half.activations.nbytes == whole.activations.nbytes
+    exact, rounded = (states.vectors([(0, 0), (1, 1)]) for states in (whole, half))
+    assert rounded.dtype == torch.float32
+    assert not rounded.equal(exact)
+    torch.testing.assert_close(rounded, exact, rtol=precision, atol=1e-7)
+    with pytest.raises(ValueError, match=f"something else \\(dtype: 'float32' there, '{dtype}' now\\)"):
+        collect(tiny_model, windows, HOOKS, [1, 8], tmp_path / "whole", dtype=dtype)
+
+
+def test_activations_beyond_float16_are_refused(tiny_model, windows, tmp_path):
+    tiny_model.W_E.data *= 1e6
+    message = r"at blocks.0.hook_resid_post reach \S+, which float16 does not hold; keep them in bfloat16 or float32"
+    with pytest.raises(ValueError, match=message):
+        collect(tiny_model, windows, HOOKS, [1], tmp_path / "half", dtype="float16")
+    collect(tiny_model, windows, HOOKS, [1], tmp_path / "bfloat", dtype="bfloat16")
+
+
+def test_vectors_are_read_in_blocks_onto_the_device(tiny_model, windows, tmp_path, monkeypatch):
+    states = collect(tiny_model, windows, HOOKS, [1, 8], tmp_path)
+    whole = states.vectors([(1, 0), (0, 1), (1, 0)])
+    monkeypatch.setattr(position_cache, "ROWS_AT_A_TIME", 7)
+    assert PositionActivations(tmp_path).vectors([(1, 0), (0, 1), (1, 0)]).equal(whole)
+    flip(tmp_path / "activations.npy", (0, 1, 39, 2))
+    with pytest.raises(ValueError, match="1 windows at"):
+        PositionActivations(tmp_path).vectors([(0, 1)])
+    assert states.vectors([(0, 0)], "meta").device.type == "meta"
+
+
+def test_prompts_are_measured_where_their_demonstrations_end(tiny_model, windows, tmp_path):
+    ends = torch.stack([torch.arange(40) % 3 + 2, torch.arange(40) % 2 + 7], dim=1)
+    prompts = replace(windows, ends=ends)
+    assert torch.equal(prompts.columns([2, 1]), ends.flip(1))
+    assert torch.equal(prompts.tokens_at(2), windows.tokens[torch.arange(40), ends[:, 1]])
+    states = collect(tiny_model, prompts, HOOKS, [1, 2], tmp_path, batch_size=4)
+    _, cache = tiny_model.run_with_cache(windows.tokens.long(), prepend_bos=False)
+    for position in (0, 1):
+        expected = cache[HOOKS[1]][torch.arange(40), ends[:, position]][states.kept]
+        torch.testing.assert_close(states.vectors([(1, position)])[0], expected)
+    with pytest.raises(ValueError, match="between 1 and the windows' 2 demonstrations, got 3"):
+        collect(tiny_model, prompts, HOOKS, [3], tmp_path)
 
 
 def test_interrupted_pass_is_checked_before_it_goes_on(tiny_model, windows, tmp_path):

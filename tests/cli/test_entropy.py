@@ -11,8 +11,8 @@ from bae_lens.cli import main as cli
 from bae_lens.cli.dynamics import default_layers
 from bae_lens.cli.entropy import Entropy
 from bae_lens.entropy import dynamics as dynamics_module
-from bae_lens.entropy.dynamics import EntropyDynamics
 from bae_lens.entropy.fit import FitSettings, fit_bae
+from bae_lens.entropy.results import EntropyDynamics
 from bae_lens.entropy.synthetic import random_directions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,11 +89,12 @@ def test_dynamics_writes_table_json_and_figure(dynamics, tmp_path):
     assert "| distinct tokens |" in printed
     assert "| log2 of them |" in printed
     assert "blocks.1.hook_resid_post" in printed
-    assert printed.count("| at most jointly |") == 2
+    assert printed.count("| joint bits at EV ") == printed.count("| bits at price 0.01, all windows |") == 2
     result = json.loads((tmp_path / "run" / "dynamics.json").read_text())
     assert result["positions"] == [1, 2, 4, 8]
-    assert len(EntropyDynamics.from_dict(result).cells) == 8
+    assert len(EntropyDynamics.from_dict(result).cells) == 40
     assert (tmp_path / "run" / "dynamics.html").stat().st_size > 1_000_000
+    assert (tmp_path / "run" / "dynamics.png").exists()
     stages = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert [stage["name"] for stage in stages] == ["model and windows", "activations", "entropies"]
 
@@ -101,11 +102,11 @@ def test_dynamics_writes_table_json_and_figure(dynamics, tmp_path):
 def test_dynamics_at_one_explained_variance(dynamics, tmp_path):
     prices = ("--entropy-coefficients", 0.01, 3)
     printed = dynamics("--windows", 60, "--batch-size", 16, "--explained-variance", 0.2, *prices)
-    assert "at EV 0.2; 60 windows" in printed
+    assert printed.count("| bits at EV 0.2 |") == 2
+    assert "where it is not. 60 windows" in printed
     result = json.loads((tmp_path / "run" / "dynamics.json").read_text())
-    assert result["explained_variance"] == 0.2
-    known = EntropyDynamics.from_dict(result)
-    assert result["saturations"] == json.loads(json.dumps([asdict(s) for s in known.saturations(0.2)]))
+    views = EntropyDynamics.from_dict(result).views(0.2)
+    assert result["views"] == json.loads(json.dumps([asdict(view) for view in views]))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_dynamics_at_one_explained_variance(dynamics, tmp_path):
         (("--max-position", 64), "below the model's context of 64, got 64"),
         (("--max-position", 0), "max_position must be at least 1, got 0"),
         (("--windows", 300), "a batch of 256 windows, and 2 of other documents held out, but 300 windows"),
-        (("--explained-variance", 0.5), "give several --entropy-coefficients, got 1.0"),
+        (("--explained-variance", 0.5, "--entropy-coefficients", 1), "give several --entropy-coefficients, got 1.0"),
         (("--explained-variance", 0.5, "--entropy-coefficients", 1, 1), "give several --entropy-coefficients"),
         (("--explained-variance", 1.5, "--entropy-coefficients", 1, 2), "must lie between 0 and 1, got 1.5"),
         (("--entropy-coefficients", "nan"), "must be finite and at least 0"),
@@ -130,7 +131,7 @@ def test_impossible_dynamics_are_refused_before_the_model_runs(dynamics, monkeyp
 
 
 def test_default_layers_are_spread():
-    assert default_layers(30) == [0, 5, 10, 15, 20, 25]
+    assert default_layers(30) == [5, 10, 15, 20]
     assert default_layers(2) == [0, 1]
 
 

@@ -1,21 +1,29 @@
 import json
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from bae_lens.activations.demo_model import load_demo_model
-from bae_lens.activations.position_cache import PositionActivations, random_windows
+from bae_lens.activations.position_cache import PositionActivations
+from bae_lens.activations.prompts import Prompt, century_prompts, prompt_windows
+from bae_lens.activations.windows import random_windows
 from bae_lens.entropy import dynamics as dynamics_module
-from bae_lens.entropy.dynamics import Cell, DynamicsSettings, EntropyDynamics, entropy_dynamics, held_out
-from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy
+from bae_lens.entropy.dynamics import DynamicsSettings, entropy_dynamics, held_out, position_entropies
+from bae_lens.entropy.estimate import estimate_entropy, fit_tree
 from bae_lens.entropy.fit import FitSettings, fit_bae
+from bae_lens.entropy.results import EntropyDynamics
+from bae_lens.entropy.synthetic_model import bit_model
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
-SETTINGS = DynamicsSettings(d_sae=16, fit=FitSettings(steps=20, batch_size=16), entropy_coefficients=(0.1, 2.0))
+SETTINGS = DynamicsSettings(
+    d_sae=16,
+    fit=FitSettings(steps=20, batch_size=16),
+    entropy_coefficients=(0.1, 2.0),
+    dictionaries="per position",
+)
+SHARED = replace(SETTINGS, dictionaries="shared")
 
 
 @pytest.fixture
@@ -27,26 +35,14 @@ def run(tiny_model, tiny_tokenizer, tiny_dataset, tmp_path):
     return run
 
 
-def estimate(bits: float, share: float = 0.5) -> EntropyEstimate:
-    return EntropyEstimate(bits, bits, (0.9 * bits, 1.2 * bits), bits / 4, 2, share, 10, 4, 4)
-
-
-def result(curve: dict[int, list[tuple[float, float]]]) -> EntropyDynamics:
-    cells = [
-        Cell("hook", position, float(i), estimate(*point), 0.5)
-        for position, points in curve.items()
-        for i, point in enumerate(points)
-    ]
-    return EntropyDynamics("model", ["hook"], list(curve), 10, 5, 0, 0, [1] * len(curve), 4, cells)
-
-
-def test_every_hook_position_and_coefficient_is_measured(run):
-    dynamics = run()
+@pytest.mark.parametrize("settings", [SETTINGS, SHARED])
+def test_every_hook_position_and_coefficient_is_measured(run, settings):
+    dynamics = run(settings)
     assert len(dynamics.cells) == 2 * 3 * 2
     assert [cell.entropy_coefficient for cell in dynamics.at(HOOKS[1], 4)] == [0.1, 2.0]
     assert dynamics.n_documents == dynamics.n_windows / 3
     assert all(1 < n <= 60 for n in dynamics.distinct_tokens)
-    assert EntropyDynamics.from_dict(json.loads(json.dumps({**dynamics.to_dict(), "saturations": []}))) == dynamics
+    assert EntropyDynamics.from_dict(json.loads(json.dumps({**dynamics.to_dict(), "views": []}))) == dynamics
 
 
 def test_batched_equals_looped_and_no_document_is_on_both_sides(run, tmp_path):
@@ -57,12 +53,65 @@ def test_batched_equals_looped_and_no_document_is_on_both_sides(run, tmp_path):
     test = states.documents > first
     assert not set(states.documents[test].tolist()) & set(states.documents[~test].tolist())
     bae = fit_bae(vectors[~test], 16, 0, 2.0, SETTINGS.fit)
-    alone = estimate_entropy(bae, vectors[test], clusters=states.documents[test])
+    tree = fit_tree(bae, vectors[~test])
+    alone = estimate_entropy(bae, vectors[test], clusters=states.documents[test], tree=tree)
     cell = dynamics.at(HOOKS[1], 8)[1]
     assert cell.estimate.n_vectors == test.sum()
     assert cell.estimate.bits == pytest.approx(alone.bits, rel=1e-3)
     assert cell.estimate.explained_variance == pytest.approx(alone.explained_variance, abs=1e-3)
     assert cell.estimate.interval == pytest.approx(alone.interval, rel=1e-3)
+    assert cell.estimate.joint_bits_bound == pytest.approx(alone.joint_bits_bound, rel=1e-3)
+    assert cell.estimate.joint_interval is not None
+    everything = estimate_entropy(bae, vectors, clusters=states.documents)
+    assert cell.all_windows.bits == pytest.approx(everything.bits, rel=1e-3)
+    assert cell.all_windows.n_vectors == len(vectors)
+
+
+def test_a_shared_dictionary_is_trained_on_all_positions_and_measured_at_each(run, tmp_path):
+    dynamics = run(SHARED)
+    states = PositionActivations(tmp_path / "activations")
+    vectors = states.vectors([(1, position) for position in range(3)])
+    test = held_out(states.documents, 16)
+    bae = fit_bae(vectors[:, ~test].flatten(0, 1), 16, 0, 0.1, SHARED.fit)
+    for position, x in zip((1, 4, 8), vectors, strict=True):
+        tree = fit_tree(bae, x[~test])
+        alone = estimate_entropy(bae, x[test], clusters=states.documents[test], tree=tree)
+        found = dynamics.at(HOOKS[1], position)[0].estimate
+        assert found.bits == pytest.approx(alone.bits, rel=1e-3)
+        assert found.joint_bits_bound == pytest.approx(alone.joint_bits_bound, rel=1e-3)
+
+
+def test_known_entropies_are_recovered_at_every_position_by_a_shared_dictionary():
+    generator = torch.Generator().manual_seed(0)
+    model = bit_model(3, 24, (2, 3), generator)
+    tokens = model.tokens(2000, 4, generator)
+    states = torch.stack([torch.stack([model.states(tokens, layer, p) for p in (1, 2, 4)]) for layer in (0, 1)])
+    fit = replace(dynamics_module.SHARED, steps=600)
+    measured = position_entropies(states, torch.arange(2000), DynamicsSettings(32, (0.3,), fit=fit))
+    places = [(layer, position) for layer in (0, 1) for position in (1, 2, 4)]
+    for (layer, position), (estimate, whole) in zip(places, measured, strict=True):
+        assert estimate.explained_variance > 0.98
+        assert estimate.joint_bits_bound == pytest.approx(model.joint_bits(layer, position), rel=0.1)
+        assert whole.n_vectors == 2000
+
+
+def test_bits_that_pay_are_flipped_if_asked():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 1, 200, 12, generator=generator)
+    fit = FitSettings(steps=60, batch_size=64, elimination=False)
+    plain, flipped = (
+        position_entropies(x, torch.arange(200), DynamicsSettings(16, (0.1,), fit=fit, max_flips=flips))[0][1]
+        for flips in (0, 8)
+    )
+    assert flipped.explained_variance > plain.explained_variance + 0.05
+
+
+def test_more_bits_than_tokens_are_marked_at_the_first_position_only(run):
+    dynamics = run(SHARED)
+    of_tokens = [cell for cell in dynamics.cells if "more bits than tokens" in cell.marks]
+    assert {cell.position for cell in of_tokens} == {1}
+    bits = [cell.estimate.corrected_bits for cell in dynamics.cells if cell.position == 1]
+    assert len(of_tokens) == sum(b > np.log2(dynamics.distinct_tokens[0]) for b in bits)
 
 
 def test_last_documents_are_held_out_whole():
@@ -78,24 +127,26 @@ def test_too_few_windows_or_documents_are_refused(documents):
         held_out(documents, 40)
 
 
-def test_interrupted_run_goes_on_after_its_last_batch_of_baes(run, monkeypatch):
-    monkeypatch.setattr(dynamics_module, "BYTES_AT_A_TIME", 4 * 4 * 2 * 16 * 16 * 4)
-    original, calls = dynamics_module._measure, []
+@pytest.mark.parametrize(("settings", "expected"), [(SETTINGS, [2, 2, 2, 2]), (SHARED, [1, 1, 1])])
+def test_interrupted_run_goes_on_after_its_last_batch_of_baes(run, monkeypatch, settings, expected):
+    sets = expected[0]
+    monkeypatch.setattr("bae_lens.entropy.memory.TrainingMemory.sets_at_a_time", lambda *_: sets)
+    original, calls = dynamics_module.position_entropies, []
 
-    def interrupted(*arguments):
-        calls.append(len(arguments[0]))
+    def interrupted(vectors, *arguments):
+        calls.append(len(vectors))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(vectors, *arguments)
 
-    monkeypatch.setattr(dynamics_module, "_measure", interrupted)
+    monkeypatch.setattr(dynamics_module, "position_entropies", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run()
-    dynamics = run()
-    assert calls == [4, 4, 4, 4]
+        run(settings)
+    dynamics = run(settings)
+    assert calls == expected
     assert len(dynamics.cells) == 12
-    assert run() == dynamics
-    assert len(calls) == 4
+    assert run(settings) == dynamics
+    assert len(calls) == len(expected)
 
 
 def test_folder_of_other_settings_is_refused(run):
@@ -114,7 +165,7 @@ def test_too_few_windows_are_refused_before_the_model_runs(run, tmp_path, monkey
 
 
 def test_too_few_windows_are_refused_when_those_of_outliers_are_gone(run, monkeypatch):
-    monkeypatch.setattr("bae_lens.functional.outliers.OUTLIER_NORM", 1.3)
+    monkeypatch.setattr("bae_lens.activations.position_cache.SINK_NORM", 1.3)
     with pytest.raises(ValueError, match=r"but \d+ windows \(\d+ are left out for outliers\)"):
         run(replace(SETTINGS, fit=FitSettings(batch_size=45)))
 
@@ -133,6 +184,7 @@ def test_tokens_of_outlier_windows_are_not_counted(run, monkeypatch):
     [
         ({"d_sae": 0}, "d_sae must be at least 1"),
         ({"entropy_coefficients": ()}, "at least one entropy coefficient"),
+        ({"max_flips": -1}, "max_flips must be at least 0, .*got -1"),
         ({"entropy_coefficients": (1.0, float("nan"))}, "finite and at least 0"),
     ],
 )
@@ -141,37 +193,12 @@ def test_settings_are_checked(values, message):
         replace(SETTINGS, **values)
 
 
-def test_curve_at_one_explained_variance():
-    dynamics = result({1: [(10.0, 0.5), (20.0, 0.75)], 2: [(12.0, 0.7), (16.0, 0.8)], 4: [(3.0, 0.8), (9.0, 0.9)]})
-    first, second, third = dynamics.curve("hook")
-    assert [first.bits, second.bits, third.bits] == [10.0, 12.0, 3.0]
-    assert (first.interval, first.joint_bits_bound, first.explained_variance) == ((9.0, 12.0), 7.5, 0.5)
-    first, second = dynamics.curve("hook", 0.75)
-    assert first.bits == 20.0
-    bits = 12 + 4 * np.log(0.3 / 0.25) / np.log(0.3 / 0.2)
-    assert second.position == 2
-    assert second.bits == pytest.approx(bits)
-    assert second.interval == pytest.approx((0.9 * bits, 1.2 * bits))
-    assert second.joint_bits_bound == pytest.approx(0.75 * bits)
-    assert second.explained_variance == 0.75
-
-
-def test_no_saturations_of_two_points():
-    assert result({1: [(1.0, 0.5)], 2: [(2.0, 0.5)]}).saturations() == []
-
-
-def test_saturations_at_a_share_that_nothing_reaches():
-    assert result({p: [(float(p), 0.5)] for p in (1, 2, 4, 8)}).saturations(0.9) == []
-
-
 @pytest.mark.slow
-def test_demonstrations_of_a_real_model(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    benchmark = Path(__file__).parents[2] / "benchmarks" / "in_context.py"
-    demonstrations = runpy.run_path(str(benchmark))["demonstrations"]
+def test_demonstrations_of_a_real_model(tmp_path):
     model = load_demo_model()
-    windows, positions = demonstrations(model.tokenizer, n_prompts=160, n_demonstrations=4, seed=0)
+    prompts = [Prompt(row["text"], tuple(row["ends"]), group=row["group"]) for row in century_prompts(100, 2)]
+    windows = prompt_windows(model.tokenizer, prompts)["correct"]
     settings = DynamicsSettings(d_sae=64, fit=replace(dynamics_module.FEW_VECTORS, steps=64, batch_size=64))
-    dynamics = entropy_dynamics(model, windows, ["blocks.5.hook_resid_post"], positions, settings, tmp_path)
-    assert len(dynamics.cells) == 4
-    assert all(torch.isfinite(torch.tensor(cell.estimate.bits)) for cell in dynamics.cells)
+    dynamics = entropy_dynamics(model, windows, ["blocks.2.hook_resid_post"], [1, 2], settings, tmp_path)
+    assert len(dynamics.cells) == 2 * len(settings.entropy_coefficients)
+    assert all(0 < cell.estimate.bits < 64 for cell in dynamics.cells)

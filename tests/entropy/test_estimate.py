@@ -34,7 +34,7 @@ def test_all_words_have_k_bits(k):
     estimate = estimate_entropy(Coins(), words(k))
     assert estimate.bits == pytest.approx(k)
     assert estimate.varying_features == k
-    assert estimate.shared_bits == 0.0
+    assert estimate.joint_bits_bound >= k
     assert estimate.explained_variance == 1.0
     assert estimate.fvu == 0.0
 
@@ -53,21 +53,21 @@ def test_bits_and_explained_variance_by_hand():
 def test_copies_of_a_feature_share_their_bits():
     estimate = estimate_entropy(Coins(copies=2), words(8))
     assert estimate.bits == pytest.approx(16.0)
-    assert 7.5 < estimate.shared_bits <= 8  # less what the halves' rates differ
-    assert 8 <= estimate.joint_bits_bound < 8.5
+    assert 8 <= estimate.joint_bits_bound < 8.5  # what more than 8 is for the rates, which halves do not have alike
 
 
 def test_three_copies_share_two_bits():
-    # The information of pairs is summed over a tree: three pairs would count 3 bits where only 2 are shared.
+    # A feature is coded given one other: all three pairs would count 3 bits where only 2 are shared.
     estimate = estimate_entropy(Coins(copies=3), words(8)[:, :1].contiguous())
-    assert estimate.shared_bits == pytest.approx(2, abs=0.05)
+    assert estimate.joint_bits_bound == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])
 def test_independent_coins_share_nothing_even_if_they_are_few(rate):
     known = biased_coins(5 * 200, [rate] * 200, 200, torch.Generator().manual_seed(0))
     for part in known.coefficients.split(200):
-        assert estimate_entropy(Coins(), part).shared_bits < 0.3
+        estimate = estimate_entropy(Coins(), part)
+        assert estimate.joint_bits_bound > estimate.corrected_bits - 0.3
 
 
 def test_most_that_correlated_coins_share_is_found():
@@ -76,16 +76,17 @@ def test_most_that_correlated_coins_share_is_found():
     code = torch.cat([known.coefficients, noise.coefficients], 1)
     shared = known.marginal_bits - known.joint_bits
     estimate = estimate_entropy(Coins(), code)
-    assert 0.85 * shared < estimate.shared_bits < 1.05 * shared
-    assert estimate.joint_bits_bound == estimate.corrected_bits - estimate.shared_bits
+    rates = len(code[0]) * 0.72 / 100  # what rates that are learnt from half of the vectors cost the others, in bits
+    found = estimate.corrected_bits - estimate.joint_bits_bound + rates
+    assert 0.85 * shared < found < 1.05 * shared
 
 
 def test_what_clusters_have_in_common_is_not_shared_by_features():
     # 20 clusters of equal vectors: features agree by chance in all vectors of a cluster.
     known = biased_coins(20, [0.5] * 100, 100, torch.Generator().manual_seed(0))
     code, clusters = known.coefficients.repeat_interleave(20, 0), torch.arange(20).repeat_interleave(20)
-    assert estimate_entropy(Coins(), code).shared_bits > 20
-    assert estimate_entropy(Coins(), code, clusters=clusters).shared_bits == 0
+    assert estimate_entropy(Coins(), code).joint_bits_bound < 80
+    assert estimate_entropy(Coins(), code, clusters=clusters).joint_bits_bound > 100
 
 
 def test_batches_make_no_difference(monkeypatch):
@@ -97,7 +98,6 @@ def test_batches_make_no_difference(monkeypatch):
     for sizes in ((1, 39, 0, 860), (300, 300, 300)):
         assert estimate_entropy(Coins(), x.split(sizes), clusters=torch.arange(900) // 3) == whole
     whole = estimate_entropy(Coins(), x)
-    assert 200 < whole.sampled_features <= 256
     assert estimate_entropy(Coins(), [x[:40], x[40:].view(43, 20, 300)]) == whole
 
 
@@ -230,7 +230,7 @@ def test_copies_of_one_coin_are_not_bounded_below_its_one_bit(n_clusters):
 def test_vectors_made_with_the_same_seed_are_halved_all_the_same():
     coin = torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.5
 
-    assert estimate_entropy(Coins(), coin[:, None].float().expand(400, 8).contiguous()).shared_bits > 6
+    assert estimate_entropy(Coins(), coin[:, None].float().expand(400, 8).contiguous()).joint_bits_bound < 2
 
 
 def test_refuses_an_interval_over_one_cluster():

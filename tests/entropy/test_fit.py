@@ -55,10 +55,11 @@ def test_models_of_a_batch_differ_by_their_price(sets):
     assert estimate_entropy(cheap, sets[2]).bits > estimate_entropy(dear, sets[2]).bits
 
 
-def test_loss_and_gradients_are_those_of_the_training_class(sets):
+@pytest.mark.parametrize("covariance", [0.0, 0.3])
+def test_loss_and_gradients_are_those_of_the_training_class(sets, covariance):
     x, price = sets[:, :32], torch.tensor([0.2, 0.5, 0.0], dtype=torch.float64)
     weights = _Weights(3, 6, 10, -0.1, 0, x)
-    weights.loss(x, price).backward()
+    weights.loss(x, price, covariance).backward()
     total = 0.0
     for i in range(3):
         cfg = TrainingBAEConfig(
@@ -66,6 +67,7 @@ def test_loss_and_gradients_are_those_of_the_training_class(sets):
             d_sae=10,
             dtype="float64",
             entropy_coefficient=price[i].item(),
+            covariance_coefficient=covariance,
             encoder_bias_init=-0.1,
             tangent_rate=1.0,
             standardize_activations=False,
@@ -76,7 +78,7 @@ def test_loss_and_gradients_are_those_of_the_training_class(sets):
             bae.W_dec.copy_(weights.W_dec[i])
         step = TrainStepInput(
             sae_in=x[i],
-            coefficients={"entropy": price[i].item(), "covariance": 0.0},
+            coefficients={"entropy": price[i].item(), "covariance": covariance},
             dead_neuron_mask=None,
             n_training_steps=1,
             is_logging_step=False,
@@ -86,7 +88,7 @@ def test_loss_and_gradients_are_those_of_the_training_class(sets):
         total += loss.item()
         for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
             torch.testing.assert_close(getattr(weights, name).grad[i].squeeze(0), getattr(bae, name).grad)
-    assert weights.loss(x, price).item() == pytest.approx(total)
+    assert weights.loss(x, price, covariance).item() == pytest.approx(total)
 
 
 def test_result_is_a_bae_with_its_prior_and_a_life_of_its_own(sets, tmp_path):
