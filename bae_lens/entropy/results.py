@@ -167,9 +167,8 @@ class EntropyDynamics:
         except ValueError:
             return None
         bits, low, high = map(float, weights @ np.array(rows))
-        used: set[Mark] = {
-            mark for cell, weight in zip(cells, weights, strict=True) if weight > 0 for mark in cell.marks
-        }
+        used_cells = [cell for cell, weight in zip(cells, weights, strict=True) if weight > 0]
+        used: set[Mark] = {mark for cell in used_cells for mark in cell.marks}
         return CurvePoint(position, bits, (low, high), share, sorted(used))
 
 
