@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shadow_device
 import torch
 from datasets import Dataset
 from sae_lens import HookedSAETransformer
@@ -30,6 +31,8 @@ from bae_lens.evaluation.model_loss import LanguageModelLoss
 from bae_lens.functional.rate_distortion import RatePoint
 from bae_lens.storage import Stage
 from bae_lens.training.recipe import TrainingSettings
+
+shadow_device.register()  # before any gradient: from the first on, torch knows of no other devices
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
 WORDS = tuple(f"w{i}" for i in range(60))

@@ -16,6 +16,7 @@ class ModelShape:
     d_model: int
     """Width of the residual stream."""
     n_layers: int
+    """Blocks."""
     n_heads: int
     """Of attention."""
     d_mlp: int

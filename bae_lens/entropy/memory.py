@@ -26,9 +26,13 @@ class TrainingMemory:
     n_vectors: int
     """In each set."""
     d_in: int
+    """Width of the vectors."""
     d_sae: int
+    """Features of each BAE."""
     n_prices: int
+    """BAEs trained on each set."""
     fit: FitSettings
+    """Training."""
 
     def n_bytes(self, n_sets: int) -> int:
         """That so many sets and the BAEs trained on them take together, at most."""

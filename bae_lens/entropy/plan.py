@@ -17,9 +17,11 @@ class Resources:
     """What there is, in bytes."""
 
     disk: int
+    """Free."""
     memory: int
     """Of the device: a GPU's, or the host's."""
     on_gpu: bool
+    """Whether the device is a GPU."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class StagePlan:
     """A part of the work."""
 
     name: str
+    """As in `stages.json`."""
     work: str
     """How much of what."""
     disk: int
@@ -42,9 +45,11 @@ class DynamicsPlan:
     """What a run takes, stage by stage."""
 
     stages: list[StagePlan]
+    """In their order."""
     n_tokens: int
     """That go through the model, BOS included."""
     n_baes: int
+    """That are trained."""
     steps: int
     """Of each BAE."""
     sets_at_a_time: int

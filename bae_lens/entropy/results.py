@@ -42,7 +42,9 @@ class CurvePoint:
     """Entropy at one hook and position."""
 
     position: int
+    """Which token of a window."""
     bits: float
+    """Marginal or joint, as the curve says."""
     interval: tuple[float, float]
     """95 %; between two prices interpolated as the bits are, so without the error of the explained variances."""
     explained_variance: float

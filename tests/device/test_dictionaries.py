@@ -207,7 +207,7 @@ def test_entropies_are_fitted_and_estimated(shadow):
             estimate_entropy(bae, there, clusters=torch.arange(256).to(device) // 4)
             for bae, there in zip(baes, x.to(device), strict=True)
         ]
-        results.append([[e.corrected_bits, e.shared_bits, e.explained_variance, *e.interval] for e in estimates])
+        results.append([[e.corrected_bits, e.joint_bits_bound, e.explained_variance, *e.interval] for e in estimates])
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-3)
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-3)
 

@@ -27,6 +27,7 @@ from bae_lens.functional import (
     rate_distortion,
     sparse_matmul,
     strength,
+    tree_entropy,
 )
 
 N, D, D_SAE = 48, 12, 40
@@ -74,6 +75,13 @@ def flipped(t: dict[str, Tensor]) -> list[Tensor]:
 def kept(t: dict[str, Tensor]) -> list[Tensor | None]:
     couplings = optimized_code.KeptCouplings()
     return [couplings(t["W_dec"], n) for n in (N, N, 1)]
+
+
+def along_a_tree(t: dict[str, Tensor]) -> list[Any]:
+    counts = tree_entropy.PairCounts(t["code"])
+    counts.add(t["code"])
+    tree = tree_entropy.learn_tree(counts)
+    return [tree.parents, tree.rate, tree.rate_given, tree.bits(t["code"]), tree.mean_bits(counts)]
 
 
 CALLS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
@@ -138,6 +146,9 @@ CALLS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     ),
     "count_instances": lambda t: strength.count_instances(t["activated"], D_SAE),
     "flip_polarity": flipped,
+    "learn_tree": along_a_tree,
+    "PairCounts": along_a_tree,
+    "PairTree": along_a_tree,
 }
 NUMBERS_ALONE = {"check_tangent", "running_mean_weight", "bits_at", "weights_at", "RatePoint", "GeometricBits"}
 OF_ARRAYS = {"bernoulli_bits", "conditional_bits", "spanning_forest", "pair_tree", "pair_bits"}
