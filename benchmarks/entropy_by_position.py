@@ -82,7 +82,7 @@ class EntropyByPosition:
                         "price": price,
                         "true_bits": model.joint_bits(layer, position),
                         "true_marginal_bits": model.marginal_bits(layer, position),
-                        "marks": marks_of(estimate, whole),
+                        "marks": marks_of(estimate.joint_bits_bound, [(estimate, whole)]),
                         "estimate": asdict(estimate),
                         "all_windows": asdict(whole),
                     }

@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 
 from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.models import resolve_hook
-from bae_lens.activations.position_cache import PositionActivations, StatesDtype, collect
+from bae_lens.activations.position_cache import PositionActivations, collect
+from bae_lens.activations.precision import Dtype
 from bae_lens.activations.windows import Windows
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, fit_tree
 from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_curves
 from bae_lens.entropy.memory import TrainingMemory, bytes_for_training
-from bae_lens.entropy.results import Cell, Dictionaries, EntropyDynamics, marks_of
+from bae_lens.entropy.results import Cell, Dictionaries, EntropyDynamics
 from bae_lens.saes.bae import check_max_flips
 from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json
 
@@ -71,7 +72,7 @@ def entropy_dynamics(
     folder: Path,
     loading_seconds: float = 0.0,
     device: str | torch.device | None = None,
-    states_dtype: StatesDtype = "float32",
+    states_dtype: Dtype = "float32",
     gpu_bytes: int | None = None,
 ) -> EntropyDynamics:
     """Trains BAEs on the windows' activations and measures their entropy at every hook, position and coefficient.
@@ -106,8 +107,7 @@ def entropy_dynamics(
         distinct = [len(windows.tokens_at(p)[states.kept].unique()) for p in positions]
         with stopwatch.stage("entropies"):
             at = torch.device(model.cfg.device if device is None else device)
-            first = [n if windows.ends is None and p == 1 else None for p, n in zip(positions, distinct, strict=True)]
-            cells = _entropies(states, settings, first, folder / "cells.json", at, gpu_bytes)
+            cells = _entropies(states, settings, folder / "cells.json", at, gpu_bytes)
     return EntropyDynamics(
         model=model.cfg.model_name,
         hook_names=states.hook_names,
@@ -120,6 +120,7 @@ def entropy_dynamics(
         d_sae=settings.d_sae,
         dictionaries=settings.dictionaries,
         cells=cells,
+        positions_count="tokens" if windows.ends is None else "demonstrations",
     )
 
 
@@ -171,15 +172,11 @@ def position_entropies(
 def _entropies(
     states: PositionActivations,
     settings: DynamicsSettings,
-    tokens: list[int | None],
     path: Path,
     device: torch.device,
     gpu_bytes: int | None,
 ) -> list[Cell]:
-    """Hooks, or, with a BAE for each position, positions of hooks: as many at a time as fit.
-
-    `tokens` are, by position, how many different ones there are where they are all that a state follows from.
-    """
+    """Hooks, or, with a BAE for each position, positions of hooks: as many at a time as fit."""
     held_out(states.documents, settings.fit.batch_size, len(states.all_documents) - len(states.documents))
     cells = [validated(Cell, cell, str(path)) for cell in read_json(path)] if path.exists() else []
     hooks, positions = range(len(states.hook_names)), range(len(states.positions))
@@ -199,7 +196,7 @@ def _entropies(
             grid = [(*pair, price) for group in part for pair, price in product(group, prices)]
             for (hook, position, price), (estimate, whole) in zip(grid, measured, strict=True):
                 place = (states.hook_names[hook], states.positions[position])
-                cells.append(Cell(*place, price, estimate, whole, marks_of(estimate, whole, tokens[position])))
+                cells.append(Cell(*place, price, estimate, whole))
             write_json(path, [asdict(cell) for cell in cells])
             progress.update(len(grid))
     return cells

@@ -1,5 +1,6 @@
 """What entropy dynamics found, and the ways to look at it: curves by position at one explained variance or price."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -33,8 +34,6 @@ class Cell:
     the windows trained on."""
     all_windows: EntropyEstimate
     """Over all windows, those trained on among them, as the paper has it."""
-    marks: list[Mark]
-    """Why the bits say more of the code than of the activations, if they do; see `marks_of`."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class CurvePoint:
     explained_variance: float
     """Of the activations that the bits were counted on."""
     marks: list[Mark]
-    """Of the cells that the point is made from."""
+    """Why the bits say more of the code than of the activations, if they do; see `marks_of`."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,8 @@ class EntropyDynamics:
     """Whether positions of a hook share one."""
     cells: list[Cell]
     """One for each hook, position and entropy coefficient."""
+    positions_count: Literal["tokens", "demonstrations"] = "tokens"
+    """What positions are the numbers of: tokens of a window, or demonstrations in a prompt."""
 
     def at(self, hook_name: str, position: int) -> list[Cell]:
         """The cells of one hook and position, one for each coefficient: a curve of bits against explained variance."""
@@ -130,10 +131,10 @@ class EntropyDynamics:
         for cell in self.cells:
             if (cell.hook_name, cell.entropy_coefficient) == (hook_name, price):
                 e = cell.all_windows if all_windows else cell.estimate
-                points.append(CurvePoint(cell.position, e.corrected_bits, e.interval, e.explained_variance, cell.marks))
+                points.append(self._point(cell.position, _marginal(e), e.explained_variance, [cell]))
         return points
 
-    def views(self, explained_variance: float | None = None, seed: int = 0) -> list[View]:
+    def views(self, explained_variance: float | None = None) -> list[View]:
         """What there is to see: bits and joint bits at one explained variance, and at the lowest price bits of all
         windows, as in the paper, and of those held out.
 
@@ -141,14 +142,15 @@ class EntropyDynamics:
         """
         share = self.common_explained_variance() if explained_variance is None else explained_variance
         price = min(cell.entropy_coefficient for cell in self.cells)
-        found: list[tuple[str, float | None, dict[str, list[CurvePoint]]]] = []
+        views = []
         if share is not None:
             for name, joint in ((f"joint bits at EV {share:g}", True), (f"bits at EV {share:g}", False)):
-                found.append((name, share, {hook: self.curve(hook, share, joint=joint) for hook in self.hook_names}))
+                curves = {hook: self.curve(hook, share, joint=joint) for hook in self.hook_names}
+                views.append(_view(name, share, curves))
         for windows in ("all", "held-out"):
             curves = {h: self.curve_at_price(h, price, all_windows=windows == "all") for h in self.hook_names}
-            found.append((f"bits at price {price:g}, {windows} windows", None, curves))
-        return [View(*view, saturations(view[2], seed)) for view in found]
+            views.append(_view(f"bits at price {price:g}, {windows} windows", None, curves))
+        return views
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -169,9 +171,18 @@ class EntropyDynamics:
         except ValueError:
             return None
         bits, low, high = map(float, weights @ np.array(rows))
-        used_cells = [cell for cell, weight in zip(cells, weights, strict=True) if weight > 0]
-        used: set[Mark] = {mark for cell in used_cells for mark in cell.marks}
-        return CurvePoint(position, bits, (low, high), share, sorted(used))
+        used = [cell for cell, weight in zip(cells, weights, strict=True) if weight > 0]
+        return self._point(position, (bits, low, high), share, used)
+
+    def _point(
+        self, position: int, bits: tuple[float, float, float], explained_variance: float, cells: Sequence[Cell]
+    ) -> CurvePoint:
+        """`bits` and their interval, which come from these cells."""
+        tokens = None
+        if self.positions_count == "tokens" and position == 1:
+            tokens = self.distinct_tokens[self.positions.index(position)]
+        marks = marks_of(bits[0], [(cell.estimate, cell.all_windows) for cell in cells], tokens)
+        return CurvePoint(position, bits[0], bits[1:], explained_variance, marks)
 
 
 def _marginal(estimate: EntropyEstimate) -> tuple[float, float, float]:
@@ -184,28 +195,35 @@ def _joint(estimate: EntropyEstimate) -> tuple[float, float, float]:
     return bits, *(estimate.joint_interval or (bits, bits))
 
 
-def saturations(curves: dict[str, list[CurvePoint]], seed: int = 0) -> list[Saturation]:
+def _view(name: str, explained_variance: float | None, curves: dict[str, list[CurvePoint]]) -> View:
+    return View(name=name, explained_variance=explained_variance, curves=curves, saturations=saturations(curves))
+
+
+def saturations(curves: dict[str, list[CurvePoint]]) -> list[Saturation]:
     """Of every curve that has at least 4 positions and rises; see `fit_saturation`."""
     found = []
     for hook_name, points in curves.items():
         rows = [(point.position, point.bits, *point.interval) for point in points]
         positions, bits, low, high = np.array(rows, dtype=float).reshape(-1, 4).T
-        found.append(fit_saturation(hook_name, positions, bits, np.maximum((high - low) / 4, 1e-3), seed))
+        found.append(fit_saturation(hook_name, positions, bits, np.maximum((high - low) / 4, 1e-3)))
     return [saturation for saturation in found if saturation]
 
 
-def marks_of(estimate: EntropyEstimate, all_windows: EntropyEstimate, distinct_tokens: int | None = None) -> list[Mark]:
+def marks_of(
+    bits: float, measured: Sequence[tuple[EntropyEstimate, EntropyEstimate]], distinct_tokens: int | None = None
+) -> list[Mark]:
     """What tells that bits are those of the code more than of the activations.
 
+    `measured` are the estimates that the bits come from, each over held-out and over all windows.
     `near cap`: over .8 of a bit for each feature, so that more features would take more. `few windows`: the code
     explains .05 more of all windows than of those held out, so it has learnt the windows. `more bits than tokens`: at
     the first position, where a state follows from its token, more bits than the logarithm of the different tokens.
     """
     marks: list[Mark] = []
-    if estimate.corrected_bits > NEAR_CAP * estimate.d_sae:
+    if bits > NEAR_CAP * measured[0][0].d_sae:
         marks.append("near cap")
-    if all_windows.explained_variance - estimate.explained_variance > OVERFITTED:
+    if any(whole.explained_variance - held_out.explained_variance > OVERFITTED for held_out, whole in measured):
         marks.append("few windows")
-    if distinct_tokens is not None and estimate.corrected_bits > np.log2(distinct_tokens):
+    if distinct_tokens is not None and bits > np.log2(distinct_tokens):
         marks.append("more bits than tokens")
     return marks

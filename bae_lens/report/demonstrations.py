@@ -4,21 +4,24 @@ from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 
-import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from bae_lens.entropy.results import CurvePoint, EntropyDynamics
-from bae_lens.report.entropy import opacity
-from bae_lens.report.figures import lay_out
-from bae_lens.report.series import COLORS
+from bae_lens.report.entropy import curve_series
+from bae_lens.report.figures import draw
+from bae_lens.report.page import embed
+from bae_lens.report.png import write_panels
+from bae_lens.report.series import COLORS, Chart
 from bae_lens.storage import write_json, write_text
-
-DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def write_demonstrations(
     groups: Mapping[str, EntropyDynamics], folder: Path, explained_variance: float | None = None
 ) -> str:
-    """Writes `demonstrations.json` and its figure `demonstrations.html` into the folder, and returns the table.
+    """Writes `demonstrations.json`, its figures `demonstrations.html` and `demonstrations.png` into the folder, and
+    returns the table.
 
     All groups are compared at one explained variance: by default the lowest of those that suit one of them, or, if one
     has none, each at its lowest price.
@@ -26,8 +29,17 @@ def write_demonstrations(
     share = common_explained_variance(groups) if explained_variance is None else explained_variance
     contents = {group: dynamics.to_dict() for group, dynamics in groups.items()}
     write_json(folder / "demonstrations.json", {"explained_variance": share, "groups": contents}, indent=1)
-    page = demonstrations_figure(groups, share).to_html(include_plotlyjs=True, config={"displayModeBar": False})
+    first = next(iter(groups.values()))
+    charts = {hook: demonstrations_chart(groups, hook, share) for hook in first.hook_names}
+    templates = Environment(loader=PackageLoader("bae_lens.report"), autoescape=True, undefined=StrictUndefined)
+    page = templates.get_template("demonstrations.html.jinja").render(
+        model=first.model,
+        figures={hook: embed(draw(chart), f"hook-{i}") for i, (hook, chart) in enumerate(charts.items())},
+        explanation=_explanation(groups, share),
+        plotly=Markup(get_plotlyjs()),
+    )
     write_text(folder / "demonstrations.html", page)
+    write_panels(charts, folder / "demonstrations.png", columns=min(2, len(charts)))
     return demonstrations_table(groups, share)
 
 
@@ -51,8 +63,39 @@ def demonstrations_table(groups: Mapping[str, EntropyDynamics], explained_varian
             found = [points.get(position) for position in first.positions]
             marks |= {mark for point in points.values() for mark in point.marks}
             rows.append([f"{hook}, {group}", *("-" if p is None else _entry(p, explained_variance) for p in found)])
+    note = _explanation(groups, explained_variance)
+    if marks:
+        note += f" *: bits that say more of the code than of the activations ({', '.join(sorted(marks))})."
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note])
+
+
+def demonstrations_chart(
+    groups: Mapping[str, EntropyDynamics], hook_name: str, explained_variance: float | None
+) -> Chart:
+    """Bits at one hook by demonstration, a curve a group, fainter the worse the reconstruction.
+
+    Marks are hollow where the bits say more of the code than of the activations (`marks_of`).
+    """
+    curves = {group: _points(dynamics, hook_name, explained_variance) for group, dynamics in groups.items()}
+    series = [
+        curve_series(group, points, color)
+        for (group, points), color in zip(curves.items(), cycle(COLORS), strict=False)
+        if points
+    ]
+    at = "" if explained_variance is None else f" at EV {explained_variance:g}"
+    hover = "demonstration %{x}: %{y:.1f} bits"
+    ticks = [float(position) for position in next(iter(groups.values())).positions]
+    return Chart("demonstrations in the prompt", f"bits{at}", hover, series, x_ticks=ticks)
+
+
+def _points(dynamics: EntropyDynamics, hook: str, explained_variance: float | None) -> list[CurvePoint]:
+    return dynamics.curve_at_price(hook) if explained_variance is None else dynamics.curve(hook, explained_variance)
+
+
+def _explanation(groups: Mapping[str, EntropyDynamics], explained_variance: float | None) -> str:
+    """What was measured, at which explained variance, and on how many prompts."""
     quality = (
-        "each at its lowest price, explained variance after the interval"
+        "each at its lowest price, at explained variances that differ"
         if explained_variance is None
         else f"at EV {explained_variance:g}"
     )
@@ -60,40 +103,7 @@ def demonstrations_table(groups: Mapping[str, EntropyDynamics], explained_varian
         f"{dynamics.n_windows} of {group} ({dynamics.outliers} left out for outliers)"
         for group, dynamics in groups.items()
     )
-    note = f"Bits per activation vector at the end of each demonstration, {quality}; prompts: {sizes}."
-    if marks:
-        note += f" *: bits that say more of the code than of the activations ({', '.join(sorted(marks))})."
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note])
-
-
-def demonstrations_figure(groups: Mapping[str, EntropyDynamics], explained_variance: float | None) -> go.Figure:
-    """A color a hook, a dash a group; fainter the worse the reconstruction."""
-    figure = go.Figure()
-    first = next(iter(groups.values()))
-    for hook, color in zip(first.hook_names, cycle(COLORS), strict=False):
-        for (group, dynamics), dash in zip(groups.items(), cycle(DASHES), strict=False):
-            points = _points(dynamics, hook, explained_variance)
-            figure.add_scatter(
-                x=[point.position for point in points],
-                y=[point.bits for point in points],
-                name=f"{hook}, {group}",
-                mode="lines+markers",
-                line={"color": color, "dash": dash},
-                marker={"size": 9, "opacity": [opacity(point.explained_variance) for point in points]},
-                text=[", ".join([f"explained variance {p.explained_variance:.2f}", *p.marks]) for p in points],
-                error_y={
-                    "type": "data",
-                    "array": [point.interval[1] - point.bits for point in points],
-                    "arrayminus": [point.bits - point.interval[0] for point in points],
-                    "width": 2,
-                },
-            )
-    at = "" if explained_variance is None else f" at explained variance {explained_variance:g}"
-    return lay_out(figure, "demonstrations in the prompt", f"entropy (bits){at}")
-
-
-def _points(dynamics: EntropyDynamics, hook: str, explained_variance: float | None) -> list[CurvePoint]:
-    return dynamics.curve_at_price(hook) if explained_variance is None else dynamics.curve(hook, explained_variance)
+    return f"Bits per activation vector at the end of each demonstration, {quality}; prompts: {sizes}."
 
 
 def _entry(point: CurvePoint, explained_variance: float | None) -> str:

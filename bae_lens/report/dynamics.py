@@ -36,12 +36,11 @@ def write_dynamics(dynamics: EntropyDynamics, folder: Path, explained_variance: 
     )
     write_text(folder / "dynamics.html", page)
     write_panels(charts, folder / "dynamics.png", columns=2)
-    return dynamics_table(dynamics, explained_variance)
+    return dynamics_table(dynamics, views)
 
 
-def dynamics_table(dynamics: EntropyDynamics, explained_variance: float | None = None) -> str:
-    """The views of every hook side by side in Markdown, and where their curves saturate."""
-    views = dynamics.views(explained_variance)
+def dynamics_table(dynamics: EntropyDynamics, views: list[View]) -> str:
+    """These views of every hook side by side in Markdown, and where their curves saturate."""
     distinct = dynamics.distinct_tokens
     rows = [
         ["", "position", *map(str, dynamics.positions)],
@@ -72,7 +71,7 @@ def _explanation(dynamics: EntropyDynamics, views: list[View]) -> str:
     n_cells = len(dynamics.hook_names) * len(dynamics.positions)
     most = "" if share != dynamics.common_explained_variance() else ", the most of any multiple of .05"
     compared = (
-        "no explained variance is reached by cells in common; bits at different ones cannot be compared"
+        "No explained variance is reached by cells in common; bits at different ones cannot be compared"
         if share is None
         else f"EV {share:g} is reached by {n_points} of {n_cells} layers and positions{most}; - where it is not"
     )

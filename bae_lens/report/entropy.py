@@ -44,7 +44,7 @@ def view_chart(dynamics: EntropyDynamics, view: View) -> Chart:
     """
     shades = [to_hex(color) for color in colormaps["viridis"](np.linspace(0, 0.9, len(dynamics.hook_names)))]
     of_hook = dict(zip(dynamics.hook_names, shades, strict=True))
-    series = [_curve(hook, points, of_hook[hook]) for hook, points in view.curves.items() if points]
+    series = [curve_series(hook, points, of_hook[hook]) for hook, points in view.curves.items() if points]
     last = BEYOND * max(dynamics.positions)
     for found in (saturation for saturation in view.saturations if saturation.reached):
         color = of_hook[found.hook_name]
@@ -71,9 +71,10 @@ def view_chart(dynamics: EntropyDynamics, view: View) -> Chart:
     return Chart("position", view.name, "position %{x}: %{y:.1f} bits", series, log_x=True, x_ticks=ticks)
 
 
-def _curve(hook_name: str, points: Sequence[CurvePoint], color: str) -> Series:
+def curve_series(name: str, points: Sequence[CurvePoint], color: str) -> Series:
+    """Bits by position with their intervals, fainter the worse the reconstruction, marked points hollow."""
     return Series(
-        hook_name,
+        name,
         [(float(point.position), point.bits) for point in points],
         color,
         "marked line",

@@ -32,8 +32,10 @@ def draw(chart: Chart) -> go.Figure:
         figure.add_vline(chart.asked_l0, line=line, name="L0 asked for", showlegend=True)
         figure.update_xaxes(rangemode="tozero")
     figure.update_xaxes(range=chart.x_range).update_yaxes(range=chart.y_range)
+    if chart.x_ticks:
+        figure.update_xaxes(tickvals=chart.x_ticks)
     if chart.log_x:
-        figure.update_xaxes(type="log", tickvals=chart.x_ticks or None)
+        figure.update_xaxes(type="log")
         if chart.x_range is not None:
             figure.update_xaxes(range=[math.log10(x) for x in chart.x_range])
     if chart.log_y:

@@ -64,9 +64,9 @@ def draw(axes: Axes, chart: Chart) -> None:
     entries: dict[str, Artist] = {}
     if chart.log_x:
         axes.set_xscale("log")
-        if chart.x_ticks:
-            axes.set_xticks(chart.x_ticks, [f"{tick:g}" for tick in chart.x_ticks])
-            axes.minorticks_off()
+    if chart.x_ticks:
+        axes.set_xticks(chart.x_ticks, [f"{tick:g}" for tick in chart.x_ticks])
+        axes.minorticks_off()
     for series in chart.series:
         artist = _plot(axes, series)
         if series.in_legend:

@@ -108,9 +108,10 @@ def test_bits_that_pay_are_flipped_if_asked():
 
 def test_more_bits_than_tokens_are_marked_at_the_first_position_only(run):
     dynamics = run(SHARED)
-    of_tokens = [cell for cell in dynamics.cells if "more bits than tokens" in cell.marks]
-    assert {cell.position for cell in of_tokens} == {1}
-    bits = [cell.estimate.corrected_bits for cell in dynamics.cells if cell.position == 1]
+    points = [point for view in dynamics.views() for points in view.curves.values() for point in points]
+    of_tokens = [point for point in points if "more bits than tokens" in point.marks]
+    assert {point.position for point in of_tokens} == {1}
+    bits = [point.bits for point in points if point.position == 1]
     assert len(of_tokens) == sum(b > np.log2(dynamics.distinct_tokens[0]) for b in bits)
 
 

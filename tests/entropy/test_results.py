@@ -16,12 +16,12 @@ def estimate(bits: float, share: float = 0.5) -> EntropyEstimate:
 def result(curve: dict[int, list[tuple[float, float]]], hook: str = "hook", **values: Any) -> EntropyDynamics:
     """Bits and explained variance by position and price; of all windows twice the bits, and .01 more explained."""
     cells = [
-        Cell(hook, position, float(i), estimate(bits, share), estimate(2 * bits, share + 0.01), [])
+        Cell(hook, position, float(i), estimate(bits, share), estimate(2 * bits, share + 0.01))
         for position, points in curve.items()
         for i, (bits, share) in enumerate(points)
     ]
     return replace(
-        EntropyDynamics("model", [hook], list(curve), 10, 5, 0, 0, [1] * len(curve), 100, "shared", cells), **values
+        EntropyDynamics("model", [hook], list(curve), 10, 5, 0, 0, [2**40] * len(curve), 100, "shared", cells), **values
     )
 
 
@@ -121,21 +121,51 @@ def test_saturations_are_those_of_the_curves_that_rise():
     ],
 )
 def test_marks_by_their_rules(bits, share, of_all, tokens, marks):
-    assert marks_of(estimate(bits, share), estimate(bits, of_all), tokens) == marks
+    assert marks_of(bits, [(estimate(9.0, share), estimate(9.0, of_all))], tokens) == marks
 
 
-def test_a_point_has_the_marks_of_the_cells_that_it_is_made_from():
+def test_marks_are_those_of_the_bits_that_a_point_shows():
+    # One by one 90 bits of 100 features, jointly half of them; over all windows twice as many.
+    dynamics = result({1: [(90.0, 0.8), (20.0, 0.5)], 2: [(50.0, 0.8), (20.0, 0.5)]}, distinct_tokens=[2**100, 2])
+    joint, marginal, paper, unseen = dynamics.views(0.8)
+    assert [[p.marks for p in view.curves["hook"]] for view in (joint, marginal, paper, unseen)] == [
+        [[], []],
+        [["near cap"], []],
+        [["near cap", "more bits than tokens"], ["near cap"]],
+        [["near cap"], []],
+    ]
+
+
+def test_bits_between_two_cells_have_marks_of_their_own():
+    dynamics = result({1: [(90.0, 0.8), (20.0, 0.5)]})
+    (high,), (low,) = dynamics.curve("hook", 0.78), dynamics.curve("hook", 0.6)
+    assert high.bits > 80 > low.bits
+    assert (high.marks, low.marks) == (["near cap"], [])
+
+
+def test_few_windows_mark_what_is_made_from_their_cells():
     dynamics = result({1: [(30.0, 0.9), (20.0, 0.75), (10.0, 0.5)]})
-    marked = [replace(dynamics.cells[0], marks=["near cap"]), replace(dynamics.cells[1], marks=["few windows"])]
-    dynamics = replace(dynamics, cells=[*marked, dynamics.cells[2]])
-    (between,), (below,) = dynamics.curve("hook", 0.8), dynamics.curve("hook", 0.6)
-    assert (between.marks, below.marks) == (["few windows", "near cap"], ["few windows"])
-    assert dynamics.curve_at_price("hook", 0.0)[0].marks == ["near cap"]
+    learnt = replace(dynamics.cells[1], all_windows=estimate(20.0, 0.85))
+    dynamics = replace(dynamics, cells=[dynamics.cells[0], learnt, dynamics.cells[2]])
+    between, below = dynamics.curve("hook", 0.8), dynamics.curve("hook", 0.6, joint=True)
+    assert [p.marks for p in (*between, *below)] == [["few windows"]] * 2
+    assert dynamics.curve_at_price("hook", 0.0)[0].marks == dynamics.curve("hook", 0.9)[0].marks == []
+
+
+def test_tokens_bound_the_bits_of_tokens_only():
+    dynamics = result({1: [(20.0, 0.8)], 2: [(20.0, 0.8)]}, distinct_tokens=[2**15, 2**15])
+    found = [dynamics.curve_at_price("hook"), dynamics.curve("hook", 0.8, joint=True)]
+    assert [[p.marks for p in points] for points in found] == [[["more bits than tokens"], []], [[], []]]
+    in_context = replace(dynamics, positions_count="demonstrations")
+    assert in_context.curve_at_price("hook")[0].marks == []
 
 
 def test_results_go_through_json_and_those_of_before_are_refused():
     dynamics = result(CURVES)
     values = json.loads(json.dumps(dynamics.to_dict()))
+    assert EntropyDynamics.from_dict(values) == dynamics
+    values["cells"][0]["marks"] = ["near cap"]  # cells of before had marks of their own
+    del values["positions_count"]
     assert EntropyDynamics.from_dict(values) == dynamics
     del values["cells"][0]["all_windows"]
     with pytest.raises(ValueError, match=r"is no EntropyDynamics of this version of bae_lens .*; make it again"):

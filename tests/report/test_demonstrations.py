@@ -7,10 +7,11 @@ from bae_lens.entropy.estimate import EntropyEstimate
 from bae_lens.entropy.results import Cell, EntropyDynamics
 from bae_lens.report.demonstrations import (
     common_explained_variance,
-    demonstrations_figure,
+    demonstrations_chart,
     demonstrations_table,
     write_demonstrations,
 )
+from bae_lens.report.figures import draw
 
 
 def group(curve: dict[int, list[tuple[float, float]]]) -> EntropyDynamics:
@@ -19,8 +20,11 @@ def group(curve: dict[int, list[tuple[float, float]]]) -> EntropyDynamics:
     for position, points in curve.items():
         for price, (bits, share) in enumerate(points, start=1):
             estimate = EntropyEstimate(bits, bits, (bits - 1, bits + 2), bits / 2, None, share, 10, 40, 4)
-            cells.append(Cell("hook", position, float(price), estimate, estimate, ["near cap"] if bits == 36 else []))
-    return EntropyDynamics("model", ["hook"], list(curve), 10, 10, 3, 0, [1] * len(curve), 40, "shared", cells)
+            cells.append(Cell("hook", position, float(price), estimate, estimate))
+    ones = [1] * len(curve)  # all demonstrations end alike, so that more bits than tokens are no fault
+    return EntropyDynamics(
+        "model", ["hook"], list(curve), 10, 10, 3, 0, ones, 40, "shared", cells, positions_count="demonstrations"
+    )
 
 
 GROUPS = {
@@ -45,16 +49,28 @@ def test_what_is_not_reached_or_says_more_of_the_code_shows():
     assert "*" not in demonstrations_table(GROUPS, 0.5)
 
 
-def test_figure_has_a_curve_for_each_group():
-    figure: Any = demonstrations_figure(GROUPS, 0.5)
-    correct, shuffled = figure.data
-    assert (list(correct.x), list(correct.y), list(shuffled.y)) == ([1, 2], [10.0, 8.0], [10.0, 12.0])
-    assert correct.line.color == shuffled.line.color
-    assert correct.line.dash != shuffled.line.dash
-    assert list(correct.marker.opacity) == [0.5, 0.5]
-    assert (list(correct.error_y.array), list(correct.error_y.arrayminus)) == ([2.0, 2.0], [1.0, 1.0])
-    at_price: Any = demonstrations_figure(GROUPS, None)
-    assert at_price.data[1].text[1] == "explained variance 0.70, near cap"
+def test_chart_has_a_curve_for_each_group():
+    chart = demonstrations_chart(GROUPS, "hook", 0.5)
+    correct, shuffled = chart.series
+    assert [series.name for series in chart.series] == ["correct", "shuffled"]
+    assert (correct.points, shuffled.points) == ([(1.0, 10.0), (2.0, 8.0)], [(1.0, 10.0), (2.0, 12.0)])
+    assert correct.color != shuffled.color
+    assert correct.opacities == [0.5, 0.5]
+    assert correct.intervals == [(9.0, 12.0), (7.0, 10.0)]
+    assert (chart.y_title, chart.x_ticks) == ("bits at EV 0.5", [1.0, 2.0])
+    figure: Any = draw(chart)
+    assert list(figure.layout.xaxis.tickvals) == [1, 2]
+
+
+def test_marked_points_are_hollow():
+    at_price = demonstrations_chart(GROUPS, "hook", None)
+    assert [series.hollow for series in at_price.series] == [[False, False], [False, True]]
+    assert at_price.series[1].notes[1] == "explained variance 0.70, near cap"
+
+
+def test_groups_that_do_not_reach_the_explained_variance_have_no_curve():
+    (correct,) = demonstrations_chart({"correct": GROUPS["correct"], "b": group({1: [(3.0, 0.1)]})}, "hook", 0.5).series
+    assert correct.name == "correct"
 
 
 def test_groups_are_compared_where_all_of_them_are():
@@ -70,4 +86,8 @@ def test_files(tmp_path, asked, share):
     result = json.loads((tmp_path / "demonstrations.json").read_text())
     assert result["explained_variance"] == share
     assert EntropyDynamics.from_dict(result["groups"]["shuffled"]) == GROUPS["shuffled"]
-    assert "demonstrations in the prompt" in (tmp_path / "demonstrations.html").read_text()
+    page = (tmp_path / "demonstrations.html").read_text()
+    assert "<h1>Entropy by demonstration: model</h1>" in page
+    assert page.count('id="figure-hook-') == 1
+    assert "saturates" not in page
+    assert (tmp_path / "demonstrations.png").read_bytes().startswith(b"\x89PNG")

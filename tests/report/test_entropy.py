@@ -19,12 +19,11 @@ def result(curve: dict[int, list[tuple[float, float]]]) -> EntropyDynamics:
             float(i),
             EntropyEstimate(b, b, (b - 1, b + 1), b - 2, (b - 4, b - 1), share, 10, 40, 4),
             EntropyEstimate(b + 1, b + 1, (b, b + 2), b - 2, None, share + 0.01, 50, 40, 4),
-            ["near cap"] if b > 32 else [],
         )
         for position, points in curve.items()
         for i, (b, share) in enumerate(points)
     ]
-    return EntropyDynamics("model", ["hook"], list(curve), 50, 5, 3, 1, [8] * len(curve), 40, "shared", cells)
+    return EntropyDynamics("model", ["hook"], list(curve), 50, 5, 3, 1, [2**20] * len(curve), 40, "shared", cells)
 
 
 RISING = {1: 10.0, 2: 15.0, 4: 18.0, 8: 19.5, 16: 19.9}
@@ -60,7 +59,7 @@ def test_a_view_has_its_curve_with_errors_and_saturation():
     assert (list(point.x), list(point.y)) == ([saturation.position], [saturation.level])
     assert point.x[0] - point.error_x.arrayminus[0] == pytest.approx(saturation.position_interval[0])
     assert point.x[0] + point.error_x.array[0] == pytest.approx(min(32.0, saturation.position_interval[1]))
-    assert (list(ceiling.x), list(ceiling.y)) == ([1], [3.0])
+    assert (list(ceiling.x), list(ceiling.y)) == ([1], [20.0])
     assert list(figure.layout.xaxis.tickvals) == [1, 2, 4, 8, 16]
 
 
@@ -69,7 +68,7 @@ def test_a_curve_that_still_rises_has_no_level():
     assert not dynamics.views(0.8)[1].saturations[0].reached
     assert len(view_chart(dynamics, dynamics.views(0.8)[1]).series) == 2
     assert "bits at EV 0.8: hook rises, and has not saturated at the positions looked at" in dynamics_table(
-        dynamics, 0.8
+        dynamics, dynamics.views(0.8)
     )
 
 
@@ -93,9 +92,9 @@ def test_positions_out_of_reach_are_left_out():
 
 
 def test_table_has_the_views_side_by_side_with_their_marks():
-    lines = dynamics_table(DYNAMICS, 0.8).splitlines()
+    lines = dynamics_table(DYNAMICS, DYNAMICS.views(0.8)).splitlines()
     assert lines[0] == "|  | position | 1 | 2 | 4 | 8 | 16 |"
-    assert lines[3] == "|  | log2 of them | 3.0 | 3.0 | 3.0 | 3.0 | 3.0 |"
+    assert lines[3] == "|  | log2 of them | 20.0 | 20.0 | 20.0 | 20.0 | 20.0 |"
     assert lines[4] == "| hook | joint bits at EV 0.8 | 8 | 13 | 16 | 18 | 18 |"
     assert lines[5] == "|  | bits at EV 0.8 | 10 | 15 | 18 | 20 | 20 |"
     assert lines[6] == (
@@ -109,19 +108,20 @@ def test_table_has_the_views_side_by_side_with_their_marks():
     assert "w: " not in lines[9]
     assert lines[10].startswith("joint bits at EV 0.8: hook tends to 18 bits")
     assert "EV 0.9 is reached by 5 of 5 layers and positions, the most of any multiple of .05" in dynamics_table(
-        DYNAMICS
+        DYNAMICS, DYNAMICS.views()
     )
 
 
 def test_table_says_that_nothing_can_be_compared():
-    lines = dynamics_table(result({1: [(20.0, 0.72)], 2: [(9.0, 0.83)]})).splitlines()
+    dynamics = result({1: [(20.0, 0.72)], 2: [(9.0, 0.83)]})
+    lines = dynamics_table(dynamics, dynamics.views()).splitlines()
     assert lines[4] == "| hook | bits at price 0, all windows | 21 (0.73) | 10 (0.84) |"
-    assert "no explained variance is reached by cells in common; bits at different ones cannot be compared" in lines[7]
+    assert ". No explained variance is reached by cells in common; bits at different ones cannot be compared" in lines[7]
 
 
 def test_files_are_written(tmp_path):
     table = write_dynamics(DYNAMICS, tmp_path, 0.8)
-    assert table == dynamics_table(DYNAMICS, 0.8)
+    assert table == dynamics_table(DYNAMICS, DYNAMICS.views(0.8))
     page = (tmp_path / "dynamics.html").read_text()
     assert page.count('id="figure-view-') == 4
     assert "<h2>joint bits at EV 0.8</h2>" in page
