@@ -11,7 +11,7 @@ import psutil
 
 from bae_lens.activations.model_shape import model_shape
 from bae_lens.activations.models import DEMO_MODEL, load_model
-from bae_lens.activations.position_cache import StatesDtype
+from bae_lens.activations.precision import Dtype
 from bae_lens.activations.prompts import century_prompts, prompt_windows, read_prompts
 from bae_lens.activations.sources import DEMO_TEXT, load_text
 from bae_lens.activations.windows import (
@@ -55,7 +55,8 @@ class Dynamics:
     """Split of a dataset on the hub."""
     preset: Preset = "default"
     """Our settings, or the paper's: windows from documents' beginnings, a BAE of 4 features per dimension for each
-    layer and position, 200 epochs, the covariance penalty on, codes nearly lossless."""
+    layer and position, as many steps as 200 epochs of all windows take (a fifth is held out, which the paper did not
+    do), the covariance penalty on, codes nearly lossless."""
     plan: bool = False
     """Say what this would take in disk, memory, tokens and steps, and whether it fits, and run nothing."""
     layers: tuple[int, ...] = ()
@@ -66,7 +67,7 @@ class Dynamics:
     windows: int | None = None
     """Windows of text; those of the last documents, a fifth, are held out. By default 4096, or 262144."""
     windows_per_document: int = 32
-    """Windows from random places of one document at most, by default."""
+    """At most so many windows of one document; the paper's preset takes one."""
     prompts: str | None = None
     """Prompts in place of text, as JSON lines, to see entropy by the number of demonstrations: objects with a text, the
     characters (ends) or tokens (positions) at which demonstrations end, and the name of a group. Or sotu (embedded):
@@ -81,15 +82,18 @@ class Dynamics:
     """Weights of the entropy in the loss, per bit, from nearly lossless codes to coarse ones; by default several, or
     the paper's 1e-7 times the width."""
     explained_variance: float | None = None
-    """Compare bits at this explained variance; by default the highest that nearly all codes reach."""
+    """Compare bits at this explained variance; by default, of the multiples of .05 that the largest number of layers
+    and positions reach, the highest."""
     steps: int | None = None
-    """Training steps of each BAE; by default 1024, or 200 epochs."""
+    """Training steps of each BAE; by default 1024, or 256 with --dictionaries "per position"; with --preset paper as
+    many as 200 epochs of all windows take."""
     batch_size: int | None = None
     """Vectors per step; by default 256, or 512."""
-    states_dtype: StatesDtype = "float32"
+    states_dtype: Dtype = "float32"
     """What activations are kept in on disk; those of 16 bits take half the room."""
     gpu_memory: float | None = None
-    """GB of a GPU that the model and what is trained beside it may take; by default what there is, for --plan or 80."""
+    """GB of a GPU that the model and what is trained beside it may take; by default all that is free; 80 for --plan
+    where there is no GPU."""
     disk: float | None = None
     """GB of disk that --plan counts on; by default what is free in the output folder."""
     seed: int = 0
@@ -119,14 +123,23 @@ class Dynamics:
             raise ValueError("a plan is made for windows of text, got prompts, too; leave out --prompts or --plan")
         if self.marker and not self.prompts:
             raise ValueError(f"a marker ends demonstrations in prompts, got {self.marker!r} without; add --prompts")
+        of_text = {"--windows": self.windows, "--max-position": self.max_position}
+        for flag, value in of_text.items():
+            if self.prompts and value is not None:
+                raise ValueError(
+                    f"prompts are looked at whole, at the end of each demonstration, got {flag} {value}; leave out "
+                    f"--prompts or {flag}"
+                )
         if self.explained_variance is None:
             return
         if not 0 < self.explained_variance < 1:
             raise ValueError(f"explained_variance must lie between 0 and 1, got {self.explained_variance}")
-        if self.entropy_coefficients and len(set(self.entropy_coefficients)) < 2:
+        default = ("the single one of --preset paper",) if self._paper else ()
+        coefficients = set(self.entropy_coefficients or default)
+        if len(coefficients) == 1:
             raise ValueError(
                 "an explained variance is reached between two coefficients; give several --entropy-coefficients, got "
-                f"{', '.join(map(str, self.entropy_coefficients))}"
+                f"{coefficients.pop()}"
             )
 
     def _by_position(self) -> str:

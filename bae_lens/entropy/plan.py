@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bae_lens.activations.model_shape import ModelShape
-from bae_lens.activations.position_cache import ROWS_AT_A_TIME, STORED, StatesDtype, tokens_at_a_time
+from bae_lens.activations.position_cache import ROWS_AT_A_TIME, tokens_at_a_time
+from bae_lens.activations.precision import STORED, Dtype
 from bae_lens.entropy.dynamics import DynamicsSettings, training_memory
 from bae_lens.entropy.estimate import RESAMPLINGS
 from bae_lens.entropy.memory import CPU_BYTES, FLOAT, GPU_SHARE, LONG, TrainingMemory
@@ -80,7 +81,7 @@ def plan_dynamics(
     length: int,
     n_windows: int,
     settings: DynamicsSettings,
-    dtype: StatesDtype,
+    dtype: Dtype,
     resources: Resources,
 ) -> DynamicsPlan:
     """Of windows of `length` tokens after BOS, looked at behind some layers, at as many positions as `n_positions`.

@@ -5,7 +5,7 @@ from bae_lens.entropy.fit import FitSettings
 
 PAPER_COEFFICIENT = 1e-7  # of the entropy, in bits, and of the covariance, in a squared error averaged over dimensions
 PAPER_EXPANSION = 4  # features per dimension
-PAPER_EPOCHS = 200
+PAPER_EPOCHS = 200  # of all windows, in steps; a fifth is held out here, which the paper did not do
 PAPER_BATCH = 512
 PAPER_WINDOWS = 262_144
 PAPER_MAX_POSITION = 1024
@@ -14,9 +14,10 @@ PAPER_MAX_POSITION = 1024
 def paper_settings(
     d_in: int, n_windows: int = PAPER_WINDOWS, batch_size: int = PAPER_BATCH, seed: int = 0
 ) -> DynamicsSettings:
-    """A BAE of 4 features per dimension for each hook and position, trained for 200 epochs, the entropy from the 50th.
+    """A BAE of 4 features per dimension for each hook and position, the entropy from a quarter of the steps on.
 
-    Adam at 5e-4, the covariance penalty on. The weights of both penalties are the authors' 1e-7, times `d_in` because
+    There are as many steps as 200 epochs of all windows take; a fifth is held out, which the paper did not do. Adam at
+    5e-4, the covariance penalty on. The weights of both penalties are the authors' 1e-7, times `d_in` because
     squared errors are summed here and averaged there: the same for activations of unit variance, to which ours are
     scaled.
     """

@@ -118,7 +118,9 @@ def test_prompts_are_compared_by_demonstration(dynamics, prompts, tmp_path):
     assert list(result["groups"]) == ["correct", "shuffled"]
     assert result["groups"]["correct"]["positions"] == [1, 2, 3]
     assert result["groups"]["correct"]["distinct_tokens"] == [1, 1, 1]  # all end with the marker
+    assert result["groups"]["correct"]["positions_count"] == "demonstrations"
     assert (tmp_path / "run" / "demonstrations.html").stat().st_size > 1_000_000
+    assert (tmp_path / "run" / "demonstrations.png").exists()
     assert dynamics(*arguments) == printed
 
 
@@ -149,6 +151,19 @@ def test_impossible_prompts_are_one_line(dynamics, prompts, change, message):
         (("--marker", "x"), "a marker ends demonstrations in prompts, got 'x' without; add --prompts"),
         (("--plan", "--prompts", "x.jsonl"), "leave out --prompts or --plan"),
         (("--prompts", "missing.jsonl"), "missing.jsonl"),
+        (
+            ("--prompts", "x.jsonl", "--windows", 40),
+            "looked at whole, at the end of each demonstration, got --windows 40; leave out --prompts or --windows",
+        ),
+        (("--prompts", "x.jsonl", "--max-position", 4), "got --max-position 4; leave out --prompts or --max-position"),
+        (
+            ("--preset", "paper", "--explained-variance", 0.4),
+            "give several --entropy-coefficients, got the single one of --preset paper",
+        ),
+        (
+            ("--preset", "paper", "--explained-variance", 0.4, "--entropy-coefficients", 0.1),
+            "give several --entropy-coefficients, got 0.1",
+        ),
         (("--windows", 0), "windows must be at least 1, got 0"),
         (("--max-position", 32, "--windows", 20), "no document reaches position 32, the longest of 100 has 24 tokens"),
         (
