@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from bae_lens.activations.cache import ARRAY_FILE, CHECKSUMS_FILE, COMPLETE_FILE
 from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
+from bae_lens.activations.precision import STORED, Dtype, as_tensor, stored
 from bae_lens.activations.windows import Windows
 from bae_lens.functional.outliers import SINK_NORM, is_outlier
 from bae_lens.storage import (
@@ -30,13 +31,10 @@ from bae_lens.storage import (
     write_json,
 )
 
-StatesDtype = Literal["float32", "float16", "bfloat16"]
-
 # Through the model. On a CPU more are slower where its activations leave the cache; a GPU needs more to be busy.
 TOKENS_AT_A_TIME = {"cpu": 1024, "cuda": 8192}
 ROWS_AT_A_TIME = 8192  # read from disk, so that memory holds the activations once
 DOCUMENTS_FILE = "documents.npy"
-STORED: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}
 
 
 class PositionActivations:
@@ -114,7 +112,7 @@ class PositionActivations:
             rows = np.array(self.activations[pair][block])
             if pair not in self._checked:
                 damaged += len(_damaged(rows, self.norms[pair][block].numpy(), self._checksums[pair][block]))
-            yield start, _as_tensor(rows, self.identity["dtype"])
+            yield start, as_tensor(rows, self.identity["dtype"])
         if damaged:
             self._give_up(f"{damaged} windows at {self.hook_names[pair[0]]}, position {self.positions[pair[1]]},")
         self._checked.add(pair)
@@ -133,7 +131,7 @@ def collect(
     positions: Sequence[int],
     folder: Path,
     batch_size: int | None = None,
-    dtype: StatesDtype = "float32",
+    dtype: Dtype = "float32",
 ) -> PositionActivations:
     """Runs the model over the windows, up to the deepest hook's layer, and keeps the activations at the positions.
 
@@ -157,8 +155,8 @@ def collect(
     length = int(columns.max()) + 1
     if length > model.cfg.n_ctx:
         raise ValueError(
-            f"position {max(positions)} lies beyond the model's context of {model.cfg.n_ctx} tokens; "
-            "look at earlier ones only"
+            f"column {length - 1} of the windows lies beyond the model's context of {model.cfg.n_ctx} tokens; "
+            "look at earlier positions only"
         )
     source = {
         "model": model_fingerprint(model),
@@ -197,7 +195,7 @@ def _collect_missing(
     columns: Int[Tensor, "n_windows positions"],
     folder: Path,
     batch_size: int,
-    dtype: StatesDtype,
+    dtype: Dtype,
 ) -> None:
     array, norms, sums = (open_array(folder / name) for name in (ARRAY_FILE, NORMS_FILE, CHECKSUMS_FILE))
     n = len(tokens)
@@ -210,8 +208,8 @@ def _collect_missing(
             for index, hook in enumerate(hooks):
                 at_hook = batch[hook].transpose(0, 1)
                 norms[index, :, rows] = torch.linalg.vector_norm(at_hook, dim=-1, dtype=torch.float64).float().numpy()
-                array[index, :, rows] = stored = _as_stored(at_hook, dtype, hook)
-                at_positions = zip(stored, norms[index, :, rows], strict=True)
+                array[index, :, rows] = written_rows = _stored_at(hook, at_hook, dtype)
+                at_positions = zip(written_rows, norms[index, :, rows], strict=True)
                 sums[index, :, rows] = [_checksums(*at_position) for at_position in at_positions]
             progress.update(int((~written[rows]).sum()))
 
@@ -220,19 +218,11 @@ def _written(sums: Int[np.ndarray, "hooks positions n"]) -> Bool[np.ndarray, " n
     return (sums != 0).all((0, 1))
 
 
-def _as_stored(states: Float[Tensor, "*shape"], dtype: StatesDtype, hook: str) -> np.ndarray:
-    converted = states.to(getattr(torch, dtype)).contiguous()
-    if not torch.isfinite(converted).all():
-        raise ValueError(
-            f"the activations at {hook} reach {states.abs().max().item():.4g}, which {dtype} does not hold; "
-            "keep them in bfloat16 or float32"
-        )
-    return (converted.view(torch.int16) if dtype == "bfloat16" else converted).numpy()
-
-
-def _as_tensor(rows: np.ndarray, dtype: StatesDtype) -> Shaped[Tensor, "n d_in"]:
-    stored = torch.from_numpy(rows)
-    return stored.view(torch.bfloat16) if dtype == "bfloat16" else stored
+def _stored_at(hook: str, states: Float[Tensor, "*shape"], dtype: Dtype) -> Shaped[np.ndarray, "*shape"]:
+    try:
+        return stored(states, dtype)
+    except ValueError as error:
+        raise ValueError(f"at {hook}, {error}") from error
 
 
 def _is_complete(folder: Path) -> bool:

@@ -139,11 +139,17 @@ def _cut(
 def kept_windows(folder: Path, source: dict[str, Any], cut: Callable[[], Windows]) -> Windows:
     """The windows that the folder keeps of this `source`, JSON values; or those that `cut` gives, which it keeps then.
 
-    Whatever the folder holds of another source, or is damaged, is replaced.
+    Whatever the folder holds of another source, or is damaged, is replaced. Raises ValueError for windows with ends,
+    which it does not keep.
     """
     windows = _read(folder, source)
     if windows is None:
         windows = cut()
+        if windows.ends is not None:
+            raise ValueError(
+                f"windows are kept without ends, got those of {windows.ends.shape[1]} demonstrations; make them anew "
+                "with prompt_windows"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(folder) as partial:
             partial.mkdir()
@@ -160,10 +166,10 @@ def _read(folder: Path, source: dict[str, Any]) -> Windows | None:
         if kept["source"] != json.loads(json.dumps(source)):
             return None
         tokens, document = (torch.from_numpy(load_array(folder / f"{name}.npy")) for name in ARRAYS)
-    except (FileNotFoundError, ValueError):
+        windows = Windows(tokens, document, **kept["windows"])
+        return windows if _checksum(windows) == kept["checksum"] else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    windows = Windows(tokens, document, **kept["windows"])
-    return windows if _checksum(windows) == kept["checksum"] else None
 
 
 def _checksum(windows: Windows) -> int:

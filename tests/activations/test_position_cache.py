@@ -173,7 +173,7 @@ def test_half_precision_takes_half_the_disk(tiny_model, windows, tmp_path, dtype
 
 def test_activations_beyond_float16_are_refused(tiny_model, windows, tmp_path):
     tiny_model.W_E.data *= 1e6
-    message = r"at blocks.0.hook_resid_post reach \S+, which float16 does not hold; keep them in bfloat16 or float32"
+    message = r"at blocks.0.hook_resid_post, activations of up to \S+ do not fit in float16, .* in bfloat16 or float32"
     with pytest.raises(ValueError, match=message):
         collect(tiny_model, windows, HOOKS, [1], tmp_path / "half", dtype="float16")
     collect(tiny_model, windows, HOOKS, [1], tmp_path / "bfloat", dtype="bfloat16")
@@ -262,8 +262,11 @@ def test_impossible_requests_are_refused(tiny_model, windows, tmp_path, hooks, p
 
 
 def test_windows_beyond_the_context_are_refused(tiny_model, tmp_path):
-    with pytest.raises(ValueError, match="beyond the model's context of 32"):
+    with pytest.raises(ValueError, match="column 39 of the windows lies beyond the model's context of 32 tokens"):
         collect(tiny_model, Windows(torch.full((4, 40), 5), torch.arange(4)), HOOKS, [40], tmp_path)
+    prompts = Windows(torch.full((4, 40), 5), torch.arange(4), ends=torch.tensor([[3, 35]] * 4))
+    with pytest.raises(ValueError, match="column 35 of the windows lies beyond the model's context of 32 tokens"):
+        collect(tiny_model, prompts, HOOKS, [2], tmp_path)
 
 
 def test_states_that_are_not_finite_are_refused(tiny_model, windows, tmp_path):

@@ -124,6 +124,22 @@ def test_windows_of_another_text_or_damaged_ones_are_cut_again(windows, tmp_path
     assert kept_windows(folder, {"text": "b"}, lambda: windows).tokens.equal(other.tokens)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"source": {"text": "a"}}', "no json"])
+def test_windows_whose_source_is_damaged_are_cut_again(windows, tmp_path, content):
+    folder, other = tmp_path / "windows", replace(windows, tokens=windows.tokens.flip(0))
+    kept_windows(folder, {"text": "a"}, lambda: windows)
+    (folder / "source.json").write_text(content)
+    assert kept_windows(folder, {"text": "a"}, lambda: other) is other
+    assert kept_windows(folder, {"text": "a"}, lambda: windows).tokens.equal(other.tokens)
+
+
+def test_windows_with_ends_are_not_kept(windows, tmp_path):
+    prompts = replace(windows, ends=torch.ones(len(windows.tokens), 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="kept without ends, got those of 3 demonstrations; make them anew with prompt_w"):
+        kept_windows(tmp_path / "windows", {"text": "a"}, lambda: prompts)
+    assert not (tmp_path / "windows").exists()
+
+
 def test_text_is_known_by_its_documents_in_order():
     documents = [{"text": f"document {i}"} for i in range(5000)]
     known = text_fingerprint(documents)
