@@ -51,7 +51,8 @@ class EntropyEstimate:
     joint_bits_bound: float
     """Cross entropy of the code along a tree of pairs, each feature given at most one other (`PairTree`): an upper
     bound on the joint entropy that does not count twice what pairs of features share. Trees and their rates are learnt
-    from other vectors, because one finds bits even in independent features where it is measured as well."""
+    from other vectors, because one finds bits even in independent features where it is measured as well. Of more than
+    8192 features, pairs are looked for among the 8192 that vary most (`PairCounts`)."""
     joint_interval: tuple[float, float] | None
     """95 % interval of `joint_bits_bound`, as that of `corrected_bits`. None if each half of the vectors is measured by
     the tree of the other, because no other vectors were given."""
@@ -166,9 +167,8 @@ class _Resampling:
         if len(mine) < n:
             raise ValueError(f"clusters must name one for each vector, but there are more than {len(self.cluster)}")
         self.drawn += n
-        mine = mine.to(device)
-        copies, half = (of_clusters.to(device) for of_clusters in self.of_clusters)
-        return copies[mine], half[mine]
+        copies, half = (of_clusters[mine].to(device) for of_clusters in self.of_clusters)
+        return copies, half
 
     def _draw_independent(self, n: int) -> tuple[Float[Tensor, "n resamplings"], Bool[Tensor, " n"]]:
         # Poisson(1) copies of each: a bootstrap that needs not know how many there will be.
@@ -238,10 +238,13 @@ class _Counts:
 
 
 def _interval(estimate: float, of_all: float, resampled: Float[Tensor, " resamplings"]) -> tuple[float, float]:
-    """Around the estimate, as resampled values lie around `of_all`, that of the vectors they are drawn from."""
+    """Around the estimate, as resampled values lie around `of_all`, that of the vectors they are drawn from.
+
+    From 0 on: no entropy is less.
+    """
     tails = torch.tensor([1 - CONFIDENCE, 1 + CONFIDENCE]).to(resampled) / 2
     low, high = (torch.quantile(resampled, tails) - of_all).tolist()
-    return estimate - max(0.0, high), estimate - min(0.0, low)
+    return max(0.0, estimate - max(0.0, high)), estimate - min(0.0, low)
 
 
 def _exact_device(code: Tensor) -> torch.device:

@@ -7,7 +7,7 @@ import torch
 from bae_lens.entropy.estimate import ROWS
 from bae_lens.entropy.fit import ENCODED_AT_A_TIME, FitSettings
 from bae_lens.functional.covariance import TILE
-from bae_lens.functional.tree_entropy import ENTRIES, MOST_ON_GPU
+from bae_lens.functional.tree_entropy import ENTRIES, MOST_FEATURES
 
 FLOAT, LONG = 4, 8  # bytes
 COPIES_OF_VECTORS = 2  # all, and those that are trained on
@@ -40,7 +40,7 @@ class TrainingMemory:
         weights = COPIES_OF_A_WEIGHT * FLOAT * (2 * self.d_in * self.d_sae + self.d_in + self.d_sae)
         batch = FLOAT * self.fit.batch_size * (COPIES_OF_A_BATCH * self.d_in + COPIES_OF_A_CODE * self.d_sae)
         order = LONG * self.fit.steps * self.fit.batch_size
-        pairs = min(self.d_sae, MOST_ON_GPU) ** 2
+        pairs = min(self.d_sae, MOST_FEATURES) ** 2
         one_at_a_time = max(
             3 * vectors,  # centered, and in float64, for their scale
             FLOAT * ENCODED_AT_A_TIME * (self.d_in + 3 * self.d_sae),  # for firing rates

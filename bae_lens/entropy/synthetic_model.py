@@ -42,7 +42,10 @@ class SyntheticModel:
         return torch.stack(drawn, 1)
 
     def states(self, tokens: Int[Tensor, "n length"], layer: int, position: int) -> Float[Tensor, "n d"]:
-        """Of one layer, after `position` tokens. Raises ValueError for a position beyond the tokens."""
+        """Of one layer, after `position` tokens.
+
+        Raises ValueError for a layer that there is not, a position below 1 and one beyond the tokens.
+        """
         seen = self._seen(layer, position)
         if position > tokens.shape[1]:
             raise ValueError(f"position must be at most the {tokens.shape[1]} tokens, got {position}")
@@ -52,14 +55,20 @@ class SyntheticModel:
         return state
 
     def joint_bits(self, layer: int, position: int) -> float:
-        """Entropy of a state: that of a token, and for each further one in the window what it adds, given the last."""
+        """Entropy of a state: that of a token, and for each further one in the window what it adds, given the last.
+
+        Raises ValueError for a layer that there is not and a position below 1.
+        """
         rows = self.transition.double()
         rate = -torch.special.xlogy(rows, rows).sum(1).mean().item() / torch.log(torch.tensor(2.0)).item()
         first = torch.tensor(float(len(self.words)), dtype=torch.float64).log2().item()
         return first + (self._seen(layer, position) - 1) * rate
 
     def marginal_bits(self, layer: int, position: int) -> float:
-        """What the bits of the tokens' words take one by one: a code that finds them exactly counts so many."""
+        """What the bits of the tokens' words take one by one: a code that finds them exactly counts so many.
+
+        Raises ValueError for a layer that there is not and a position below 1.
+        """
         return self._seen(layer, position) * marginal_entropy(self.words.double().mean(0)).item()
 
     def _seen(self, layer: int, position: int) -> int:
@@ -76,7 +85,9 @@ def bit_model(
     """Tokens are words of bits, a random direction each; a bit is that of the token before, but for a share of `flip`.
 
     At flip 1/2 tokens are independent, and a window of w tokens has `w n_bits` bits, marginal and joint; else it has
-    `n_bits (1 + (w - 1) h(flip))` jointly. Raises ValueError for a flip outside [0, 1] and no bits or windows below 1.
+    `n_bits (1 + (w - 1) h(flip))` jointly.
+
+    Raises ValueError for a flip outside [0, 1], fewer than 1 bit, no windows and a window below 1 token.
     """
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must lie in [0, 1], got {flip}")
@@ -101,8 +112,9 @@ def random_embedding_model(
 
     No code of few bits is linear in such embeddings, so each token takes a bit of its own: `n_tokens h(1 / n_tokens)`
     marginal bits for the `log2 n_tokens` that it has. For many tokens that is `log2 e = 1.44` bits too many for each in
-    the window, and pairs of features share next to nothing of it. Raises ValueError for a `repeat` outside [0, 1],
-    fewer than 2 tokens and windows below 1.
+    the window, and pairs of features share next to nothing of it.
+
+    Raises ValueError for a `repeat` outside [0, 1], fewer than 2 tokens, no windows and a window below 1 token.
     """
     if not 0 <= repeat <= 1:
         raise ValueError(f"repeat must lie in [0, 1], got {repeat}")

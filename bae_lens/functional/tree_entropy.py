@@ -17,7 +17,7 @@ from bae_lens.functional.pair_tree import spanning_forest
 
 ROWS = 8192  # of a float32 product that is then added in float64; counts up to 2^24 stay exact
 ENTRIES = 2**24  # of the matrix of shared bits that are worked on at a time
-MOST_FEATURES, MOST_ON_GPU = 2**11, 2**14  # whose pairs are counted: time and memory grow with their square
+MOST_FEATURES = 2**13  # whose pairs are counted: time and memory grow with their square
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class PairTree:
 class PairCounts:
     """How often features fired, and two of them together, exactly, over codes that come in batches.
 
-    Of a code with more than `MOST_FEATURES`, pairs are counted among those that vary most in the first batch.
+    Of a code with more than `MOST_FEATURES` (8192), pairs are counted among those that vary most in the first batch, on
+    every device.
     """
 
     def __init__(self, feature_acts: Float[Tensor, "n d_sae"]) -> None:
@@ -59,8 +60,7 @@ class PairCounts:
         d_sae = feature_acts.shape[1]
         zeros = partial(feature_acts.new_zeros, dtype=torch.float64)
         rate = feature_acts.float().mean(0)
-        most = MOST_ON_GPU if feature_acts.is_cuda else MOST_FEATURES
-        self.features = (rate * (1 - rate)).topk(min(d_sae, most)).indices.sort().values
+        self.features = (rate * (1 - rate)).topk(min(d_sae, MOST_FEATURES)).indices.sort().values
         self.fired, self.together = zeros(d_sae), zeros(len(self.features), len(self.features))
         self.n = 0
 

@@ -7,7 +7,7 @@ import torch
 
 from bae_lens import BAE, BAEConfig
 from bae_lens.entropy import estimate
-from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, jackknife_entropy
+from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, fit_tree, jackknife_entropy
 from bae_lens.entropy.fit import FitSettings, fit_bae
 from bae_lens.entropy.synthetic import biased_coins, correlated_coins, random_directions
 
@@ -173,6 +173,14 @@ def test_correction_removes_the_bias_and_the_interval_covers():
     assert abs(corrected) < 0.1
     covered = sum(e.interval[0] <= known.joint_bits <= e.interval[1] for e in estimates) / len(estimates)
     assert 0.85 <= covered <= 0.99
+
+
+def test_interval_begins_at_zero_or_above():
+    rare = torch.zeros(60, 2)
+    rare[0, 0] = rare[1, 1] = 1
+    estimate = estimate_entropy(Coins(), rare, tree=fit_tree(Coins(), rare))
+    assert estimate.joint_interval is not None
+    assert (estimate.interval[0], estimate.joint_interval[0]) == (0.0, 0.0)
 
 
 def test_seed_decides_the_interval():
