@@ -23,7 +23,7 @@ def result(curve: dict[int, list[tuple[float, float]]]) -> EntropyDynamics:
         for position, points in curve.items()
         for i, (b, share) in enumerate(points)
     ]
-    return EntropyDynamics("model", ["hook"], list(curve), 50, 5, 3, 1, [2**20] * len(curve), 40, "shared", cells)
+    return EntropyDynamics("model", ["hook"], list(curve), 50, 5, 3, 1, [2**60] * len(curve), 40, "shared", cells)
 
 
 RISING = {1: 10.0, 2: 15.0, 4: 18.0, 8: 19.5, 16: 19.9}
@@ -59,7 +59,7 @@ def test_a_view_has_its_curve_with_errors_and_saturation():
     assert (list(point.x), list(point.y)) == ([saturation.position], [saturation.level])
     assert point.x[0] - point.error_x.arrayminus[0] == pytest.approx(saturation.position_interval[0])
     assert point.x[0] + point.error_x.array[0] == pytest.approx(min(32.0, saturation.position_interval[1]))
-    assert (list(ceiling.x), list(ceiling.y)) == ([1], [20.0])
+    assert (list(ceiling.x), list(ceiling.y)) == ([1], [60.0])
     assert list(figure.layout.xaxis.tickvals) == [1, 2, 4, 8, 16]
 
 
@@ -94,7 +94,7 @@ def test_positions_out_of_reach_are_left_out():
 def test_table_has_the_views_side_by_side_with_their_marks():
     lines = dynamics_table(DYNAMICS, DYNAMICS.views(0.8)).splitlines()
     assert lines[0] == "|  | position | 1 | 2 | 4 | 8 | 16 |"
-    assert lines[3] == "|  | log2 of them | 20.0 | 20.0 | 20.0 | 20.0 | 20.0 |"
+    assert lines[3] == "|  | log2 of them | 60.0 | 60.0 | 60.0 | 60.0 | 60.0 |"
     assert lines[4] == "| hook | joint bits at EV 0.8 | 8 | 13 | 16 | 18 | 18 |"
     assert lines[5] == "|  | bits at EV 0.8 | 10 | 15 | 18 | 20 | 20 |"
     assert lines[6] == (
