@@ -135,7 +135,9 @@ def test_windows_whose_source_is_damaged_are_cut_again(windows, tmp_path, conten
 
 def test_windows_with_ends_are_not_kept(windows, tmp_path):
     prompts = replace(windows, ends=torch.ones(len(windows.tokens), 3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="kept without ends, got those of 3 demonstrations; make them anew with prompt_w"):
+    with pytest.raises(
+        ValueError, match="kept without ends, got those of 3 demonstrations; make them anew with prompt_w"
+    ):
         kept_windows(tmp_path / "windows", {"text": "a"}, lambda: prompts)
     assert not (tmp_path / "windows").exists()
 

@@ -116,7 +116,9 @@ def test_table_says_that_nothing_can_be_compared():
     dynamics = result({1: [(20.0, 0.72)], 2: [(9.0, 0.83)]})
     lines = dynamics_table(dynamics, dynamics.views()).splitlines()
     assert lines[4] == "| hook | bits at price 0, all windows | 21 (0.73) | 10 (0.84) |"
-    assert ". No explained variance is reached by cells in common; bits at different ones cannot be compared" in lines[7]
+    assert (
+        ". No explained variance is reached by cells in common; bits at different ones cannot be compared" in lines[7]
+    )
 
 
 def test_files_are_written(tmp_path):
