@@ -58,9 +58,10 @@ saes = {name: train_dictionary(name, recipe, train, training, folder).sae for na
 # %% [markdown]
 # ## Scores
 #
-# Tokens come from documents that were held out. `OfflineJudge` explains a feature by the words that are characteristic
-# of its tokens, and says yes to a token that is nearer to the explanation, in a space of sentence embeddings, than nine
-# tenths of ordinary tokens are.
+# Tokens come from documents that were held out. `OfflineJudge` explains a feature by the property (part of speech, place,
+# neighbors, form) or else by the words that set its tokens apart from ordinary ones. It looks up whether a token has a
+# property, and says yes to a meaning that is nearer to it, among sentence embeddings, than to nine tenths of ordinary
+# tokens.
 
 # %%
 held_out = documents.select(range(0, len(documents), HELD_OUT_EVERY))
@@ -85,8 +86,8 @@ display(Markdown(report.table()))
 #   to explain.
 #
 # Below the table stands how the judge did on cases with known answers. A judge that fails is marked † wherever its scores
-# are shown: differences may then be the judge's. This one is good at what words mean and at little else, so it will
-# miss features about syntax or position, and a low score is no proof that a feature means nothing.
+# are shown: differences may then be the judge's. This one passes, but it knows a few dozen properties and explains by
+# one at a time: a low score is no proof that a feature means nothing.
 #
 # The next picture shows the score beside its controls. It is the distance between them that counts. (Random tokens are
 # not asked about with another's explanation.)

@@ -16,7 +16,9 @@ from torch import Tensor
 BLOCK_ROWS = 2048  # some megabytes, beside which finding their place on a disk takes little time
 WINDOW_BLOCKS = 64
 NAME = f"windows of {WINDOW_BLOCKS} blocks of {BLOCK_ROWS} rows"
-BLOCK_SEED = 1  # beside those of the windows, which end in 0
+# Windows' seeds end in 0, blocks' in 1. Zeros at the end change no seed, so the first window is mixed as all rows were
+# before there were windows.
+BLOCK_SEED = 1
 
 
 class EpochOrder:

@@ -128,9 +128,12 @@ def choose_contexts(
 
 
 def kept_contexts(folder: Path, choose: Callable[[], dict[str, Contexts]]) -> dict[str, Contexts]:
-    """What `choose` gives, by split, kept in `folder`, and from then on what is there: a text is tokenized once.
+    """What `choose` gives, by split, kept in `folder`, and from then on what is there.
 
-    Raises ValueError for a folder that was damaged, and whatever `choose` does.
+    A text is tokenized once; that it has changed since is not noticed.
+
+    Raises ValueError for a folder that was damaged, FileNotFoundError for one in which files are missing, and whatever
+    `choose` does.
     """
     if folder.exists():
         return _kept(folder)

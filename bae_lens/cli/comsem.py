@@ -12,6 +12,7 @@ import tyro
 from bae_lens.activations.contexts import held_out_documents
 from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.models import load_model
+from bae_lens.activations.precision import Dtype, check_dtype
 from bae_lens.activations.sources import load_text
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.comparison.experiment import FOLDER_NAME
@@ -52,6 +53,8 @@ class AnalyzedRun:
     """How the text was cut, with `context_size`."""
     recipes: dict[str, Any]
     """By name of the dictionary."""
+    model_dtype: Dtype = "float32"
+    """What the model's weights were in."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ class Comsem:
             return self._run(run, judges, folder)
 
     def _model(self, run: AnalyzedRun) -> Any:
-        model = load_model(run.model, self.device, run.contexts["context_size"])
+        check_dtype(run.model_dtype, self.device)
+        model = load_model(run.model, self.device, run.contexts["context_size"], run.model_dtype)
         check_same({"model_weights": run.model_weights}, {"model_weights": model_fingerprint(model)}, self.run_folder)
         return model
 

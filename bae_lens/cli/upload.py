@@ -1,8 +1,10 @@
 """`bae-lens upload`."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -12,8 +14,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 from sae_lens import upload_saes_to_huggingface
 
-from bae_lens.report.card import CARD_FILE, DICTIONARY, PICTURE, REPOSITORY
+from bae_lens.report.card import CARD_FILE, DICTIONARY, PICTURE, REPOSITORY, without_folders
 from bae_lens.saes.loading import CONFIG_FILE, WEIGHTS_FILE
+from bae_lens.storage import read_json, write_json
 
 # Of the library that the hub's client makes requests with, whichever that is, and of the system.
 REQUEST_ERRORS: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__)
@@ -59,7 +62,9 @@ class Upload:
             for name, home in folders.items()
             if (home / CARD_FILE).exists()
         }
-        upload_saes_to_huggingface(dict(folders), self.repo_id, add_default_readme=not cards)
+        with TemporaryDirectory() as place:
+            shown = {name: copied_without_folders(home, Path(place) / name) for name, home in folders.items()}
+            upload_saes_to_huggingface(dict(shown), self.repo_id, add_default_readme=not cards)
         if not cards:
             return False
         hub = HfApi()
@@ -76,6 +81,18 @@ class Upload:
         ]
         hub.create_commit(self.repo_id, operations, commit_message="Add model cards")
         return kept
+
+
+def copied_without_folders(home: Path, copy: Path) -> Path:
+    """A copy of a dictionary whose config names the model and text that it was trained on without local folders."""
+    shutil.copytree(home, copy)
+    config = read_json(copy / CONFIG_FILE)
+    metadata = config.get("metadata", {})
+    for name in ("model_name", "dataset_path"):
+        if isinstance(metadata.get(name), str):
+            metadata[name] = without_folders(metadata[name])
+    write_json(copy / CONFIG_FILE, config)
+    return copy
 
 
 def dictionaries_in(folder: Path) -> dict[str, Path]:

@@ -57,8 +57,8 @@ def _origin(comparison: Comparison, dictionary: DictionaryResult) -> str:
     where = f"at `{reads}`" if reads == writes else f"from `{reads}` to `{writes}`"
     return (
         f"A dictionary of {dictionary.d_sae:,} features, `{dictionary.architecture}`, {where} of "
-        f"`{_without_folders(comparison.experiment.model)}`, trained by bae_lens on {comparison.train.tokens:,} tokens "
-        f"of `{_without_folders(comparison.experiment.dataset)}`."
+        f"`{without_folders(comparison.experiment.model)}`, trained by bae_lens on {comparison.train.tokens:,} tokens "
+        f"of `{without_folders(comparison.experiment.dataset)}`."
     )
 
 
@@ -95,6 +95,6 @@ def _recipe(comparison: Comparison, dictionary: DictionaryResult, run: Run) -> s
     return f"## Recipe\n\nIn training {outliers}{chosen}\n\n```yaml\n{recipe}```"
 
 
-def _without_folders(name: str) -> str:
+def without_folders(name: str) -> str:
     """Of a local path its last part: where it lies on a disk concerns nobody else."""
     return Path(name).name if Path(name).is_absolute() else name

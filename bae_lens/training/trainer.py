@@ -95,6 +95,7 @@ def train_dictionary(
     finished, checkpoints = folder / "dictionaries" / name, folder / "checkpoints" / name
     source = {
         "recipe": recipe.to_dict(),
+        # An option that is off tells no training from those of before there was the option.
         "training": {name: value for name, value in asdict(settings).items() if value is not False},
         "seed": seed,
         "hooks": list(activations.widths),

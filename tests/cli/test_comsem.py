@@ -52,6 +52,27 @@ def comsem(monkeypatch, run_folder):
     return run
 
 
+def test_a_run_of_a_model_in_half_precision_is_scored_with_it(run_folder, tmp_path, monkeypatch, capsys):
+    train = ["train", "--model", json.loads((run_folder / "run.json").read_text())["model"], "--context-size", "16"]
+    train += [
+        "--dataset",
+        str(tmp_path / "words.jsonl"),
+        "--hook-name",
+        "blocks.0.hook_resid_post",
+        "--batch-size",
+        "32",
+    ]
+    train += ["--cached-tokens", "600", "--held-out-tokens", "120", "--training-tokens", "640"]
+    half = tmp_path / "half"
+    monkeypatch.setattr("bae_lens.cli.comsem.OfflineJudge", LetterJudge)
+    monkeypatch.setattr(sys, "argv", ["bae-lens", *train, "--output", str(half), "--model-dtype", "bfloat16"])
+    cli.main()
+    judged = ["--offline-judge", "--accept-failing-judge", "--max-features", "2", "--tokens", "600"]
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(half), *judged])
+    cli.main()
+    assert "| bae† |" in capsys.readouterr().out
+
+
 def test_a_run_is_scored_on_its_held_out_documents(comsem, run_folder, capsys, monkeypatch):
     seen = []
     from bae_lens.comsem.collect import corpus

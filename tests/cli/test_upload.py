@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,11 +6,12 @@ from unittest import mock
 
 import pytest
 from huggingface_hub import ModelCard
+from sae_lens.saes.sae import SAEMetadata
 
 from bae_lens import BAE, BAEConfig
 from bae_lens.cli import upload as command
 from bae_lens.cli.main import main
-from bae_lens.cli.upload import REQUEST_ERRORS, dictionaries_in, repository_card
+from bae_lens.cli.upload import REQUEST_ERRORS, copied_without_folders, dictionaries_in, repository_card
 
 
 def test_dictionaries_of_a_run_and_a_dictionary_by_itself(tmp_path):
@@ -37,6 +39,17 @@ def test_card_of_a_repository_joins_those_of_its_dictionaries():
         *("#", "BAE", "![chart](BAE/explained_variance_by_bits.png)"),
         *("#", "Top-k", "transcoder", "![chart](Top-k%20transcoder/explained_variance_by_bits.png)"),
     ]
+
+
+def test_local_folders_are_not_uploaded(tmp_path):
+    metadata = {"model_name": "/home/me/llama", "dataset_path": "/home/me/words.jsonl", "hook_name": "a.b"}
+    BAE(BAEConfig(d_in=2, d_sae=4, metadata=SAEMetadata(**metadata))).save_model(tmp_path / "bae")
+    copy = copied_without_folders(tmp_path / "bae", tmp_path / "copy")
+    before, after = (json.loads((folder / "cfg.json").read_text()) for folder in (tmp_path / "bae", copy))
+    assert before["metadata"]["model_name"] == "/home/me/llama"
+    shown = {**before["metadata"], "model_name": "llama", "dataset_path": "words.jsonl"}
+    assert after == {**before, "metadata": shown}
+    assert (copy / "sae_weights.safetensors").read_bytes() == (tmp_path / "bae/sae_weights.safetensors").read_bytes()
 
 
 @pytest.fixture

@@ -42,8 +42,8 @@ class Meanings:
         return self._nearness(explanation, self._vectors(sentences), self._sentences) if sentences else []
 
     def characteristic_words(self, examples: Sequence[Instance]) -> str:
-        """The words most characteristic of the examples and what stands around them, by log odds against ordinary
-        tokens.
+        """The words most characteristic of the examples and what stands around them: by how often they are there, times
+        the log ratio of their shares there and among ordinary tokens.
         """
         words, ordinary = _words(examples), self._ordinary_words
         total, ordinary_total = sum(words.values()), sum(ordinary.values())
@@ -57,7 +57,7 @@ class Meanings:
     def _nearness(self, explanation: str, vectors: Float[Tensor, "n d"], ordinary: Float[Tensor, "m d"]) -> list[float]:
         (target,) = self._vectors([explanation])
         usual = ordinary @ target
-        threshold, spread = usual.quantile(ORDINARY), usual.std().clamp(min=1e-6)
+        threshold, spread = usual.quantile(ORDINARY), usual.std(correction=0).clamp(min=1e-6)
         return torch.sigmoid((vectors @ target - threshold) / spread).tolist()
 
     def _shown(self, tokens: Sequence[Shown]) -> Float[Tensor, "n d"]:

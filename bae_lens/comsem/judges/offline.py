@@ -20,9 +20,9 @@ class OfflineJudge:
     """Reads an explanation for what it says of a token's form, place, neighbors and part of speech, which it looks up,
     and of its meaning, where it says yes to what is nearer than 90 % of the corpus' ordinary tokens are.
 
-    It explains by the one property that sets the examples apart from ordinary tokens, or by their characteristic words
-    where these do it better or no property does. Where an
-    explanation asks for something of grammar or spelling that it cannot tell, it abstains.
+    It explains by the one property that sets the examples apart from ordinary tokens best, or by their characteristic
+    words where these do it better or no property does. Where an explanation asks for something of grammar or spelling
+    that it cannot tell, it abstains.
 
     Ordinary tokens are those of `prepare`, in the self-test as in scoring, and none of them is judged.
     """

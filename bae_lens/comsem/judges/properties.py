@@ -62,14 +62,14 @@ def _is_number(word: Word) -> bool:
 
 
 def _ends_sentence(word: Word) -> bool:
-    return word.after in ("", *SENTENCE_ENDS) and word.text not in SENTENCE_ENDS
+    return bool(word.text) and word.after in ("", *SENTENCE_ENDS) and word.text not in SENTENCE_ENDS
 
 
 PREPOSITIONS = frozenset(
     """
     about above across after against along among around at before behind below beneath beside between beyond by
     down during for from in inside into like near of off on onto out outside over past since through throughout
-    to toward towards under until unto up upon via with within without
+    to toward towards under until unto up upon via with within
     """.split()  # noqa: SIM905
 )
 # Where a token stands.
@@ -96,7 +96,7 @@ PLACES = _properties(
     ),
     (
         "the first word of a sentence",
-        lambda word: word.number == 0,
+        lambda word: word.is_word_or_number and word.number == 0,
         r"(first|opening|initial) (words?|tokens?)( (of|in|a|the|each|every))*( sentences?)?|"
         r"(at )?(the )?(start|beginning|head) of( an?| the| each| new)*( sentences?)|(begin|start|"
         r"open)\w*( an?| the| each| new)* sentences?",
@@ -116,7 +116,7 @@ KINDS = _properties(
     ("an exclamation mark", _text("!"), r"exclamation (marks?|points?)"),
     ("a comma", _text(","), r"commas?"),
     ("a semicolon or colon", _text(";", ":"), r"(semi)?colons?( or colons?)?"),
-    ("a dash or hyphen", lambda w: set(w.text) <= set("-\u2013\u2014"), r"dash(es)?( or hyphens?)?|hyphens?"),
+    ("a dash or hyphen", _text("-", "\u2013", "\u2014"), r"dash(es)?( or hyphens?)?|hyphens?"),
     ("a quotation mark", _text('"', "\u201c", "\u201d"), r"quotation marks?|quote marks?"),
     ("a bracket", _text("(", ")", "[", "]"), r"brackets?|parenthes[ei]s"),
     (
@@ -247,7 +247,7 @@ KINDS = _properties(
         r"^(any |all |an? )?words?( of any kind| in an?( \w+)? sentence| in english)?$",
     ),
 )
-QUOTED = r"[\"'\u201c\u2018](?P<word>[^\"\u201c\u201d]+?)[\"'\u201d\u2019]"
+QUOTED = r"[\"'\u201c\u2018](?P<word>[^\"\u201c\u201d]+?)[\"'\u201d\u2019](?!\w)"
 BY_PHRASE = {known.phrase: known for known, _ in (*PLACES, *KINDS)}
 # Properties of one word or ending, which are too many to list.
 NAMED: tuple[tuple[str, str, Callable[[str], Test]], ...] = (
@@ -256,13 +256,13 @@ NAMED: tuple[tuple[str, str, Callable[[str], Test]], ...] = (
     (
         'a word that ends in "-{}"',
         r"(end\w*|suffix\w*|terminat\w*) (in|with|on)?( the)?( letters?|"
-        r" suffix)? ?[\"'\u201c\u2018]?-?(?P<word>[a-z]{1,6})[\"'\u201d\u2019]?$",
+        r" suffix)? ?[\"'\u201c\u2018]?-?(?P<word>[\w'\u2019-]{1,6}?)[\"'\u201d\u2019]?$",
         lambda ending: lambda word: len(word.text) > len(ending) and word.text.lower().endswith(ending),
     ),
     (
         'a word that begins with "{}-"',
         r"(begin\w*|start\w*|prefix\w*) (with|in)?( the)?( letters?|"
-        r" prefix)? ?[\"'\u201c\u2018]?(?P<word>[a-z]{1,6})-?[\"'\u201d\u2019]?$",
+        r" prefix)? ?[\"'\u201c\u2018]?(?P<word>[\w'\u2019-]{1,6}?)-?[\"'\u201d\u2019]?$",
         lambda beginning: lambda word: len(word.text) > len(beginning) and word.text.lower().startswith(beginning),
     ),
     (
@@ -294,6 +294,9 @@ FORMAL = frozenset(
     """.split()  # noqa: SIM905
 )
 
+EXCEPTING = frozenset(("not", "never", "except", "excluding", "without", "other"))
+QUOTES = frozenset("\"'\u201c\u201d\u2018\u2019")
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -313,7 +316,8 @@ class Reading:
 def read(explanation: str) -> Reading:
     """Of the properties that an explanation names the first place and the first kind, and what else it means.
 
-    Nothing is understood where it speaks of grammar or spelling for which there is no test here.
+    Nothing is understood where it speaks of grammar or spelling for which there is no test here, or names what a token
+    is not.
 
     >>> [found.phrase for found in read("plural nouns directly after a comma").properties]
     ['a word directly after a comma', 'a plural noun']
@@ -335,7 +339,8 @@ def read(explanation: str) -> Reading:
             properties.append(known)
             text = f"{text[:start]} {text[end:]}"
     words = [word for word in re.findall(r"[a-z][a-z'-]*", text.lower()) if word not in WORDS_OF_FORM]
-    if any(word in FORMAL for word in words) or not (words or properties):
+    beyond = FORMAL | EXCEPTING if properties else FORMAL
+    if any(word in beyond for word in words) or not (words or properties):
         return Reading((), "")
     return Reading(tuple(properties), " ".join(words) if properties else text)
 
@@ -352,7 +357,7 @@ def candidates(words: Sequence[Word]) -> Iterator[tuple[Property, bool]]:
         values = ([word.before], [word.after], ends, begins, [word.lemma], [text])
         for (phrase, _, make), own in zip(NAMED, values, strict=True):
             for value in own:
-                if value and (name := phrase.format(value)) not in seen:
+                if not set(value) <= QUOTES and (name := phrase.format(value)) not in seen:
                     seen.add(name)
                     yield Property(name, make(value)), True
 

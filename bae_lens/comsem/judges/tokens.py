@@ -34,11 +34,16 @@ class Word:
     after: str
     """The word after, in small letters; "" for the last."""
     number: int
-    """Among the sentence's words, from 0."""
+    """Among the sentence's words, from 0, punctuation not counted; -1 for white space and before the first word."""
     quoted: bool
     """Whether it stands inside quotation marks."""
     bracketed: bool
     """Whether it stands inside brackets."""
+
+    @property
+    def is_word_or_number(self) -> bool:
+        """Whether it begins with a letter or a digit."""
+        return self.text[:1].isalnum()
 
     @property
     def is_word(self) -> bool:
@@ -72,14 +77,15 @@ class Tagger:
         texts = [sentence[slice(*span)] for span in spans]
         tagged = self._tag(texts)
         beside = ["", *(text.lower() for text in texts), ""]
-        read, quotes, brackets = [], 0, 0
+        read, quotes, brackets, words = [], 0, 0, -1
         for number, (span, (text, lemma, tag)) in enumerate(zip(spans, tagged, strict=True)):
             quotes += (text == "\u201c") - (text == "\u201d")
             brackets += (text in "([{") - (text in ")]}")
             if text == STRAIGHT_QUOTE:
                 quotes = 1 - quotes
+            words += text[0].isalnum()
             marks = text in OPENING + CLOSING + STRAIGHT_QUOTE
-            place = (beside[number], beside[number + 2], number, quotes > 0 and not marks, brackets > 0 and not marks)
+            place = (beside[number], beside[number + 2], words, quotes > 0 and not marks, brackets > 0 and not marks)
             read.append((span, (text, lemma.lower(), tag, *place)))
         return read
 

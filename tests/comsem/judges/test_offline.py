@@ -103,7 +103,7 @@ def test_evidence_is_that_of_the_examples_against_ordinary_tokens(judge):
 def test_a_token_is_as_near_as_its_word_and_its_surroundings_are_on_average():
     # Vectors are (1, 0, .5) / 1.118 for animals and (0, 0, 1) for all else, whose product is .447.
     ordinary = [0.447] * 20 + [1.0]  # by word and by surroundings alike
-    threshold, spread = torch.tensor(ordinary).quantile(0.9), torch.tensor(ordinary).std()
+    threshold, spread = torch.tensor(ordinary).quantile(0.9), torch.tensor(ordinary).std(correction=0)
     (both, word_alone) = Meanings(BACKGROUND, embed).of_tokens("animals", [("dog", "the dog ran"), ("dog", "a glass")])
     assert both == pytest.approx(torch.sigmoid((1 - threshold) / spread).item(), abs=1e-3)
     assert word_alone == pytest.approx(torch.sigmoid(((1 + 0.447) / 2 - threshold) / spread).item(), abs=1e-3)

@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.judges.properties import BY_PHRASE, KINDS, PLACES
 from bae_lens.comsem.judges.tokens import Tagger
 
 
@@ -37,7 +38,15 @@ def test_quotation_marks_and_brackets_hold_what_is_between_them():
 
 def test_white_space_is_no_word():
     found = word("one<<\n>>two")
-    assert (found.text, found.tag, found.is_word) == ("", "", False)
+    assert (found.text, found.tag, found.is_word, found.number) == ("", "", False, -1)
+    assert [known.phrase for known, _ in (*PLACES, *KINDS) if known.holds(found)] == []
+
+
+def test_the_first_word_may_stand_after_a_quotation_mark():
+    first = BY_PHRASE["the first word of a sentence"]
+    assert first.holds(word('"<<We>> came."'))
+    assert not first.holds(word('<<">>We came."'))
+    assert not first.holds(word('"We <<came>>."'))
 
 
 def test_hanta_knows_parts_of_speech():
