@@ -99,3 +99,15 @@ def test_of_many_features_the_pairs_of_those_that_vary_most_are_counted(monkeypa
     expected = marginal_entropy(code.mean(0)[:3]).item()
     assert tree.bits(code).mean().item() == pytest.approx(expected, abs=0.05)
     assert tree.mean_bits(counts) == pytest.approx(tree.bits(code).mean().item())
+
+
+class OnGPU(torch.Tensor):
+    """What says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_as_many_pairs_are_counted_on_every_device(monkeypatch):
+    monkeypatch.setattr(tree_entropy, "MOST_FEATURES", 2)
+    code = chain(100, 7, 0.2)
+    assert len(PairCounts(code).features) == len(PairCounts(code.as_subclass(OnGPU)).features) == 2
