@@ -66,7 +66,7 @@ saes = {name: train_dictionary(name, recipe, train, training, folder).sae for na
 # %%
 held_out = documents.select(range(0, len(documents), HELD_OUT_EVERY))
 corpus = CorpusSettings(tokens=10_240)
-comsem = ComSem(OfflineJudge(), corpus=corpus, max_features=48, passage_scores=False)
+comsem = ComSem(OfflineJudge(), corpus=corpus, max_features=32, passage_scores=False)
 report = comsem.score(model, saes, held_out)
 display(Markdown(report.table()))
 
@@ -136,7 +136,7 @@ for feature in scored[:: len(scored) // 5]:
 # %%
 client = ChatClient(cache=AnswerCache(folder / "answers.sqlite"), prices={"gpt-4.1-mini": Price(input=0.4, output=1.6)})
 judge = LanguageModelJudge("gpt-4.1-mini", client)
-tally = ComSem(judge, corpus=corpus, max_features=48).estimate(model, saes, held_out)
+tally = ComSem(judge, corpus=corpus, max_features=32).estimate(model, saes, held_out)
 print(tally.estimate)
 
 # %% [markdown]
@@ -146,7 +146,7 @@ print(tally.estimate)
 # ```python
 # client = ChatClient(base_url="http://127.0.0.1:8000/v1", cache=AnswerCache(folder / "answers.sqlite"), concurrency=4)
 # judge = LanguageModelJudge("your-model", client)
-# report = ComSem(judge, corpus=corpus, max_features=48).score(model, saes, held_out)
+# report = ComSem(judge, corpus=corpus, max_features=32).score(model, saes, held_out)
 # ```
 #
 # `Budget` stops a run before it spends more than it should, `explainer=` lets another model explain, and

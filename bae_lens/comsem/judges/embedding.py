@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -53,6 +54,13 @@ class Meanings:
         }
         best = sorted(odds, key=lambda word: (-odds[word], word))[:WORDS_IN_EXPLANATION]
         return ", ".join(best)
+
+    def fits_left_out(self, examples: Sequence[Instance]) -> int:
+        """How many of the examples are fit by the words that are characteristic of the others."""
+        left_out = [[*examples[:i], *examples[i + 1 :]] or examples for i in range(len(examples))]
+        words, shown = [self.characteristic_words(others) for others in left_out], [near_token(e) for e in examples]
+        self._vectors([*words, *chain.from_iterable(shown)])  # embedded together, which takes far less time
+        return sum(self.of_tokens(own, [token])[0] > 0.5 for own, token in zip(words, shown, strict=True))
 
     def _nearness(self, explanation: str, vectors: Float[Tensor, "n d"], ordinary: Float[Tensor, "m d"]) -> list[float]:
         (target,) = self._vectors([explanation])

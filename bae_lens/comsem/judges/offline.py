@@ -48,11 +48,7 @@ class OfflineJudge:
         words = [self._tagger.word(example) for example in examples]
         scored = [(self._evidence(known, words, of_one_word), known.phrase) for known, of_one_word in candidates(words)]
         best, phrase = max(scored, key=lambda candidate: candidate[0])  # of equals the first, which says most
-        fits = 0
-        for number, example in enumerate(examples):
-            others = [*examples[:number], *examples[number + 1 :]]
-            (fit,) = meanings.of_tokens(meanings.characteristic_words(others or examples), [near_token(example)])
-            fits += fit > 0.5
+        fits = meanings.fits_left_out(examples)
         if best > max(0.0, _log_odds(fits, len(examples), 1 - ORDINARY)):
             return phrase
         return ABOUT + meanings.characteristic_words(examples)
