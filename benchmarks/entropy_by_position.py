@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -101,7 +101,8 @@ class EntropyByPosition:
 def chart(rows: list[dict[str, Any]]) -> Chart:
     """Joint bits by position at one price for each kind of code, and the truth."""
     series = []
-    for window, style in zip(LAYERS, ("dashed", "line"), strict=True):
+    styles: tuple[Literal["dashed", "line"], ...] = ("dashed", "line")
+    for window, style in zip(LAYERS, styles, strict=True):
         first = [r for r in rows if (r["window"], r["price"], r["codes"]) == (window, SHOWN_PRICE, "shared")]
         truth = [(float(r["position"]), r["true_bits"]) for r in first]
         series.append(Series(f"true, {window} tokens seen", truth, GRAY, style))
