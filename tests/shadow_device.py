@@ -67,7 +67,7 @@ class ShadowTensor(Tensor):
     def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return f"ShadowTensor({self.on_cpu!r})"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -75,7 +75,9 @@ class ShadowTensor(Tensor):
 
 
 def _loaded(on_cpu: Tensor, requires_grad: bool) -> ShadowTensor:
-    return ShadowTensor(on_cpu).requires_grad_(requires_grad)
+    loaded = ShadowTensor(on_cpu)
+    loaded.requires_grad_(requires_grad)
+    return loaded
 
 
 def register() -> None:

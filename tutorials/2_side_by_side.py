@@ -44,7 +44,7 @@ experiment = Experiment(
     model="smollm2",
     dataset="sotu",
     hook_name="blocks.8.hook_resid_post",
-    contexts=ContextSettings(context_size=32, cached_tokens=16_384, held_out_tokens=4096),
+    contexts=ContextSettings(context_size=32, cached_tokens=16_384, held_out_tokens=2048, loss_contexts=16),
     training=TrainingSettings(training_tokens=51_200, batch_size=256),
     l0=32.0,
 )

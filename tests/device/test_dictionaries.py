@@ -42,14 +42,14 @@ from bae_lens.saes.saelens_compat import TrainStepInput
 from bae_lens.saes.standardization import PairStandardization, Standardization, standardization_of
 
 D, D_OUT, D_SAE = 16, 12, 48
-SHAPE: dict[str, int] = {"d_in": D, "d_sae": D_SAE}
+SHAPE: dict[str, Any] = {"d_in": D, "d_sae": D_SAE}
 INFERENCE = {
     "bae": lambda: BAE(BAEConfig(**SHAPE)),
     "binary_topk": lambda: BinaryTopK(BinaryTopKConfig(**SHAPE, k=6)),
     "binary_transcoder": lambda: BinaryTranscoder(BinaryTranscoderConfig(**SHAPE, d_out=D_OUT)),
     "topk_transcoder": lambda: TopKTranscoder(TopKTranscoderConfig(**SHAPE, d_out=D_OUT, k=6)),
 }
-OPTIMIZED = {"max_flips": 4, "optimized_start_step": 2, "entropy_start_step": 1}
+OPTIMIZED: dict[str, Any] = {"max_flips": 4, "optimized_start_step": 2, "entropy_start_step": 1}
 TRAINING = {
     "bae": lambda: TrainingBAE(TrainingBAEConfig(**SHAPE, covariance_coefficient=1e-2, target_bits=9.0, **OPTIMIZED)),
     "bae, sampled": lambda: TrainingBAE(
@@ -183,6 +183,8 @@ def test_metrics(kind, there, shadow):
     expected = evaluate_dictionary(cpu, x, y, batch_size=40)
     found = evaluate_dictionary(other, *((x.to(shadow), y.to(shadow)) if there else (x, y)), batch_size=40)
     assert found.explained_variance == pytest.approx(expected.explained_variance, rel=1e-5)
+    assert found.optimized
+    assert expected.optimized
     assert found.optimized.explained_variance == pytest.approx(expected.optimized.explained_variance, rel=1e-5)
     assert found.code == expected.code
     assert found.value_curve == [pytest.approx(point, rel=1e-4) for point in expected.value_curve]

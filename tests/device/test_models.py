@@ -202,7 +202,8 @@ def test_steering(models, shadow):
         own = []
         for kind in ("bae", "transcoder"):
             sae = drawn(kind, device)
-            for options in ({}, {"positions": slice(2, -1)}, {"keep_error": False}):
+            settings: tuple[dict[str, Any], ...] = ({}, {"positions": slice(2, -1)}, {"keep_error": False})
+            for options in settings:
                 with edit(model, sae, {3: 1, 5: "flip"}, **options):
                     own.append(model(tokens.to(device)))
         effects = logit_effects(model, drawn("bae", device), [1, 2], k=3)

@@ -1,5 +1,7 @@
 """What a GPU computes is what a CPU computes. Commands take a GPU where there is one, and so do their tests."""
 
+from typing import Any
+
 import pytest
 import torch
 from sae_lens import GatedTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig
@@ -12,7 +14,7 @@ from bae_lens.training.trainer import train_dictionary
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SETTINGS = TrainingSettings(training_tokens=32 * 40, batch_size=32)
-SIZES = {"d_in": 16, "d_sae": 64}
+SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 64}
 
 
 @pytest.mark.parametrize(("n", "d_sae", "rate"), [(4096, 5000, 0.02), (4096, 5000, 0.3), (5000, 300, 0.5)])
