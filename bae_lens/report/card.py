@@ -63,7 +63,9 @@ def _origin(comparison: Comparison, dictionary: DictionaryResult) -> str:
 
 
 def _loading(dictionary: DictionaryResult) -> str:
-    ours = SAE_CLASS_REGISTRY[dictionary.architecture][0].__module__.startswith("bae_lens.")
+    # SAELens saves what it only trains under that name, such as BatchTopK, as another architecture of its own.
+    registered = SAE_CLASS_REGISTRY.get(dictionary.architecture)
+    ours = registered is not None and registered[0].__module__.startswith("bae_lens.")
     lines = [
         *(["import bae_lens  # which makes the architecture known to SAELens"] if ours else []),
         "from sae_lens import SAE",

@@ -43,6 +43,17 @@ def test_every_dictionary_has_a_card_with_its_own_numbers(comparison, run_folder
             assert f"]({PICTURE})" in text
 
 
+@pytest.mark.parametrize(
+    ("architecture", "ours"),
+    [("bae", True), ("topk_transcoder", True), ("transcoder", False), ("gated", False), ("batchtopk", False)],
+)
+def test_it_says_whether_loading_needs_this_package(comparison, architecture, ours):
+    dictionary = replace(comparison.dictionaries[0], architecture=architecture)
+    text = card(comparison, dictionary, dictionary.runs[0], False)
+    assert ("import bae_lens" in text) is ours
+    assert "from sae_lens import SAE" in text
+
+
 def test_the_hub_can_read_it(comparison):
     read = ModelCard(card(comparison, comparison.dictionaries[1], comparison.dictionaries[1].runs[0], False))
 
