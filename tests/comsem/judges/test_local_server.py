@@ -21,19 +21,13 @@ def test_missing_server_is_named(monkeypatch):
 
 @pytest.mark.slow
 def test_one_feature_end_to_end_on_the_real_wire(word_model, known_sae, word_texts, monkeypatch):
-
-    async def few_cases(judge, question):  # 20 groups of cases take the small model minutes
-        group = CASES[0]
-        fits, others = ([Instance.from_marked(text) for text in texts] for texts in (group.fits, group.does_not))
-        return [await ask_mixed(judge, group.explanation, fits, others, question, "0")]
-
-    from bae_lens.comsem.collect.instances import Instance
-    from bae_lens.comsem.judges import self_test
-    from bae_lens.comsem.judges.mixed import ask_mixed
+    from bae_lens.comsem.judges.self_test import run_self_test
     from bae_lens.comsem.judges.self_test_cases import CASES
 
-    monkeypatch.setattr(self_test, "ask_cases", few_cases)
-    monkeypatch.setattr(self_test, "CASES", CASES[:1])
+    async def few_cases(judge, question):  # 20 groups of cases take the small model minutes
+        return await run_self_test(judge, question, CASES[:1])
+
+    monkeypatch.setattr("bae_lens.comsem.score.run_self_test", few_cases)
     with local_server() as url:
         assert urlsplit(url).hostname == "127.0.0.1"
         client = ChatClient(url, concurrency=1, timeout=600.0)
