@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
-from plotly.offline import get_plotlyjs
 
 from bae_lens.comsem.collect.instances import Instance
 from bae_lens.comsem.results import ComSemReport, FeatureScore
 from bae_lens.report import comsem_figures as plots_comsem
-from bae_lens.report.page import embed
+from bae_lens.report.html import embed, render
 from bae_lens.storage import write_text
 
 COMSEM_FILE = "comsem.html"
@@ -18,12 +16,11 @@ FEATURES_SHOWN = 40  # per dictionary
 
 def write_comsem_report(report: ComSemReport, folder: Path) -> Path:
     """Writes `comsem.html`, with its scripts inlined, and returns its path."""
-    templates = Environment(loader=PackageLoader("bae_lens.report"), autoescape=True, undefined=StrictUndefined)
-    html = templates.get_template("report_comsem.html.jinja").render(
+    html = render(
+        "report_comsem",
         report=report,
         rows=report.rows(),
         kinds=[*report.self_test.kinds.items(), ("all", report.self_test.overall)],
-        plotly=Markup(get_plotlyjs()),
         distribution=embed(plots_comsem.score_distribution(report), "scores"),
         by_frequency=embed(plots_comsem.score_by_frequency(report, "score", "mean score"), "frequency"),
         accuracy_by_frequency=embed(
@@ -44,10 +41,10 @@ def worst_first(features: list[FeatureScore]) -> list[FeatureScore]:
 
 
 def n_wrong(feature: FeatureScore) -> int:
-    """Held-out tokens without a yes, and controls without a no."""
-    return sum(judged.verdict.yes is not True for judged in feature.held_out) + sum(
-        judged.verdict.yes is not False for judged in feature.controls
-    )
+    """Answers about held-out tokens that are no yes, and about controls that are no no."""
+    verdicts = [(judged.verdict, True) for judged in feature.held_out]
+    verdicts += [(judged.verdict, False) for judged in feature.controls]
+    return sum(verdict.is_answer and verdict.yes is not right for verdict, right in verdicts)
 
 
 def marked(instance: Instance) -> Markup:

@@ -4,14 +4,10 @@ from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from bae_lens.entropy.results import CurvePoint, EntropyDynamics
 from bae_lens.report.entropy import curve_series
 from bae_lens.report.figures import draw
-from bae_lens.report.page import embed
+from bae_lens.report.html import embed, render
 from bae_lens.report.png import write_panels
 from bae_lens.report.series import COLORS, Chart
 from bae_lens.storage import write_json, write_text
@@ -31,12 +27,11 @@ def write_demonstrations(
     write_json(folder / "demonstrations.json", {"explained_variance": share, "groups": contents}, indent=1)
     first = next(iter(groups.values()))
     charts = {hook: demonstrations_chart(groups, hook, share) for hook in first.hook_names}
-    templates = Environment(loader=PackageLoader("bae_lens.report"), autoescape=True, undefined=StrictUndefined)
-    page = templates.get_template("demonstrations.html.jinja").render(
+    page = render(
+        "demonstrations",
         model=first.model,
         figures={hook: embed(draw(chart), f"hook-{i}") for i, (hook, chart) in enumerate(charts.items())},
         explanation=_explanation(groups, share),
-        plotly=Markup(get_plotlyjs()),
     )
     write_text(folder / "demonstrations.html", page)
     write_panels(charts, folder / "demonstrations.png", columns=min(2, len(charts)))

@@ -4,15 +4,11 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from bae_lens.entropy.results import NEAR_CAP, OVERFITTED, CurvePoint, EntropyDynamics, Mark, View
 from bae_lens.entropy.saturation import Saturation
 from bae_lens.report.entropy import view_chart
 from bae_lens.report.figures import draw
-from bae_lens.report.page import embed
+from bae_lens.report.html import embed, render
 from bae_lens.report.png import write_panels
 from bae_lens.storage import write_json, write_text
 
@@ -30,10 +26,7 @@ def write_dynamics(dynamics: EntropyDynamics, folder: Path, explained_variance: 
     write_json(folder / "dynamics.json", {**dynamics.to_dict(), "views": [asdict(view) for view in views]}, indent=1)
     charts = {view.name: view_chart(dynamics, view) for view in views}
     figures = {name: embed(draw(chart), f"view-{i}") for i, (name, chart) in enumerate(charts.items())}
-    templates = Environment(loader=PackageLoader("bae_lens.report"), autoescape=True, undefined=StrictUndefined)
-    page = templates.get_template("dynamics.html.jinja").render(
-        model=dynamics.model, figures=figures, explanation=_explanation(dynamics, views), plotly=Markup(get_plotlyjs())
-    )
+    page = render("dynamics", model=dynamics.model, figures=figures, explanation=_explanation(dynamics, views))
     write_text(folder / "dynamics.html", page)
     write_panels(charts, folder / "dynamics.png", columns=2)
     return dynamics_table(dynamics, views)

@@ -6,10 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.graph_objects import Figure
-from plotly.offline import get_plotlyjs
 
 from bae_lens.comparison.results import (
     AS_TRAINED,
@@ -25,8 +22,10 @@ from bae_lens.comparison.run import L0_TOLERANCE, best_trial
 from bae_lens.functional.strength import INSTANCES_TO_COUNT
 from bae_lens.report import series
 from bae_lens.report.answer import answer
+from bae_lens.report.card import without_folders
 from bae_lens.report.explanations import EXPLANATIONS
 from bae_lens.report.figures import draw
+from bae_lens.report.html import embed, render
 from bae_lens.report.series import Chart
 from bae_lens.storage import write_text
 
@@ -51,17 +50,11 @@ HELP_EXPLANATIONS = {
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
     """Writes `report.html`, with its scripts inlined, and returns its path."""
-    templates = Environment(
-        loader=PackageLoader("bae_lens.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = templates.get_template("report.html.jinja").render(
+    html = render(
+        "report",
         comparison=comparison,
-        model=_without_folder(comparison.experiment.model),
-        dataset=_without_folder(comparison.experiment.dataset),
+        model=without_folders(comparison.experiment.model),
+        dataset=without_folders(comparison.experiment.dataset),
         colors=series.colors(comparison),
         table=TABLE,
         explanations=EXPLANATIONS,
@@ -87,7 +80,6 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
             for dictionary in comparison.dictionaries
         ],
         settings=_settings(comparison),
-        plotly=Markup(get_plotlyjs()),
         script=Markup((files("bae_lens.report") / "templates" / "report.js").read_text(encoding="utf-8")),
     )
     path = folder / REPORT_FILE
@@ -108,12 +100,6 @@ def _panels(comparison: Comparison, chart: Callable[[Comparison, str], Chart], n
         hook: embed(draw(chart(comparison, hook)), f"{name}-{index}")
         for index, hook in enumerate(series.by_hook(comparison))
     }
-
-
-def embed(figure: Figure, name: str) -> Markup:
-    """A figure with a fixed id, so that the same comparison gives the same page; plotly does not escape the id."""
-    config = {"responsive": True, "displayModeBar": False}
-    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config))
 
 
 def _tuning(dictionary: DictionaryResult, l0: float | None) -> dict[str, Any]:
@@ -147,10 +133,5 @@ def _plain(value: Any) -> str:
 def _settings(comparison: Comparison) -> dict[str, Any]:
     """What was asked for, and what every dictionary was trained with, without folders of this machine."""
     experiment = asdict(comparison.experiment)
-    names = {key: _without_folder(experiment[key]) for key in ("model", "dataset")}
+    names = {key: without_folders(experiment[key]) for key in ("model", "dataset")}
     return {**experiment, **names, "dictionaries": {d.name: d.recipe for d in comparison.dictionaries}}
-
-
-def _without_folder(name: str) -> str:
-    """A name as it is; of a path on this machine, which is nobody else's business, the last part."""
-    return Path(name).name if Path(name).is_absolute() else name
