@@ -28,7 +28,7 @@ from bae_lens.entropy.plan import DynamicsPlan, Resources, plan_dynamics
 from bae_lens.entropy.presets import PAPER_BATCH, PAPER_MAX_POSITION, PAPER_WINDOWS, paper_settings
 from bae_lens.entropy.results import Dictionaries, EntropyDynamics
 from bae_lens.report.demonstrations import write_demonstrations
-from bae_lens.report.dynamics import write_dynamics
+from bae_lens.report.dynamics import plan_text, write_dynamics
 from bae_lens.storage import WINDOWS_FOLDER, check_folder, claimed, write_text
 
 LAYERS = 4  # looked at by default, evenly spaced
@@ -289,26 +289,6 @@ class Dynamics:
 def default_layers(n_layers: int) -> list[int]:
     """Four of the layers, evenly spaced from a sixth to two thirds of the depth: the last ones are costly."""
     return sorted({i * n_layers // (LAYERS + 2) for i in range(1, LAYERS + 1)})
-
-
-def plan_text(plan: DynamicsPlan) -> str:
-    """The plan as a Markdown table, and whether it fits."""
-    rows = [
-        ["stage", "work", "disk", "host memory", "GPU memory"],
-        ["---", "---", "---:", "---:", "---:"],
-        *([s.name, s.work, *map(_size, (s.disk, s.host, s.device))] for s in plan.stages),
-        ["in all", "disk added up, memory at its peak", *map(_size, (plan.disk, plan.host, plan.device))],
-    ]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    verdict = [f"does not fit: {misfit}" for misfit in plan.misfits] or ["it fits"]
-    return "\n".join([*lines, "", *verdict])
-
-
-def _size(n_bytes: int) -> str:
-    """Or MB; nothing as a dash."""
-    if n_bytes >= 1e9:
-        return f"{n_bytes / 1e9:.1f} GB"
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes else "-"
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

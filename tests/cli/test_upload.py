@@ -42,11 +42,12 @@ def test_card_of_a_repository_joins_those_of_its_dictionaries():
 
 
 def test_local_folders_are_not_uploaded(tmp_path):
-    metadata = {"model_name": "/home/me/llama", "dataset_path": "/home/me/words.jsonl", "hook_name": "a.b"}
+    model, text = str(tmp_path / "llama"), str(tmp_path / "words.jsonl")
+    metadata = {"model_name": model, "dataset_path": text, "hook_name": "a.b"}
     BAE(BAEConfig(d_in=2, d_sae=4, metadata=SAEMetadata(**metadata))).save_model(tmp_path / "bae")
     copy = copied_without_folders(tmp_path / "bae", tmp_path / "copy")
     before, after = (json.loads((folder / "cfg.json").read_text()) for folder in (tmp_path / "bae", copy))
-    assert before["metadata"]["model_name"] == "/home/me/llama"
+    assert before["metadata"]["model_name"] == model
     shown = {**before["metadata"], "model_name": "llama", "dataset_path": "words.jsonl"}
     assert after == {**before, "metadata": shown}
     assert (copy / "sae_weights.safetensors").read_bytes() == (tmp_path / "bae/sae_weights.safetensors").read_bytes()

@@ -5,29 +5,14 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from bae_lens.cli import main as cli
 from bae_lens.cli.main import COMMANDS
-from bae_lens.comsem.judges.offline import OfflineJudge
+from tests.cli.test_comsem import LetterJudge
 
 SIZES = "--cached-tokens 600 --held-out-tokens 300 --context-size 16 --training-tokens 640 --batch-size 32"
 THE_SAME_AS_COMPARE = {"demo"}  # with the embedded model
 COMPUTING_NOTHING = {"upload"}
-
-
-class LetterJudge(OfflineJudge):
-    """In the place of embeddings: tokens are alike if they share letters; of parts of speech it knows none."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            lambda texts: torch.nn.functional.normalize(torch.stack([letters(text) for text in texts])),
-            lambda texts: [(text, text, "") for text in texts],
-        )
-
-
-def letters(text: str) -> torch.Tensor:
-    return torch.bincount(torch.tensor([ord(letter) % 64 for letter in text]), minlength=64).float()
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from bae_lens.comsem.collect.instances import Instance
 from bae_lens.comsem.judges.embedding import ORDINARY, Embed, Meanings, Shown, load_minilm, near_token
 from bae_lens.comsem.judges.judge import Question, Verdict
-from bae_lens.comsem.judges.properties import ABOUT, KINDS, PLACES, Property, Reading, candidates, read
+from bae_lens.comsem.judges.properties import KINDS, PLACES, Property, candidates
+from bae_lens.comsem.judges.reading import ABOUT, Reading, read
 from bae_lens.comsem.judges.tokens import Tag, Tagger, Word
 
 SURE = 0.9  # probability of yes where a property holds, and share of the examples that a right explanation should fit
