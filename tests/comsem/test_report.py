@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+from bae_lens.comsem.judges.judge import Verdict
 from bae_lens.comsem.judges.spending import Usage
 from bae_lens.report import comsem_figures as plots_comsem
 from bae_lens.report.comsem import n_wrong, worst_first, write_comsem_report
@@ -48,6 +49,18 @@ def test_features_with_most_wrong_verdicts_come_first(report):
     assert [n_wrong(feature) for feature in features[:2]] == [0, 0]
     assert n_wrong(features[3]) == 8
     assert worst_first(features)[0] is features[3]
+
+
+def test_an_abstention_is_counted_and_no_wrong_verdict(report, tmp_path):
+    dictionary = report.dictionaries[0]
+    wrong = dictionary.features[3]
+    judged = replace(wrong.held_out[0], verdict=Verdict(None, abstained=True))
+    feature = replace(wrong, held_out=[judged, *wrong.held_out[1:]], abstained=1)
+    assert n_wrong(feature) == n_wrong(wrong) - 1
+    changed = replace(report, dictionaries=[replace(dictionary, features=[feature])])
+    headings, row, *_ = changed.rows()
+    assert dict(zip(headings, row, strict=True))["abstained"] == "1"
+    assert write_comsem_report(changed, tmp_path).read_text().count('data-verdict="\u2013"') == 1
 
 
 def test_distribution_is_the_share_with_at_least_a_score(report):

@@ -24,6 +24,13 @@ def test_an_answer_that_cannot_be_parsed_is_wrong_and_a_failed_one_is_none():
     assert balanced_accuracy([YES], []) is None
 
 
+def test_an_abstention_counts_for_nothing():
+    abstention = Verdict(None, abstained=True)
+    assert not abstention.is_answer
+    assert share_of_yes([YES, NO, abstention]) == share_of_no([YES, NO, abstention]) == 0.5
+    assert share_of_yes([abstention]) is None
+
+
 def test_jeffreys_interval():
     low, high = jeffreys_interval(3, 8)
     assert stats.beta(3.5, 5.5).cdf([low, high]) == pytest.approx([0.025, 0.975])

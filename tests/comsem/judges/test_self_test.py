@@ -67,6 +67,16 @@ def test_a_judge_that_knows_passes():
     assert "passed" in result.summary
 
 
+@pytest.mark.parametrize(("abstains", "passed"), [(8, True), (9, False)])
+def test_abstentions_are_told_and_with_more_than_a_tenth_no_judge_passes(abstains, passed):
+    result = outcome(lambda truth, number: Verdict(None, abstained=True) if number < abstains else Verdict(truth))
+    assert len(TRUTH) == 80
+    assert (result.abstained, result.n_answered, result.unparsable) == (abstains, 80 - abstains, 0)
+    assert (result.overall.accuracy_positives, result.overall.accuracy_negatives) == (1, 1)
+    assert (result.enough, result.passed) == (True, passed)
+    assert result.summary.endswith(f"it abstained from {abstains}")
+
+
 @pytest.mark.parametrize("answer", [True, False, None])
 def test_a_judge_that_always_says_the_same_is_near_chance(answer):
     result = outcome(lambda *_: Verdict(answer))
