@@ -105,7 +105,8 @@ def compress(
 
     Raises ValueError if there are no vectors, for values that are not real numbers, or not finite in the dictionary's
     dtype, for vectors of another width, for a code that is not binary, for a transcoder, and for a dictionary that
-    writes another width than it reads or scales each vector by its norm at run time, and as `VectorFile` and `CodeWriter` do; OSError as they do.
+    writes another width than it reads or scales each vector by its norm at run time, and as `VectorFile` and
+    `CodeWriter` do; OSError as they do.
     """
     cfg: Any = getattr(sae, "cfg", None)
     if hasattr(cfg, "d_out"):

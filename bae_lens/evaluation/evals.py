@@ -193,7 +193,7 @@ class _AtOutput:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sae, name)
 
-    def encode(self, x: Tensor) -> Tensor:  # noqa: ARG002
+    def encode(self, x: Tensor) -> Tensor:
         x = self.read.take()
         self._skipped = skip_output(self._sae, x)
         return self._sae.encode(x)

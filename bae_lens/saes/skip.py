@@ -3,8 +3,8 @@
 `sae_out = feature_acts @ W_dec + b_dec + x @ W_skip.T`. SAELens has one for ReLU and JumpReLU transcoders, whose names
 and shapes these are: `W_skip` is (d_out, d_in), and 0 at the start.
 
-Where SAELens 6.54 attaches a transcoder to a model (`run_with_saes`), it leaves the skip connection out, that of its own
-ones too. `forward`, `edit`, and all that is measured here have it.
+Where SAELens 6.54 attaches a transcoder to a model (`run_with_saes`), it leaves the skip connection out, that of
+its own ones too. `forward`, `edit`, and all that is measured here have it.
 """
 
 from typing import Any

@@ -22,7 +22,7 @@ from bae_lens.saes.binary_code import BinaryCode
 from bae_lens.saes.finite_check import FiniteCheck
 from bae_lens.saes.running_standardization import RunningStandardization, State, add_missing_state
 from bae_lens.saes.saelens_compat import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
-from bae_lens.saes.standardization import PairStandardization, folded, foldable_weights, raw_price
+from bae_lens.saes.standardization import PairStandardization, foldable_weights, folded, raw_price
 from bae_lens.saes.training_config import TrainingBAEConfig
 
 
