@@ -49,6 +49,8 @@ class TopKTranscoderConfig(TranscoderConfig):
 class TopKTranscoder(Transcoder):
     """SAELens' `Transcoder` with its k largest pre-activations, as far as they are positive, instead of all."""
 
+    cfg: TopKTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
@@ -60,7 +62,6 @@ class TopKTranscoder(Transcoder):
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        assert isinstance(self.cfg, TopKTranscoderConfig)
         return TopK(self.cfg.k)
 
 
