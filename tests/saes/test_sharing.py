@@ -39,7 +39,5 @@ def test_more_processes_than_features_are_refused():
 
 def test_codes_that_are_optimized_in_training_are_refused():
     cfg = TrainingBAEConfig(d_in=4, d_sae=8, max_flips=4, optimized_start_step=5)
-    with pytest.raises(
-        ValueError, match=r"mine is trained on optimized codes from step 5 on, .* leave out --shard"
-    ):
+    with pytest.raises(ValueError, match=r"mine is trained on optimized codes from step 5 on, .* leave out --shard"):
         check_features_can_be_shared("mine", cfg)
