@@ -214,7 +214,7 @@ class _Run:
         for group in self.trainer.optimizer.param_groups:
             group["fused"] = True
         if shards:
-            clip_gradients_together(sae, alike=("b_dec",))
+            clip_gradients_together(sae, alike=("b_dec", "W_skip"))
         else:
             sum_gradients(sae)
         self.on_cpu = sae.device.type == "cpu"
