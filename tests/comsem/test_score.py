@@ -66,7 +66,7 @@ def test_a_vague_description_scores_1_and_its_controls_give_it_away(
 
 def test_controls_and_baselines_never_change_the_score(comsem, word_model, known_sae, word_texts):
     full = comsem().score(word_model, known_sae, word_texts)
-    bare = comsem(controls=False, passage_scores=False, baseline_features=0).score(word_model, known_sae, word_texts)
+    bare = comsem(controls=False, scores=(), baseline_features=0).score(word_model, known_sae, word_texts)
     assert [feature.score for feature in bare.dictionaries[0].features] == [
         feature.score for feature in full.dictionaries[0].features
     ]
@@ -161,7 +161,7 @@ def test_score_works_inside_a_running_event_loop(comsem, word_model, known_sae, 
     import asyncio
 
     async def notebook():
-        return comsem(max_features=1, passage_scores=False).score(word_model, known_sae, word_texts)
+        return comsem(max_features=1, scores=()).score(word_model, known_sae, word_texts)
 
     assert len(asyncio.run(notebook()).dictionaries[0].features) == 1
 
@@ -233,7 +233,7 @@ def test_a_spent_budget_keeps_what_was_done_and_the_next_run_goes_on(chat_server
 
     def run(budget):
         judge = llm(chat_server, cache=cache, concurrency=1, budget=budget)
-        comsem = ComSem(judge, corpus=CORPUS, passage_scores=False, baseline_features=0, accept_failing_judge=True)
+        comsem = ComSem(judge, corpus=CORPUS, scores=(), baseline_features=0, accept_failing_judge=True)
         return comsem.score(word_model, known_sae, word_texts)
 
     # 20 questions of the self-test and 8 about features, at 12 tokens each, and the estimate of the one on its way
@@ -250,7 +250,7 @@ def test_a_spent_budget_keeps_what_was_done_and_the_next_run_goes_on(chat_server
 
 def test_lost_calls_are_counted_and_left_out(chat_server, word_model, known_sae, word_texts):
     judge = llm(chat_server, max_retries=0, concurrency=1)
-    comsem = ComSem(judge, corpus=CORPUS, passage_scores=False, baseline_features=0, accept_failing_judge=True)
+    comsem = ComSem(judge, corpus=CORPUS, scores=(), baseline_features=0, accept_failing_judge=True)
     chat_server.fault = lambda number: "503" if number in (20, 23) else None
     report = comsem.score(word_model, known_sae, word_texts)
     features = report.dictionaries[0].features

@@ -5,12 +5,14 @@ Needs the extra bae-lens[offline-judge], whose packages bring a tagger (HanTa) a
 
 import math
 from collections.abc import Sequence
+from itertools import chain, islice
 
-from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.collect.instances import Excerpt, Instance
 from bae_lens.comsem.judges.embedding import ORDINARY, Embed, Meanings, Shown, load_minilm, near_token
-from bae_lens.comsem.judges.judge import Question, Verdict
+from bae_lens.comsem.judges.judge import Choice, Prediction, Question, Verdict
 from bae_lens.comsem.judges.properties import KINDS, PLACES, Property, candidates
 from bae_lens.comsem.judges.reading import ABOUT, Reading, read
+from bae_lens.comsem.judges.simulation import LARGEST
 from bae_lens.comsem.judges.tokens import Tag, Tagger, Word
 
 SURE = 0.9  # probability of yes where a property holds, and share of the examples that a right explanation should fit
@@ -61,6 +63,26 @@ class OfflineJudge:
             return [Verdict(yes=None, abstained=True) for _ in instances]
         fits = {"passage": self._fits_passages, "highlights": self._fits_highlights}.get(question, self._fits_tokens)
         return [Verdict(yes=p > 0.5, probability=p) for p in fits(reading, instances)]
+
+    async def simulate(self, explanation: str, excerpts: list[Excerpt]) -> list[Prediction]:
+        """Ten times the probability that the explanation fits each token, which is what it gives a token by itself."""
+        self._prepared()
+        reading = read(explanation)
+        if not reading.is_understood:
+            return [Prediction(None, abstained=True) for _ in excerpts]
+        instances = [[Instance(excerpt.text, token, [token]) for token in excerpt.tokens] for excerpt in excerpts]
+        fits = iter(self._fits_tokens(reading, list(chain.from_iterable(instances))))
+        return [Prediction([LARGEST * fit for fit in islice(fits, len(tokens))]) for tokens in instances]
+
+    async def find_intruder(self, instances: list[Instance]) -> Choice:
+        """The one that an explanation of the others fits worse than it fits the others, by most."""
+        margins = []
+        for number, left_out in enumerate(instances):
+            others = [*instances[:number], *instances[number + 1 :]]
+            explanation = str(await self.explain(others, marked=True))
+            of_left_out, *of_others = self._fits_tokens(read(explanation), [left_out, *others])
+            margins.append(sum(of_others) / len(of_others) - of_left_out)
+        return Choice(max(range(len(margins)), key=margins.__getitem__))
 
     async def close(self) -> None:
         """Nothing is open."""
