@@ -30,7 +30,7 @@ from bae_lens.comsem.scores.catalog import ScoreName, check_scores
 from bae_lens.comsem.scores.score_test import TESTS, ScoreTest
 
 ROBUST_FEATURES = 256  # scored per dictionary by default
-SETTINGS = ("examples", "held_out", "controls", "scores", "explanation_controls", "baseline_features", "seed")
+SETTINGS = ("examples", "held_out", "controls", "explanation_controls", "baseline_features", "seed")
 T = TypeVar("T")
 
 
@@ -233,7 +233,7 @@ class ComSem:
             explainer=self._explainer.name,
             base_url=self.judge.client.base_url if isinstance(self.judge, LanguageModelJudge) else None,
             settings={name: getattr(self, name) for name in SETTINGS}
-            | {"max_features": self._max_features, "corpus": asdict(self._corpus)},
+            | {"scores": list(self.scores), "max_features": self._max_features, "corpus": asdict(self._corpus)},
             self_test=self_test,
             n_tokens=collection.n_tokens,
             n_sentences=collection.n_sentences,

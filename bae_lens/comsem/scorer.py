@@ -1,7 +1,7 @@
 """What is asked of one feature after another, many at a time, and what becomes of the answers."""
 
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ class FeatureScorer:
         explanation = await self.explainer.explain(instances.explain, marked=self.question == "marked token")
         if not explanation:
             return _unexplained(instances, failed=explanation is None)
-        asked: list[Coroutine[Any, Any, Any]] = [
+        asked: list[Any] = [
             self._ask(explanation, instances, with_controls=self.controls),
             self._outcomes(explanation, instances, self.scores),
         ]
@@ -158,8 +158,9 @@ class FeatureScorer:
     async def _measures(self, explanation: str, instances: FeatureInstances) -> dict[str, float | None]:
         """What an explanation gets of a feature, by name of the field of `FeatureScore`."""
         with_controls = self.controls and (self.question != "token" or self.explanation_controls)
-        names = [name for name in self.scores if SCORES[name].of_explanation and self.explanation_controls]
-        asked: list[Coroutine[Any, Any, Any]] = [
+        chosen = self.scores if self.explanation_controls else ()
+        names: list[ScoreName] = [name for name in chosen if SCORES[name].of_explanation]
+        asked: list[Any] = [
             self._ask(explanation, instances, with_controls),
             self._outcomes(explanation, instances, names),
         ]

@@ -70,7 +70,6 @@ class TextContext:
         inside = [(a - start, b - start) for a, b in spans if start <= a and b <= end]
         return Instance(self.text[start:end], (first - start, last - start), inside)
 
-
     def nearby(self, position: int, reach: int) -> list[int]:
         """Positions of the tokens within `reach` in the same sentence, those without characters left out."""
         sentence = self.sentence_of[position]

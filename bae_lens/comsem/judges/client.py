@@ -46,6 +46,7 @@ REMEDIES = {
 
 ReadLogprobs = Callable[[list[dict[str, Any]]], list[float]]
 """Makes numbers from the tokens of an answer, as `Completion.logprobs` has them."""
+READ_SINGLE: ReadLogprobs = partial(yes_probabilities, structured=False)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class ChatClient:
         request: dict[str, Any],
         expected_tokens: int,
         fault: Callable[[str], str | None] | None = None,
-        read_logprobs: ReadLogprobs = partial(yes_probabilities, structured=False),
+        read_logprobs: ReadLogprobs = READ_SINGLE,
     ) -> Answer:
         """The answer to a chat request, from the cache or the server. `expected_tokens`: of the answer, for estimates.
 

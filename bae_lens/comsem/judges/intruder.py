@@ -9,9 +9,9 @@ import re
 from bae_lens.comsem.collect.instances import Instance
 
 FINDER = (
-    "You are shown numbered sentences, in each of which one token stands between << and >>. A token is a word or a part of "
-    "one. All marked tokens but one have something in common: what they mean there, their grammar, their form, or what "
-    "stands around them. Find the one that has not. Answer with its number and nothing else."
+    "You are shown numbered sentences, in each of which one token stands between << and >>. A token is a word or "
+    "a part of one. All marked tokens but one have something in common: what they mean there, their grammar, their "
+    "form, or what stands around them. Find the one that has not. Answer with its number and nothing else."
 )
 NUMBER = re.compile(r"[0-9]+", re.ASCII)
 

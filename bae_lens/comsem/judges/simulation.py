@@ -1,8 +1,8 @@
 """Numbers for the tokens of an excerpt, asked all at once: the question, and how log-probabilities are read.
 
-After the simulator of Bills et al. 2023, "Language models can explain neurons in language models", in our own words. They
-read the probabilities of every number from a prompt that holds none; a chat server gives them only for what it says
-itself, so that here a number may depend on those before it.
+After the simulator of Bills et al. 2023, "Language models can explain neurons in language models", in our own words.
+They read the probabilities of every number from a prompt that holds none; a chat server gives them only for what it
+says itself, so that here a number may depend on those before it.
 """
 
 import json
@@ -20,10 +20,10 @@ LAST_NUMBER = re.compile(r"[^ \t\r\n][ \t]+(10|[0-9])[ \t\r]*$", re.ASCII | re.M
 WHITE_SPACE = "(space)"  # in the place of a token that shows nothing
 
 SIMULATOR = (
-    "You predict how strongly a feature of a language model fires on tokens. A token is a word or a part of one. You are "
-    "told in a few words what the feature fires on, and shown the tokens of a text in order, one a line. Take what you are "
-    "told literally. Repeat each line, followed by a tab and a whole number from 0 (the feature does not fire) to 10 (it "
-    "fires most strongly), and nothing else. On most tokens a feature does not fire."
+    "You predict how strongly a feature of a language model fires on tokens. A token is a word or a part of one. You "
+    "are told in a few words what the feature fires on, and shown the tokens of a text in order, one a line. Take what "
+    "you are told literally. Repeat each line, followed by a tab and a whole number from 0 (the feature does not fire) "
+    "to 10 (it fires most strongly), and nothing else. On most tokens a feature does not fire."
 )
 EXAMPLE = (
     "For example, for kinds of wet weather and the lines After, the, rain, we, ran you would answer:\n"
@@ -46,12 +46,13 @@ def simulation_fault(text: str, n: int) -> str | None:
 
 
 def expected_activations(tokens: Sequence[dict[str, Any]]) -> list[float]:
-    """The expectation of each number that ends a line, from the log-probabilities of an answer's tokens.
+    r"""The expectation of each number that ends a line, from the log-probabilities of an answer's tokens.
 
     A vocabulary may have no 10 but a 1 and a 0: the probability of the 1 then counts for what the answer makes of it.
 
-    >>> line = [{"token": "rain", "top_logprobs": []}, {"token": "\\t", "top_logprobs": []}]
-    >>> number = {"token": "8", "top_logprobs": [{"token": "8", "logprob": -0.2877}, {"token": "4", "logprob": -1.3863}]}
+    >>> line = [{"token": "rain", "top_logprobs": []}, {"token": "\t", "top_logprobs": []}]
+    >>> probabilities = [{"token": "8", "logprob": math.log(3 / 4)}, {"token": "4", "logprob": math.log(1 / 4)}]
+    >>> number = {"token": "8", "top_logprobs": probabilities}
     >>> [round(value, 3) for value in expected_activations([*line, number])]
     [7.0]
     """

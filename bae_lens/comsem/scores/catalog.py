@@ -43,4 +43,6 @@ def check_scores(names: Iterable[str], judge: Judge) -> None:
             raise ValueError(f"scores are {', '.join(get_args(ScoreName))}, got {name!r}")
         needed = SCORES[name].asks
         if not isinstance(judge, needed):
-            raise ValueError(f"{judge.name} cannot be asked for {name} (it is no {needed.__name__}); leave that score out")
+            raise ValueError(
+                f"{judge.name} cannot be asked for {name} (it is no {needed.__name__}); leave that score out"
+            )

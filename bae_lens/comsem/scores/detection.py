@@ -11,7 +11,5 @@ async def detection(judge: Judge, explanation: str, instances: FeatureInstances,
     """Balanced accuracy at telling the sentences of held-out instances from those of controls; 1/2 is chance."""
     if not instances.controls:
         return Outcome(None)
-    held_out, controls = await ask_mixed(
-        judge, explanation, instances.held_out, instances.controls, "passage", seed
-    )
+    held_out, controls = await ask_mixed(judge, explanation, instances.held_out, instances.controls, "passage", seed)
     return Outcome.of_verdicts(balanced_accuracy(held_out, controls), [*held_out, *controls])

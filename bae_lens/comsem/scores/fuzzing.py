@@ -14,7 +14,5 @@ async def fuzzing(judge: Judge, explanation: str, instances: FeatureInstances, s
     """Balanced accuracy at telling highlights of held-out instances from those of controls; 1/2 is chance."""
     if not instances.controls:
         return Outcome(None)
-    held_out, controls = await ask_mixed(
-        judge, explanation, instances.held_out, instances.controls, "highlights", seed
-    )
+    held_out, controls = await ask_mixed(judge, explanation, instances.held_out, instances.controls, "highlights", seed)
     return Outcome.of_verdicts(balanced_accuracy(held_out, controls), [*held_out, *controls])

@@ -36,7 +36,7 @@ async def intruder(judge: IntruderFinder, explanation: str, instances: FeatureIn
 def intruder_puzzles(instances: FeatureInstances, seed: str) -> list[Puzzle]:
     """One for each control, among four of the activating instances, in an order that `seed` decides.
 
-    The instances that an explanation was made from take part too, since none is asked for. Without enough there is none.
+    The instances that an explanation was made from take part too, since none is asked for. Without enough, none.
     """
     activating, rng = [*instances.explain, *instances.held_out], random.Random(seed)
     if len(activating) < ALIKE:

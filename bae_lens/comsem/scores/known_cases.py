@@ -31,13 +31,19 @@ SIMULATION_CASES = tuple(
         ),
         (
             "kinds of weather",
-            ("First came the <<rain>>, then <<snow>> and a cold <<wind>>.", "She shut the window before the <<storm>>."),
+            (
+                "First came the <<rain>>, then <<snow>> and a cold <<wind>>.",
+                "She shut the window before the <<storm>>.",
+            ),
         ),
         (
             "money and payments",
             ("He paid the <<debt>> with borrowed <<money>>.", "The <<tax>> on the old house was too high."),
         ),
-        ("family members", ("My <<brother>> wrote to our <<mother>>.", "The letter on the table was for her <<uncle>>.")),
+        (
+            "family members",
+            ("My <<brother>> wrote to our <<mother>>.", "The letter was for her <<uncle>>."),
+        ),
         ("prepositions", ("He walked <<across>> the field <<with>> a lamp.", "The key lay <<under>> the mat.")),
         ("past tense verbs", ("The old man <<laughed>> and <<closed>> the door.", "In spring the children <<left>>.")),
         ("plural nouns", ("The <<trees>> hid two <<houses>> and a well.", "He sold <<apples>> at the gate.")),
@@ -73,7 +79,12 @@ ALIKE_CASES = tuple(
             "The <<window>> broke.",
         ),
         (
-            ("She lives in <<Spain>>.", "They left <<Norway>>.", "He knows <<Egypt>> well.", "Trade with <<Japan>> grew."),
+            (
+                "She lives in <<Spain>>.",
+                "They left <<Norway>>.",
+                "He knows <<Egypt>> well.",
+                "Trade with <<Japan>> grew.",
+            ),
             "The <<basket>> was empty.",
         ),
         (
@@ -93,11 +104,21 @@ ALIKE_CASES = tuple(
             "He spoke <<slowly>> to them.",
         ),
         (
-            ("They met on <<Monday>>.", "We left in <<April>>.", "It rained all <<August>>.", "Shops close on <<Sunday>>."),
+            (
+                "They met on <<Monday>>.",
+                "We left in <<April>>.",
+                "It rained all <<August>>.",
+                "Shops close on <<Sunday>>.",
+            ),
             "He met a <<farmer>>.",
         ),
         (
-            ("He sat <<beside>> me.", "We went <<into>> town.", "It fell <<from>> a roof.", "She swam <<under>> the bridge."),
+            (
+                "He sat <<beside>> me.",
+                "We went <<into>> town.",
+                "It fell <<from>> a roof.",
+                "She swam <<under>> the bridge.",
+            ),
             "They <<buried>> the gold.",
         ),
         (
@@ -129,11 +150,21 @@ ALIKE_CASES = tuple(
             "We could not find the <<key>> there.",
         ),
         (
-            ("At first, <<she>> wept.", "In May, <<rivers>> rise.", "Sadly, <<nobody>> came.", "Then, <<quietly>>, he left."),
+            (
+                "At first, <<she>> wept.",
+                "In May, <<rivers>> rise.",
+                "Sadly, <<nobody>> came.",
+                "Then, <<quietly>>, he left.",
+            ),
             "The cold <<wind>> blew.",
         ),
         (
-            ("It was their <<darkness>>.", "Her <<kindness>> helped.", "He felt <<sadness>>.", "The <<illness>> passed."),
+            (
+                "It was their <<darkness>>.",
+                "Her <<kindness>> helped.",
+                "He felt <<sadness>>.",
+                "The <<illness>> passed.",
+            ),
             "The <<carpet>> was new.",
         ),
     )

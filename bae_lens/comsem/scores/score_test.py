@@ -37,8 +37,10 @@ class ScoreTest:
     def summary(self) -> str:
         """One line."""
         value = "no answers" if self.value is None else f"{self.value:.2f}"
-        verdict = "passed" if self.passed else "failed"
-        return f"test of {self.score}: {value} on {self.n} cases with known answers, where chance is {self.chance:g}: {verdict}"
+        return (
+            f"test of {self.score}: {value} on {self.n} cases with known answers, where chance is {self.chance:g}: "
+            f"{'passed' if self.passed else 'failed'}"
+        )
 
 
 async def run_intruder_test(judge: IntruderFinder) -> ScoreTest:
@@ -55,9 +57,7 @@ async def run_intruder_test(judge: IntruderFinder) -> ScoreTest:
 async def run_simulation_test(judge: Simulator) -> ScoreTest:
     """On sentences in which every token that an explanation fits is known; the mean over explanations."""
     predictions = await together([judge.simulate(explanation, list(texts)) for explanation, texts in SIMULATION_CASES])
-    scores = [
-        simulation_score(group, texts) for group, (_, texts) in zip(predictions, SIMULATION_CASES, strict=True)
-    ]
+    scores = [simulation_score(group, texts) for group, (_, texts) in zip(predictions, SIMULATION_CASES, strict=True)]
     n = sum(prediction.activations is not None for group in predictions for prediction in group)
     return ScoreTest("simulation", mean(scores), 0.0, n)
 

@@ -42,10 +42,10 @@ def correlation(predicted: Sequence[float], true: Sequence[float]) -> float | No
     """Pearson's coefficient, from -1 to 1 (Bills et al. 2023, "Scoring the explanation by comparing the simulated and
     actual neuron behavior").
 
-    Of a binary feature it is the same for bits and for the paper's strength, which has one value for each bit. A constant
-    prediction explains nothing and has 0. None where the true activations are constant or there are none.
+    Of a binary feature it is the same for bits and for the paper's strength, which has one value for each bit. A
+    constant prediction explains nothing and has 0. None where the true activations are constant or there are none.
 
-    >>> round(correlation([0, 10, 5], [0, 1, 1]), 3)
+    >>> round(correlation([0.0, 10.0, 5.0], [0.0, 1.0, 1.0]), 3)
     0.866
     """
     x, y = np.asarray(predicted, dtype=float), np.asarray(true, dtype=float)
