@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": "tune, train and measure dictionaries side by side",
     "upload": "upload dictionaries and their model cards to the Hugging Face hub",
     "comsem": "explain features and ask a judge whether the explanations fit",
+    "agreement": "compare ComSem's score with others of the same features, and between seeds, texts and judges",
     "entropy": "estimate the entropy of vectors in a file",
     "dynamics": "the entropy of a language model's activations by layer and position",
     "compress": "write the code of activations to a .bae file",
