@@ -38,6 +38,7 @@ class OfflineJudge:
         self._embed, self._tagger = embed or load_minilm(), Tagger(tag)
         self._meanings: Meanings | None = None
         self._ordinary: list[Word] = []
+        self._rates: dict[str, float] = {}  # at which ordinary tokens have a property, by its phrase
 
     def prepare(self, background: list[Instance]) -> None:
         """Takes ordinary tokens of the corpus to compare with. Raises ValueError if there are none."""
@@ -45,6 +46,7 @@ class OfflineJudge:
             raise ValueError("an offline judge needs ordinary tokens to compare with, got none")
         self._meanings = Meanings(background, self._embed)
         self._ordinary = [self._tagger.word(instance) for instance in background]
+        self._rates.clear()
 
     async def explain(self, examples: list[Instance], marked: bool) -> str | None:  # noqa: ARG002
         meanings = self._prepared()
@@ -77,8 +79,9 @@ class OfflineJudge:
     async def find_intruder(self, instances: list[Instance]) -> Choice:
         """The one that an explanation of the others fits worse than it fits the others, by most."""
         margins = []
-        for number, left_out in enumerate(instances):
-            others = [*instances[:number], *instances[number + 1 :]]
+        groups = [[*instances[:number], *instances[number + 1 :]] for number in range(len(instances))]
+        self._prepared().embed_together(groups)
+        for left_out, others in zip(instances, groups, strict=True):
             explanation = str(await self.explain(others, marked=True))
             of_left_out, *of_others = self._fits_tokens(read(explanation), [left_out, *others])
             margins.append(sum(of_others) / len(of_others) - of_left_out)
@@ -90,9 +93,10 @@ class OfflineJudge:
     def _evidence(self, known: Property, words: Sequence[Word], of_one_word: bool) -> float:
         """For a property against the words being ordinary, less what the choice among properties costs, in nats."""
         held = sum(map(known.holds, words))
-        ordinary = (sum(map(known.holds, self._ordinary)) + 0.5) / (len(self._ordinary) + 1)
+        if known.phrase not in self._rates:
+            self._rates[known.phrase] = (sum(map(known.holds, self._ordinary)) + 0.5) / (len(self._ordinary) + 1)
         choices = OF_ONE_WORD if of_one_word else len(PLACES) + len(KINDS)
-        return _log_odds(held, len(words), ordinary) - math.log(choices)
+        return _log_odds(held, len(words), self._rates[known.phrase]) - math.log(choices)
 
     def _fits_tokens(self, reading: Reading, instances: list[Instance]) -> list[float]:
         words = [self._tagger.word(instance) for instance in instances]
