@@ -37,8 +37,8 @@ class Estimate:
     def __str__(self) -> str:
         if self.value is None:
             return "\u2013"
-        bounds = "" if self.interval is None else " ({:.2f} to {:.2f})".format(*self.interval)
-        return f"{self.value:.2f}{bounds}"
+        value, *bounds = (f"{round(number, 2) + 0.0:.2f}" for number in (self.value, *(self.interval or ())))
+        return f"{value} ({' to '.join(bounds)})" if bounds else value
 
 
 NOTHING = Estimate(None, None, 0)

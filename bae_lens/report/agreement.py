@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from bae_lens.comsem.agreement import MEASURES, Agreement, ScoredRun, ScorePair
 from bae_lens.report.figures import lay_out
 from bae_lens.report.html import embed, render
-from bae_lens.report.series import COLORS
+from bae_lens.report.series import COLORS, GRAY
 from bae_lens.storage import write_text
 
 PAGE_FILE = "agreement.html"
@@ -68,7 +68,7 @@ def correlations(pairs: list[ScorePair]) -> go.Figure:
             showscale=False,
         )
     )
-    lay_out(figure, "", "").update_yaxes(autorange="reversed")
+    lay_out(figure, "", "").update_yaxes(autorange="reversed", showgrid=False).update_xaxes(showgrid=False)
     return figure.update_layout(height=90 + 52 * len(present), margin={"l": 130}, showlegend=False)
 
 
@@ -87,7 +87,8 @@ def explanation_controls(run: ScoredRun) -> go.Figure:
             error_y={
                 "array": [high - estimate.value for (_, high), estimate in zip(intervals, estimates, strict=True)],
                 "arrayminus": [estimate.value - low for (low, _), estimate in zip(intervals, estimates, strict=True)],
-                "thickness": 1,
+                "color": GRAY,
+                "thickness": 1.5,
                 "width": 3,
             },
         )

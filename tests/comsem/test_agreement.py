@@ -7,6 +7,7 @@ from scipy import stats
 
 from bae_lens.comsem.agreement import (
     Agreement,
+    Estimate,
     compare_scores,
     difference,
     estimate,
@@ -71,6 +72,11 @@ def test_an_interval_of_a_mean_has_the_width_that_is_known():
     half = 1.96 * np.std(values) / 20
     assert found.interval == (pytest.approx(found.value - half, abs=0.02), pytest.approx(found.value + half, abs=0.02))
     assert estimate([None, None], mean).value is None
+
+
+def test_an_estimate_is_shown_with_its_interval_and_without_a_negative_zero():
+    assert str(Estimate(-0.001, (-0.014, 0.126), 20)) == "0.00 (-0.01 to 0.13)"
+    assert str(Estimate(0.5, None, 4)) == "0.50"
 
 
 def test_difference_and_preference_by_hand():

@@ -5,6 +5,7 @@ import zlib
 from collections import Counter
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -62,6 +63,68 @@ def test_a_vague_description_scores_1_and_its_controls_give_it_away(
     assert "the†" not in report.table()
     assert "| standard† |" in report.table()
     assert "failed its self-test" in report.table()
+
+
+EVERY_SCORE = ("detection", "intruder", "simulation", "fuzzing")
+
+
+def test_every_score_ranks_features_known_by_construction(comsem, word_model, known_bae, known_sae, word_texts):
+    for sae in (known_sae, known_bae):
+        report = comsem(scores=EVERY_SCORE).score(word_model, sae, word_texts)
+        digits, the, _, nothing = report.dictionaries[0].features
+        for measure in EVERY_SCORE:
+            assert getattr(digits, measure) == getattr(the, measure) == pytest.approx(1)
+        assert digits.intruder_interval == digits.interval
+        assert (nothing.simulation, nothing.detection) == (0, 0.5)
+        assert set(report.score_tests) == {"intruder", "simulation"}
+        assert not report.score_tests["simulation"].passed, "the judge knows no words of the test"
+        assert "test of simulation: 0.00 on 24 cases" in report.table()
+        assert {feature.simulation for feature in report.random_features} == {0}
+
+
+def test_scores_that_were_not_asked_for_have_no_column(comsem, word_model, known_sae, word_texts):
+    headings = comsem(scores=("intruder",)).score(word_model, known_sae, word_texts).rows()[0]
+    assert "intruder" in headings
+    assert not {"detection", "simulation", "fuzzing"} & set(headings)
+
+
+def test_explanations_that_are_not_right_get_their_share_of_every_score(comsem, word_model, known_sae, word_texts):
+    asked = comsem(scores=EVERY_SCORE, explanation_controls=True).score(word_model, known_sae, word_texts)
+    plain = comsem(scores=EVERY_SCORE).score(word_model, known_sae, word_texts)
+    for feature, without in zip(asked.dictionaries[0].features, plain.dictionaries[0].features, strict=True):
+        assert list(feature.with_vague) == ["score", "balanced_accuracy", "detection", "simulation", "fuzzing"]
+        assert feature.with_vague == {
+            "score": 0,
+            "balanced_accuracy": 0.5,
+            "detection": 0.5,
+            "simulation": 0,
+            "fuzzing": 0.5,
+        }
+        assert feature.with_other["score"] == feature.shuffled == without.shuffled
+        assert list(without.with_other) == ["score", "balanced_accuracy"]
+        assert without.with_vague == {}
+        assert replace(feature, with_vague={}, with_other={}) == replace(without, with_other={})
+
+
+def test_a_judge_without_log_probabilities_is_refused_before_anything_is_collected(chat_server, word_model, known_sae):
+    judge = llm(chat_server)
+    judge._logprobs = {}
+    comsem = ComSem(judge, corpus=CORPUS, scores=("simulation",), accept_failing_judge=True)
+    with pytest.raises(ValueError, match="simulation needs log-probabilities; use a server that gives them"):
+        comsem.score(word_model, known_sae, [])
+
+
+def test_the_estimate_counts_a_call_for_each_excerpt_and_puzzle(chat_server, word_model, known_sae, word_texts):
+    known_sae.W_enc.data[:, 1:3] = 0.0
+    comsem = ComSem(
+        llm(chat_server),
+        corpus=CORPUS,
+        scores=("intruder", "simulation"),
+        baseline_features=0,
+        accept_failing_judge=True,
+    )
+    asked = comsem.estimate(word_model, known_sae, word_texts).asked
+    assert asked == 20 + 20 + 24 + 2 * (2 + 16 + 8), "of three tests; and of each feature"
 
 
 def test_controls_and_baselines_never_change_the_score(comsem, word_model, known_sae, word_texts):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,10 @@ from bae_lens.report.agreement import correlations, explanation_controls, write_
 HALF = Estimate(0.5, (0.25, 0.75), 12)
 FEW = Estimate(0.5, None, 4)
 UNKNOWN = Estimate(None, None, 0)
+
+
+def traces(figure) -> Any:
+    return figure.data
 
 
 @pytest.fixture
@@ -60,14 +65,14 @@ def test_a_judge_that_failed_is_marked(agreement, tmp_path):
 
 def test_the_square_is_symmetric_and_its_diagonal_empty():
     pairs = [ScorePair("detection", "score", HALF), ScorePair("score", "fuzzing", UNKNOWN)]
-    (square,) = correlations(pairs).data
+    (square,) = traces(correlations(pairs))
     assert square.y == ("detection", "ComSem", "fuzzing")
     assert [list(row) for row in square.z] == [[None, 0.5, None], [0.5, None, None], [None, None, None]]
     assert square.text[0][1] == "0.50"
 
 
 def test_bars_have_their_intervals(agreement):
-    own, other, vague = explanation_controls(agreement.runs[0]).data
+    own, other, vague = traces(explanation_controls(agreement.runs[0]))
     assert (own.name, other.name, vague.name) == ("its own", "another's", "vague")
     assert (own.error_y.array, own.error_y.arrayminus) == ((0.25,), (0.25,))
     assert (other.error_y.array, other.error_y.arrayminus) == ((0.0,), (0.0,))
