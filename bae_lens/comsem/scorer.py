@@ -144,8 +144,9 @@ class FeatureScorer:
                     for number, other in zip(chosen, others, strict=False)
                 ]
             )
-            vague = [self._measures(VAGUE, instances[number]) for number in chosen if self.explanation_controls]
-            of_vague = await together(vague)
+            of_vague = await together(
+                [self._measures(VAGUE, instances[number]) for number in chosen if self.explanation_controls]
+            )
         except BudgetSpentError as error:
             return features, f"{error}: the baselines are incomplete; answers so far are kept"
         scored = list(features)

@@ -1,6 +1,6 @@
 """The scores by name, in the order in which they are to be trusted."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,7 @@ from bae_lens.comsem.scores.outcome import Outcome
 from bae_lens.comsem.scores.simulation import simulation
 
 ScoreName = Literal["detection", "intruder", "simulation", "fuzzing"]
-Ask = Callable[[Any, str, FeatureInstances, str], Awaitable[Outcome]]
+Ask = Callable[[Any, str, FeatureInstances, str], Coroutine[Any, Any, Outcome]]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Does a judge know answers that are known, in the questions of the scores that its self-test has none of?"""
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ async def run_simulation_test(judge: Simulator) -> ScoreTest:
     return ScoreTest("simulation", mean(scores), 0.0, n)
 
 
-TESTS: dict[ScoreName, Callable[[Any], Awaitable[ScoreTest]]] = {
+TESTS: dict[ScoreName, Callable[[Any], Coroutine[Any, Any, ScoreTest]]] = {
     "intruder": run_intruder_test,
     "simulation": run_simulation_test,
 }

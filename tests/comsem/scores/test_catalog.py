@@ -30,9 +30,10 @@ class Bare:
 
 
 def instances(held_out, controls):
-    return FeatureInstances(
-        0, 0.1, 9, [], *([Instance.from_marked(f"<<{t}>>") for t in s] for s in (held_out, controls))
-    )
+    def marked(texts):
+        return [Instance.from_marked(f"<<{text}>>") for text in texts]
+
+    return FeatureInstances(0, 0.1, 9, [], marked(held_out), marked(controls))
 
 
 def test_a_score_that_a_judge_cannot_be_asked_for_is_refused():
