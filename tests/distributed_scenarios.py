@@ -45,7 +45,7 @@ CONFIGS = {
     "dense": TrainingBAEConfig(**SIZES, **PENALTIES, apply_encoder_bias=False, encoder_bias_init=0.0),
     "dense, sampled": TrainingBAEConfig(**SIZES, **PENALTIES, covariance_sample=80, encoder_bias_init=-0.5),
     "steered": TrainingBAEConfig(**SIZES, target_l0=8.0, entropy_start_step=5),
-    "transcoder": TrainingBinaryTranscoderConfig(**SIZES, **PENALTIES, d_out=7),
+    "transcoder": TrainingBinaryTranscoderConfig(**SIZES, **PENALTIES, d_out=7, skip=True),
 }
 RECIPE = Recipe(TrainingBAEConfig(**{**SIZES, "d_sae": 64}, **PENALTIES, target_l0=8.0), lr=4e-3)
 
@@ -129,7 +129,7 @@ def _train_steps(cfg: TrainingBAEConfig, shard_features: bool) -> dict[str, Any]
     )
     trainer = SAETrainer(settings, sae, data_provider=iter(()))
     if shard_features:
-        parallel.clip_gradients_together(sae, alike=("b_dec",))
+        parallel.clip_gradients_together(sae, alike=("b_dec", "W_skip"))
     else:
         parallel.sum_gradients(sae)
     losses, sparse = [], []

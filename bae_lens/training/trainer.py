@@ -229,7 +229,7 @@ class _Run:
         _check_foldable(sae, activations)
         self.trainer = trainer_of(sae, lr, settings, device)
         if shards:
-            clip_gradients_together(sae, alike=("b_dec",))
+            clip_gradients_together(sae, alike=("b_dec", "W_skip"))
         else:
             sum_gradients(sae)
         self.on_cpu = sae.device.type == "cpu"
