@@ -23,7 +23,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 import bae_lens.training.trainer
 from bae_lens import TrainingBAEConfig, TrainingBinaryTranscoderConfig
 from bae_lens import distributed as parallel
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import ContextSettings, choose_contexts
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import load_model

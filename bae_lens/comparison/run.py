@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import CONTEXTS_FOLDER, choose_contexts, kept_contexts
 from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.forward import hook_widths
