@@ -18,7 +18,7 @@ from bae_lens.activations.batch_order import BLOCK_ROWS, NAME, WINDOW_BLOCKS, Ep
 from bae_lens.activations.contexts import PADDING, Contexts
 from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.precision import as_tensor
-from bae_lens.distributed import is_main_process, shard
+from bae_lens.distributed import is_first_at_home, shard
 from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.saelens_compat import PrefetchingIterator
 from bae_lens.saes.standardization import Standardization
@@ -187,7 +187,7 @@ class CachedActivations:
             raise ValueError("the activations are all the same, so there is nothing to learn from them")
         found = Standardization((origin[0] + shift).float(), (self.d_in / mean_square) ** 0.5)
         self._check(np.arange(len(self._unchecked)))
-        if is_main_process():
+        if is_first_at_home():
             with suppress(OSError):  # a cache that cannot be written to is read again the next time
                 path = self.folder / self.hook_name / STANDARDIZATION_FILE
                 write_json(path, _Measured(*stamp, len(self.content), found.mean.tolist(), found.scale))

@@ -25,7 +25,15 @@ from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerpri
 from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.precision import STORED, Dtype, stored, torch_dtype
-from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, process_index
+from bae_lens.distributed import (
+    barrier,
+    is_first_at_home,
+    is_main_process,
+    n_processes,
+    place_at_home,
+    process_index,
+)
+from bae_lens.file_exchange import all_homes, bring_rows
 from bae_lens.saes.saelens_compat import get_special_token_ids
 from bae_lens.storage import checksum, claim, load_array, locked, make_array, open_array, save_array, write_json
 
@@ -44,7 +52,8 @@ def cache_activations(
     They lie in `folder` in this dtype, and are returned under the names that were asked for. By the norms at all hooks
     it is decided which tokens are outliers. A complete cache is opened as it is. One that was interrupted, or in
     which damage was found, goes on with the batches that are missing; contexts that are no longer what was written are
-    computed again, and a warning gives their number. Several processes share the batches, and the folder.
+    computed again, and a warning gives their number. Several processes share the batches. Machines that share no folder
+    have the whole cache each: what one of them has is brought to the others, and only what none has is computed.
     Raises ValueError for no hook, an unknown one, one that is not one vector a token, activations that are not finite
     or too large for the dtype (naming the batch), a folder that holds activations of other hooks, another model, other
     contexts or another dtype, or at which another process is at work, and OSError for a disk without room for all of
@@ -61,11 +70,10 @@ def cache_activations(
         "special_tokens": sorted(get_special_token_ids(model.tokenizer)),
         **({} if torch_dtype(dtype) == torch.float32 else {"dtype": dtype}),
     }
-    working = is_main_process() and not (folder / COMPLETE_FILE).exists()
+    working = is_first_at_home() and not (folder / COMPLETE_FILE).exists()
     with locked(folder) if working else nullcontext():
         claim(folder / SOURCE_FILE, source)
-        (complete,) = any_process((folder / COMPLETE_FILE).exists())
-        if not complete:
+        if not all_homes((folder / COMPLETE_FILE).exists()):
             widths = hook_widths(model, names)
             _make_arrays(folder, contexts, {name: widths[name] for name in names}, dtype)
             _forget_damaged(folder, names)
@@ -76,7 +84,7 @@ def cache_activations(
 
 def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int], dtype: Dtype) -> None:
     """Everything that will be written, before anything is computed."""
-    if is_main_process():
+    if is_first_at_home():
         save_array(folder / "tokens.npy", contexts.tokens)
         save_array(folder / "document.npy", contexts.document)
         n, context_size = contexts.tokens.shape
@@ -95,8 +103,9 @@ def _forget_damaged(folder: Path, hook_names: list[str]) -> None:
             load_array(folder / hook_name / ARRAY_FILE, "r"),
             open_array(folder / hook_name / CHECKSUMS_FILE),
         )
-        written = sums.nonzero()[0][process_index() :: n_processes()]
-        checking = tqdm(written, desc="checking what is on disk", unit="context")
+        own, n_readers = place_at_home()
+        written = sums.nonzero()[0][own::n_readers]
+        checking = tqdm(written, desc="checking what is on disk", unit="context", disable=not is_main_process())
         at_hook = damaged_contexts(checking, sums, norms, activations)
         sums[at_hook] = 0
         sums.flush()
@@ -120,6 +129,7 @@ def _cache_missing(
     def written(rows: slice = slice(None)) -> Bool[np.ndarray, " n"]:
         return np.all([at_hook[rows] != 0 for at_hook in sums.values()], axis=0)
 
+    bring_rows([norms, *arrays.values(), *sums.values()], written(), batch_size)
     missing = [rows for start in range(0, n, batch_size) if not written(rows := slice(start, start + batch_size)).all()]
     barrier()  # before one of them is done
     description = f"activations at {', '.join(hook_names)}"
@@ -142,10 +152,11 @@ def _cache_missing(
                 sums[hook_name].flush()
             progress.update(int(written().sum()) - progress.n)
     barrier()
+    bring_rows([norms, *arrays.values(), *sums.values()], written(), batch_size)
 
 
 def _complete(folder: Path, hook_names: list[str]) -> None:
-    if is_main_process():
+    if is_first_at_home():
         if not all(load_array(folder / hook_name / CHECKSUMS_FILE).all() for hook_name in hook_names):
             raise ValueError(f"not all contexts arrived in {folder}; the processes must share it")
         write_json(folder / COMPLETE_FILE, {"norms": checksum([load_array(folder / NORMS_FILE)])})

@@ -20,7 +20,14 @@ from tqdm.auto import tqdm
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
-from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
+from bae_lens.distributed import (
+    any_process,
+    barrier,
+    is_first_at_home,
+    is_main_process,
+    n_processes,
+    sum_gradients,
+)
 from bae_lens.functional.sparse_matmul import SparseProducts
 from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.loading import load_dictionary
@@ -91,7 +98,6 @@ def train_dictionary(
     checkpoint that cannot be read.
     """
     check_widths(name, recipe.cfg, activations.widths)
-    check_processes(name, recipe.cfg)
     finished, checkpoints = folder / "dictionaries" / name, folder / "checkpoints" / name
     source = {
         "recipe": recipe.to_dict(),
@@ -103,11 +109,12 @@ def train_dictionary(
         **({} if activations.order is None else {"order": activations.order}),
     }
     if not finished.exists():
+        check_processes(name, recipe.cfg)
         cfg = _at_hooks(recipe.cfg, activations, metadata or {})
         _Run(name, cfg, recipe.lr, activations, settings, checkpoints, source, device).finish(finished)
     report = _read_report(finished)
     check_same(report.source, source, finished)
-    if is_main_process():
+    if is_first_at_home():
         shutil.rmtree(checkpoints, ignore_errors=True)  # also those that a kill after the end had left
     sae = load_dictionary(finished, device)
     sae.turn_off_forward_pass_hook_z_reshaping()
@@ -128,16 +135,20 @@ def check_widths(name: str, cfg: TrainingSAEConfig, widths: Mapping[str, int]) -
             raise ValueError(f"{name} has {field} {configured}, but the activations at {hook_name} are {width} wide")
 
 
-def check_processes(name: str, cfg: TrainingSAEConfig, n_trials: int = 1) -> None:
-    """Raises ValueError if there are several processes and they cannot share this training.
+def can_share_steps(cfg: TrainingSAEConfig) -> bool:
+    """Whether several processes can train such a dictionary together.
 
     They share what a BAE's loss needs of the whole batch; other architectures have statistics of their own.
     """
-    if n_processes() > 1 and not (isinstance(cfg, TrainingBAEConfig) and n_trials == 1):
-        kind = f"{n_trials} trials of a dictionary" if n_trials > 1 else f"a {cfg.architecture()} dictionary"
+    return isinstance(cfg, TrainingBAEConfig)
+
+
+def check_processes(name: str, cfg: TrainingSAEConfig) -> None:
+    """Raises ValueError if there are several processes and they cannot share the steps of this training."""
+    if n_processes() > 1 and not can_share_steps(cfg):
         raise ValueError(
-            f"{n_processes()} processes cannot share {name}, {kind}, but only one setting of a bae or a "
-            "binary_transcoder; train it in a single process, without torchrun"
+            f"{n_processes()} processes cannot share the steps of {name}, a {cfg.architecture()} dictionary, but only "
+            "those of a bae or a binary_transcoder; train it in one of them, as `distributed.share` does"
         )
 
 
@@ -209,7 +220,7 @@ class _Run:
                 f"the training of {self.name} stopped at step {self.trainer.n_training_steps}: {error}; the same "
                 f"command, with any number of processes, goes on from step {self.saved_step}, where it was last saved"
             ) from error
-        if is_main_process():
+        if is_first_at_home():
             self._save(folder)
         barrier()
 
@@ -239,7 +250,7 @@ class _Run:
                 stop, due = any_process(interrupted.is_set(), time.monotonic() - saved > CHECKPOINT_SECONDS)
                 if stop or due:
                     self._check_loss()
-                    if is_main_process():
+                    if is_first_at_home():
                         save_checkpoint(trainer, self.checkpoints, self._report())
                     barrier()
                     self.saved_step = trainer.n_training_steps
