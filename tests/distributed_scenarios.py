@@ -68,6 +68,7 @@ def _joined(n: int, rank: int, store: Path, scenario: Callable[..., Any], *argum
         if n > 1:
             parallel.connect(backend="gloo", init_method=f"file://{store}", rank=rank, world_size=n)
         scenario(*arguments)
+        parallel.disconnect()
     except BaseException:
         traceback.print_exc()
         return 1

@@ -22,11 +22,14 @@ from bae_lens.distributed import (
     any_process,
     check_alike,
     connect,
+    gather,
     gather_rows,
+    is_first_at_home,
     is_main_process,
     joined,
-    leave_the_rest_to_the_first,
+    n_homes,
     shard,
+    share,
 )
 from bae_lens.training.trainer import check_processes
 
@@ -81,15 +84,21 @@ def launched(monkeypatch, **environment: str) -> None:
 
 
 class TestAlone:
-    def test_nothing_is_shared(self):
+    def test_nothing_is_shared(self, tmp_path):
         rows = torch.randn(3, 2)
         assert torch.equal(shard(rows), rows)
         assert gather_rows(rows, sent_as=torch.uint8) is rows
         assert any_process(True, False) == (True, False)
         assert is_main_process()
-        leave_the_rest_to_the_first()
-        with joined("cpu") as device:
+        assert is_first_at_home()
+        assert n_homes() == 1
+        assert gather("own") == ["own"]
+        done: list[int] = []
+        share([3, 1], done.append)
+        assert done == [3, 1]
+        with joined("cpu", tmp_path / "absent", {}) as device:
             assert device == "cpu"
+        assert not (tmp_path / "absent").exists()
 
     def test_launched_processes_take_a_gpu_each(self, monkeypatch):
         calls = []

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,8 @@ from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import run_experiment, summary
 from bae_lens.comparison.dictionaries import ARCHITECTURES, DictionarySpec, as_given, default_spec, read_specs
 from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.distributed import joined
+from bae_lens.storage import flat
 from bae_lens.training.recipe import TrainingSettings
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -70,6 +72,9 @@ class Compare:
     cache_dtype: Dtype = "float32"
     """In which activations are kept on disk. In bfloat16 or float16 they take half of the room; a BAE on layer 10 of
     SmolLM2 explained as much of the variance with either as with float32, to .001; two seeds differ by .003."""
+    share_steps: bool = False
+    """Whether the processes of torchrun train binary codes together, one after another, as is of use where one of them
+    could not hold a dictionary's batch; by default each trains dictionaries of its own."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
     model_device: str | None = None
@@ -101,10 +106,16 @@ class Compare:
             self.model_dtype,
             self.cache_dtype,
         )
-        comparison = run_experiment(
-            experiment, self.contenders, self.output, self.device, model_device=self.model_device
-        )
-        return summary(comparison, self.output)
+        with joined(self.device, self.output, flat(asdict(self))) as device:
+            comparison = run_experiment(
+                experiment,
+                self.contenders,
+                self.output,
+                device,
+                model_device=self.model_device,
+                share_steps=self.share_steps,
+            )
+            return summary(comparison, self.output)
 
     def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
         """The dictionaries of the config file, or those of `architectures` at the width of the hook."""

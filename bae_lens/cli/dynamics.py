@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +23,14 @@ from bae_lens.activations.windows import (
     tokenizer_fingerprint,
 )
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
+from bae_lens.distributed import barrier, is_first_at_home, is_main_process, joined
 from bae_lens.entropy.dynamics import FEW_VECTORS, SHARED, DynamicsSettings, entropy_dynamics
 from bae_lens.entropy.plan import DynamicsPlan, Resources, plan_dynamics
 from bae_lens.entropy.presets import PAPER_BATCH, PAPER_MAX_POSITION, PAPER_WINDOWS, paper_settings
 from bae_lens.entropy.results import Dictionaries, EntropyDynamics
 from bae_lens.report.demonstrations import write_demonstrations
 from bae_lens.report.dynamics import plan_text, write_dynamics
-from bae_lens.storage import WINDOWS_FOLDER, check_folder, claimed, write_text
+from bae_lens.storage import WINDOWS_FOLDER, check_folder, claimed, flat, write_text
 
 LAYERS = 4  # looked at by default, evenly spaced
 WINDOWS, MAX_POSITION = 4096, 64
@@ -109,9 +110,11 @@ class Dynamics:
         self._check()
         if self.plan:
             return plan_text(self._plan())
-        check_device(self.device)
-        check_folder(self.output)
-        return self._in_context() if self.prompts else self._by_position()
+        with joined(self.device, self.output, flat(asdict(self))) as device:
+            check_device(device)
+            check_folder(self.output)
+            here = replace(self, device=device)
+            return here._in_context() if self.prompts else here._by_position()
 
     def _check(self) -> None:
         """Before anything is loaded."""
@@ -151,6 +154,8 @@ class Dynamics:
         windows = self._windows(model.tokenizer)
         loading = time.monotonic() - start
         dynamics = self._dynamics(model, windows, self._positions, settings, self.output, loading)
+        if not is_main_process():
+            return ""
         table = write_dynamics(dynamics, self.output, self.explained_variance)
         return f"{table}\n\nresults and figure are in {self.output}"
 
@@ -160,7 +165,9 @@ class Dynamics:
             path = Path(str(self.prompts))
             if self.prompts == DEMO_TEXT:
                 path = self.output / "prompts.jsonl"
-                write_text(path, "".join(f"{json.dumps(row)}\n" for row in century_prompts(seed=self.seed)))
+                if is_first_at_home():
+                    write_text(path, "".join(f"{json.dumps(row)}\n" for row in century_prompts(seed=self.seed)))
+                barrier()
             prompts = read_prompts(path, self.marker and self.marker.replace("\\n", "\n"))
             model = load_model(self.model, self.device)
             groups = prompt_windows(model.tokenizer, prompts)
@@ -170,6 +177,8 @@ class Dynamics:
             for group, windows in groups.items():
                 settings = self._settings(model.cfg.d_model, len(windows.tokens))
                 found[group] = self._dynamics(model, windows, positions, settings, self.output / group, loading)
+            if not is_main_process():
+                return ""
             table = write_demonstrations(found, self.output, self.explained_variance)
         return f"{table}\n\nresults and figure are in {self.output}"
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "compress": "write the code of activations to a .bae file",
     "decompress": "write the vectors in a .bae file to a .npy file",
 }
+SHARED = ("demo", "train", "compare", "comsem", "dynamics")  # by the processes that torchrun starts
 STARTING_OVER = {"entropy", "compress", "decompress"}  # what these write is there whole or not at all
 
 
@@ -57,8 +58,11 @@ def _run(name: str, arguments: list[str]) -> None:
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
-        if n_launched() > 1 and name != "train":
-            raise ValueError(f"torchrun started {n_launched()} processes, but only train shares them; run {name} alone")
+        if n_launched() > 1 and name not in SHARED:
+            raise ValueError(
+                f"torchrun started {n_launched()} processes, which share {', '.join(SHARED)}, but not {name}; run it "
+                "without torchrun"
+            )
         with naming_the_command():
             print(_command(name, arguments).run())
     except KeyboardInterrupt:
