@@ -17,7 +17,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -130,6 +129,7 @@ def disconnect() -> None:
         _watch.end()
         _connected = False
         dist.destroy_process_group()
+        signal.alarm(0)
 
 
 class _Watch(threading.Thread):
@@ -161,9 +161,9 @@ class _Watch(threading.Thread):
         main = threading.main_thread()
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL and main.ident is not None:
             signal.pthread_kill(main.ident, signal.SIGTERM)
-        time.sleep(LAST_SECONDS)
-        sys.stderr.write(f"error in process {dist.get_rank()}: {_cause(self.lost)}\n")
-        os._exit(2)
+        if not self._leaving.wait(LAST_SECONDS):
+            sys.stderr.write(f"error in process {dist.get_rank()}: {_cause(self.lost)}\n")
+            os._exit(2)
 
     def end(self) -> None:
         """Returns when all processes want to part, or one is lost."""
