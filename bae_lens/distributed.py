@@ -24,7 +24,7 @@ from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -157,7 +157,7 @@ class _Watch(threading.Thread):
     def _lose(self, reason: str) -> None:
         """Tells the process to end, and ends it if it waits for the lost one where nothing can be told."""
         self.lost = _first_words(reason)
-        signal.alarm(LAST_SECONDS + 1)  # for a library that waits when Python has ended
+        signal.alarm(LAST_SECONDS + 1)  # for what waits where Python does not come
         main = threading.main_thread()
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL and main.ident is not None:
             signal.pthread_kill(main.ident, signal.SIGTERM)
@@ -175,6 +175,15 @@ def check_connected() -> None:
     """Raises ConnectionError if another process was lost."""
     if _watch is not None and _watch.lost is not None:
         raise ConnectionError(_cause(_watch.lost))
+
+
+def end(status: int) -> NoReturn:
+    """Ends this process: at once if another was lost, for which connections would wait."""
+    if _watch is not None and _watch.lost is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def find_homes(folder: Path, machine: int) -> None:

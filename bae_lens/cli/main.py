@@ -54,7 +54,7 @@ def _parser() -> ArgumentParser:
 
 
 def _run(name: str, arguments: list[str]) -> None:
-    from bae_lens.distributed import launch_index, n_launched
+    from bae_lens.distributed import end, launch_index, n_launched
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
@@ -73,7 +73,7 @@ def _run(name: str, arguments: list[str]) -> None:
     except (ValueError, OSError, ImportError) as error:
         process = f" in process {launch_index()}" if launch_index() > 0 else ""
         print(f"error{process}: {error}", file=sys.stderr)
-        sys.exit(2)
+        end(2)
 
 
 def _command(name: str, arguments: list[str]) -> Any:
