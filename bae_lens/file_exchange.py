@@ -66,10 +66,10 @@ def _bring(path: Path, n_bytes: int, home: int, target: Path | None) -> None:
         for start in range(0, n_bytes, PIECE_BYTES):
             piece = np.zeros(min(PIECE_BYTES, n_bytes - start), dtype=np.uint8)
             if read is not None:
-                read.readinto(piece)
+                read.readinto(piece.data)
             send_between_homes(torch.from_numpy(piece), home)
             if written is not None:
-                written.write(piece)
+                written.write(piece.data)
 
 
 def bring_rows(arrays: Sequence[np.ndarray], written: Bool[np.ndarray, " n"], batch_size: int) -> None:

@@ -215,7 +215,7 @@ class Stopwatch:
         """Of several processes, of which each has timed what it did: a stage took what it took the slowest."""
         for stages in gather(self.stages):
             for name, stage in stages.items():
-                own = self.stages.get(name, stage)
+                own = self.stages.get(name) or stage
                 memory = max(own.peak_memory_gib, stage.peak_memory_gib)
                 self.stages[name] = Stage(name, max(own.seconds, stage.seconds), memory)
         self._write()

@@ -34,6 +34,7 @@ def run_experiment(
     model_device: str | None = None,
     *,
     share_steps: bool = False,
+    shard_features: bool = False,
 ) -> Comparison:
     """Loads what the experiment names, compares, and writes results, cards and, if its libraries are there, a report.
 
@@ -56,8 +57,9 @@ def run_experiment(
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
     on_stage(LOADING, loading)
-    watchers = (on_stage, on_measured)
-    comparison = compare(model, text, made, experiment, folder, device, loading, *watchers, share_steps=share_steps)
+    watched = (loading, on_stage, on_measured)
+    shared = {"share_steps": share_steps, "shard_features": shard_features}
+    comparison = compare(model, text, made, experiment, folder, device, *watched, **shared)
     if is_main_process():
         _write_report(comparison, folder, on_stage)
     return comparison

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train one dictionary on a language model's activations and measure it",
     "compare": "tune, train and measure dictionaries side by side",
     "upload": "upload dictionaries and their model cards to the Hugging Face hub",
+    "export": "write the transcoders of a model's layers as files of circuit-tracer",
     "comsem": "explain features and ask a judge whether the explanations fit",
     "entropy": "estimate the entropy of vectors in a file",
     "dynamics": "the entropy of a language model's activations by layer and position",
@@ -23,7 +24,7 @@ COMMANDS = {
     "decompress": "write the vectors in a .bae file to a .npy file",
 }
 SHARED = ("demo", "train", "compare", "comsem", "dynamics")  # by the processes that torchrun starts
-STARTING_OVER = {"entropy", "compress", "decompress"}  # what these write is there whole or not at all
+STARTING_OVER = {"export", "entropy", "compress", "decompress"}  # what these write is there whole or not at all
 
 
 def main() -> None:

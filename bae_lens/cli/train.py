@@ -68,6 +68,9 @@ class Train:
     """Where the model and the dictionary run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    shard_features: bool = False
+    """Several processes share the features of the dictionary, and not the rows of each batch, for one that is too wide
+    for a single device. (Each needs the memory of the host for the whole, once, without the optimizer's.)"""
 
     def run(self) -> str:
         """Trains, writes dictionary and results into `output`, and returns the table."""
@@ -91,7 +94,13 @@ class Train:
 
         with joined(self.device, self.output, flat(asdict(self))) as device:
             comparison = run_experiment(
-                experiment, contenders, self.output, device, model_device=self.model_device, share_steps=True
+                experiment,
+                contenders,
+                self.output,
+                device,
+                model_device=self.model_device,
+                share_steps=True,
+                shard_features=self.shard_features,
             )
             return summary(comparison, self.output)
 
@@ -112,8 +121,8 @@ class Train:
 
 
 def _literal(text: str) -> Any:
-    """The Python value that the text spells, or the text itself."""
+    """The value that the text spells in Python or, for the words that differ, in YAML, or else the text itself."""
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval({"true": "True", "false": "False", "null": "None"}.get(text, text))
     except (ValueError, SyntaxError):
         return text

@@ -46,7 +46,13 @@ from bae_lens.storage import (
     written_whole,
 )
 from bae_lens.training.recipe import Recipe
-from bae_lens.training.trainer import TrainedDictionary, can_share_steps, check_widths, train_dictionary
+from bae_lens.training.trainer import (
+    TrainedDictionary,
+    can_share_steps,
+    check_processes,
+    check_widths,
+    train_dictionary,
+)
 
 L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
 BASELINE_ROWS = 65_536  # training tokens on which PCA is fitted, at most
@@ -66,6 +72,7 @@ def compare(
     on_measured: OnMeasured = unwatched,
     *,
     share_steps: bool = False,
+    shard_features: bool = False,
 ) -> Comparison:
     """Trains and measures all contenders on the activations of one pass of the model over the text.
 
@@ -84,9 +91,9 @@ def compare(
     measured.
 
     Several processes share the pass, and each trains and measures dictionaries of its own, one after the other; with
-    `share_steps` all train those together that can be, one at a time. The result, which all of them return, does not
-    depend on their number, but for rounding where steps are shared. Machines that share no folder end with the same
-    files, but for the result, which is written on the first.
+    `share_steps` all train those together that can be, one at a time, by rows of a batch, or with `shard_features` by
+    features. The result, which all of them return, does not depend on their number, but for rounding where steps are
+    shared. Machines that share no folder end with the same files, but for the result, which is written on the first.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
     does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
@@ -101,7 +108,8 @@ def compare(
     reads = {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()}
     hooks = list(dict.fromkeys([experiment.hook_name, *chain.from_iterable(reads.values())]))
     recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
-    _check_hooks(contenders, experiment, hook_widths(model, hooks))
+    share_steps |= shard_features
+    _check_hooks(contenders, experiment, hook_widths(model, hooks), share_steps, shard_features)
     for site in dict.fromkeys(reads.values()):
         check_attachable(model, site)
     weights = model_fingerprint(model)
@@ -123,7 +131,9 @@ def compare(
                 )
                 for split, chosen in contexts.items()
             }
-        comparing = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device, on_measured)
+        comparing = _Comparing(
+            model, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features
+        )
         comparison = comparing.result(share_steps)
         if is_main_process():
             comparison.save(folder)
@@ -168,10 +178,11 @@ class _Comparing:
         stopwatch: Stopwatch,
         device: str,
         on_measured: OnMeasured,
+        shard_features: bool,
     ) -> None:
         self.model, self.splits, self.contenders, self.experiment = model, splits, contenders, experiment
         self.folder, self.stopwatch, self.device = folder, stopwatch, device
-        self.on_measured = on_measured
+        self.on_measured, self.shard_features = on_measured, shard_features
         test = splits["test"][experiment.hook_name]
         self.loss_meter = LossMeter(model, test, experiment.contexts.loss_contexts)
         self.metadata = {
@@ -272,9 +283,8 @@ class _Comparing:
         contender, train = self.contenders[name], self.splits["train"]
         sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
         states = sides[0] if contender.hook_name is None else PairedActivations(*sides)
-        return train_dictionary(
-            name, recipe, states, self.experiment.training, folder, seed, self.device, self.metadata
-        )
+        placed = (self.device, self.metadata, self.shard_features)
+        return train_dictionary(name, recipe, states, self.experiment.training, folder, seed, *placed)
 
     def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
         hooks = self.contenders[name].hooks(self.experiment.hook_name)
@@ -369,7 +379,13 @@ def best_trial(trials: list[Trial], l0: float | None) -> int:
     return min(range(len(trials)), key=lambda i: abs(log(max(trials[i].informative_l0, 1e-9) / l0)))
 
 
-def _check_hooks(contenders: Mapping[str, Contender], experiment: Experiment, widths: dict[str, int]) -> None:
+def _check_hooks(
+    contenders: Mapping[str, Contender],
+    experiment: Experiment,
+    widths: dict[str, int],
+    share_steps: bool,
+    shard_features: bool,
+) -> None:
     """`widths` are those of all hooks, in the order in which the model reaches them."""
     order = list(widths)
     for name, contender in contenders.items():
@@ -377,4 +393,6 @@ def _check_hooks(contenders: Mapping[str, Contender], experiment: Experiment, wi
         if order.index(hooks[0]) > order.index(hooks[-1]):
             raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
         for recipe in contender.trials:
+            if share_steps and can_share_steps(recipe.cfg):
+                check_processes(name, recipe.cfg, shard_features)
             check_widths(name, recipe.cfg, {hook: widths[hook] for hook in hooks})

@@ -23,18 +23,23 @@ from bae_lens.activations.paired import PairedActivations
 from bae_lens.distributed import (
     any_process,
     barrier,
+    clip_gradients_together,
+    gather_rows,
     is_first_at_home,
     is_main_process,
     n_processes,
     sum_gradients,
 )
+from bae_lens.file_exchange import bring_together
 from bae_lens.functional.sparse_matmul import SparseProducts
 from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.loading import load_dictionary
 from bae_lens.saes.saelens_compat import SAETrainerConfig, TrainStepOutput, get_sae_training_class
+from bae_lens.saes.sharing import check_features_can_be_shared
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import check_same, read_json, validated, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
+from bae_lens.training.feature_shards import gathered, own_checkpoint, own_share
 from bae_lens.training.recipe import Recipe, TrainingSettings
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
@@ -80,6 +85,7 @@ def train_dictionary(
     seed: int = 0,
     device: str = "cpu",
     metadata: dict[str, Any] | None = None,
+    shard_features: bool = False,
 ) -> TrainedDictionary:
     """Trains one dictionary on standardized activations, folds the standardization into it and saves it.
 
@@ -90,6 +96,8 @@ def train_dictionary(
 
     Several processes share every step, see `distributed`, and end with the dictionary of a single one, up to rounding;
     an interrupted run may go on with another number of them. If one ends before, the others raise ConnectionError.
+    Each has its own rows of a batch or, with `shard_features`, its own features, and their share of what weights,
+    gradients, the optimizer and the code take in memory; the two can take turns.
 
     `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
     dictionary is saved to take heads apart, and returned to take them concatenated.
@@ -109,9 +117,10 @@ def train_dictionary(
         **({} if activations.order is None else {"order": activations.order}),
     }
     if not finished.exists():
-        check_processes(name, recipe.cfg)
+        check_processes(name, recipe.cfg, shard_features)
         cfg = _at_hooks(recipe.cfg, activations, metadata or {})
-        _Run(name, cfg, recipe.lr, activations, settings, checkpoints, source, device).finish(finished)
+        shards = shard_features and n_processes() > 1
+        _Run(name, cfg, recipe.lr, activations, settings, checkpoints, source, device, shards).finish(finished)
     report = _read_report(finished)
     check_same(report.source, source, finished)
     if is_first_at_home():
@@ -143,13 +152,15 @@ def can_share_steps(cfg: TrainingSAEConfig) -> bool:
     return isinstance(cfg, TrainingBAEConfig)
 
 
-def check_processes(name: str, cfg: TrainingSAEConfig) -> None:
+def check_processes(name: str, cfg: TrainingSAEConfig, shard_features: bool = False) -> None:
     """Raises ValueError if there are several processes and they cannot share the steps of this training."""
     if n_processes() > 1 and not can_share_steps(cfg):
         raise ValueError(
             f"{n_processes()} processes cannot share the steps of {name}, a {cfg.architecture()} dictionary, but only "
             "those of a bae or a binary_transcoder; train it in one of them, as `distributed.share` does"
         )
+    if shard_features and isinstance(cfg, TrainingBAEConfig):
+        check_features_can_be_shared(name, cfg)
 
 
 def _read_report(folder: Path) -> TrainingReport:
@@ -184,11 +195,13 @@ class _Run:
         checkpoints: Path,
         source: dict[str, Any],
         device: str,
+        shards: bool,
     ) -> None:
-        self.name, self.activations, self.settings = name, activations, settings
-        self.checkpoints, self.source = checkpoints, source
+        self.name, self.cfg, self.activations, self.settings = name, cfg, activations, settings
+        self.checkpoints, self.source, self.shards = checkpoints, source, shards
         torch.manual_seed(source["seed"])
-        sae = get_sae_training_class(cfg.architecture())[0](cfg).to(device)
+        sae = get_sae_training_class(cfg.architecture())[0](cfg)
+        sae = (own_share(sae) if shards else sae).to(device)
         _check_foldable(sae, activations)
         self.trainer = SAETrainer(
             SAETrainerConfig(
@@ -206,7 +219,10 @@ class _Run:
         )
         for group in self.trainer.optimizer.param_groups:
             group["fused"] = True
-        sum_gradients(sae)
+        if shards:
+            clip_gradients_together(sae, alike=("b_dec", "W_skip"))
+        else:
+            sum_gradients(sae)
         self.on_cpu = sae.device.type == "cpu"
         self.curve: list[dict[str, int | float]] = []
         self.seconds, self.memory_gib, self.saved_step = 0.0, 0.0, 0
@@ -220,14 +236,22 @@ class _Run:
                 f"the training of {self.name} stopped at step {self.trainer.n_training_steps}: {error}; the same "
                 f"command, with any number of processes, goes on from step {self.saved_step}, where it was last saved"
             ) from error
-        if is_first_at_home():
-            self._save(folder)
+        if (whole := self._whole()) is not None:
+            self._save(whole, folder)
         barrier()
+        if self.shards:
+            bring_together(folder.parent)
 
-    def _save(self, folder: Path) -> None:
-        sae = self.trainer.sae.to(dtype=torch.promote_types(self.trainer.sae.dtype, torch.float32))
+    def _whole(self) -> SAETrainer[Any, Any] | None:
+        """The trainer of all features, in the process that writes."""
+        if self.shards:
+            return gathered(self.trainer, self.cfg)
+        return self.trainer if is_first_at_home() else None
+
+    def _save(self, whole: SAETrainer[Any, Any], folder: Path) -> None:
+        sae = whole.sae.to(dtype=torch.promote_types(whole.sae.dtype, torch.float32))
         self.activations.standardization.fold_into(sae)
-        self.trainer.set_final_sae_metadata()
+        whole.set_final_sae_metadata()
         with written_whole(folder) as partial:
             sae.save_inference_model(partial)
             write_json(partial / TRAINING_FILE, self._report())
@@ -250,8 +274,8 @@ class _Run:
                 stop, due = any_process(interrupted.is_set(), time.monotonic() - saved > CHECKPOINT_SECONDS)
                 if stop or due:
                     self._check_loss()
-                    if is_first_at_home():
-                        save_checkpoint(trainer, self.checkpoints, self._report())
+                    if (whole := self._whole()) is not None:
+                        save_checkpoint(whole, self.checkpoints, self._report())
                     barrier()
                     self.saved_step = trainer.n_training_steps
                     saved = time.monotonic()
@@ -263,7 +287,7 @@ class _Run:
         start = time.perf_counter()
         trainer.maybe_reset_sparsity()
         with SparseProducts() if self.on_cpu and not is_binary(trainer.sae) else nullcontext():
-            output = trainer.step(batch)
+            output = trainer.step(gather_rows(batch) if self.shards else batch)
         self.loss = output.loss.detach()
         charted = trainer.n_training_steps % math.ceil(settings.steps / CURVE_POINTS) == 0
         if self.on_cpu or charted or trainer.n_training_steps + 1 == settings.steps:
@@ -292,7 +316,8 @@ class _Run:
             return
         report = _read_report(last)
         check_same(report.source, self.source, last)
-        load_checkpoint(self.trainer, last)
+        with own_checkpoint(self.trainer, last) if self.shards else nullcontext(last) as checkpoint:
+            load_checkpoint(self.trainer, checkpoint)
         self.seconds, self.memory_gib, self.curve = report.seconds, report.memory_gib, report.curve
         self.saved_step = self.trainer.n_training_steps
 
