@@ -25,6 +25,7 @@ from bae_lens.comsem.judges.language_model import AnswerFormat, LanguageModelJud
 from bae_lens.comsem.judges.local_server import LOCAL_MODEL, local_label, local_server
 from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.spending import Budget, Price
+from bae_lens.comsem.scores.catalog import ScoreName
 from bae_lens.distributed import is_main_process, joined
 from bae_lens.file_exchange import bring_together
 from bae_lens.report.comsem import write_comsem_report
@@ -90,8 +91,11 @@ class Comsem:
     """Tokens of held-out documents from which instances are taken."""
     max_features: int | None = None
     """Features scored per dictionary, a seeded sample; 0 for all. By default 256, and all in the paper's setting."""
-    passage_scores: bool = True
-    """Ask for the detection and fuzzing scores too."""
+    scores: tuple[ScoreName, ...] = ("detection", "fuzzing")
+    """Scores to ask for too: detection, the one to lead with; intruder, which needs no explanation; simulation, which
+    needs log-probabilities and a call for each instance; fuzzing, which is unreliable."""
+    explanation_controls: bool = False
+    """Ask for every score of 32 features with another's explanation, and with one that says nothing."""
     concurrency: int = 16
     """Calls at a time."""
     temperature: float | None = 0.0
@@ -158,7 +162,8 @@ class Comsem:
             setting=self.setting,
             corpus=CorpusSettings(tokens=self.tokens, context_size=run.contexts["context_size"]),
             max_features=self.max_features,
-            passage_scores=self.passage_scores,
+            scores=self.scores,
+            explanation_controls=self.explanation_controls,
             accept_failing_judge=self.accept_failing_judge or self.local_judge,
             seed=self.seed,
         )
@@ -173,7 +178,7 @@ class Comsem:
             estimate = comsem.estimate(self._model(run), saes, text)
             return f"{estimate.estimate}; nothing was asked"
         report = comsem.score(self._model(run), saes, text)
-        report = replace(report, model=run.model)
+        report = replace(report, model=run.model, dataset=run.dataset)
         save(report, folder)
         write_comsem_report(report, folder)
         return f"{report.table()}\n\nreport and scores are in {folder}"
