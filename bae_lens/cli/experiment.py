@@ -17,6 +17,7 @@ from bae_lens.comparison.run import OnMeasured, compare
 from bae_lens.extras import COMMANDS, missing_packages
 from bae_lens.report.card import write_cards
 from bae_lens.storage import OnStage, check_folder, unwatched
+from bae_lens.training.tracking import UNTRACKED, Tracking
 
 REPORT_LIBRARIES = ("jinja2", "markupsafe", "matplotlib", "plotly")
 LOADING, REPORT = "load model and text", "report"
@@ -32,6 +33,7 @@ def run_experiment(
     on_measured: OnMeasured = unwatched,
     model_device: str | None = None,
     shard_features: bool = False,
+    tracking: Tracking = UNTRACKED,
 ) -> Comparison:
     """Loads what the experiment names, compares, and writes results, cards and, if its libraries are there, a report.
 
@@ -55,7 +57,7 @@ def run_experiment(
     loading = time.monotonic() - start
     on_stage(LOADING, loading)
     watched = (loading, on_stage, on_measured)
-    comparison = compare(model, text, made, experiment, folder, device, *watched, shard_features)
+    comparison = compare(model, text, made, experiment, folder, device, *watched, shard_features, tracking)
     if not missing_packages(REPORT_LIBRARIES):
         from bae_lens.report.page import write_report
         from bae_lens.report.png import write_pictures

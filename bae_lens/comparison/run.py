@@ -33,6 +33,7 @@ from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
 from bae_lens.functional.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantization, sign_coding
 from bae_lens.storage import OnStage, Stopwatch, claimed, read_json, unwatched, validated, write_json, written_whole
 from bae_lens.training.recipe import Recipe
+from bae_lens.training.tracking import UNTRACKED, Tracking
 from bae_lens.training.trainer import TrainedDictionary, check_processes, check_widths, train_dictionary
 
 L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
@@ -52,6 +53,7 @@ def compare(
     on_stage: OnStage = unwatched,
     on_measured: OnMeasured = unwatched,
     shard_features: bool = False,
+    tracking: Tracking = UNTRACKED,
 ) -> Comparison:
     """Trains and measures all contenders on the activations of one pass of the model over the text.
 
@@ -68,7 +70,7 @@ def compare(
     where it stopped, and nothing that is finished is done again. `loading_seconds` is what model and text took to load,
     for the report. `on_stage` is told of stages as by a `Stopwatch`, `on_measured` of each dictionary as soon as it is
     measured. Several processes share the pass and the training, by rows of a batch or, with `shard_features`, by
-    features; all but the first end after it.
+    features; all but the first end after it. `tracking` says where metrics go meanwhile.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
     does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
@@ -106,7 +108,7 @@ def compare(
                 for split, chosen in contexts.items()
             }
         comparison = _Comparing(
-            model, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features
+            model, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features, tracking
         ).result()
         comparison.save(folder)
         return comparison
@@ -138,10 +140,11 @@ class _Comparing:
         device: str,
         on_measured: OnMeasured,
         shard_features: bool,
+        tracking: Tracking,
     ) -> None:
         self.model, self.splits, self.contenders, self.experiment = model, splits, contenders, experiment
         self.folder, self.stopwatch, self.device = folder, stopwatch, device
-        self.on_measured, self.shard_features = on_measured, shard_features
+        self.on_measured, self.shard_features, self.tracking = on_measured, shard_features, tracking
         test = splits["test"][experiment.hook_name]
         self.loss_meter = LossMeter(model, test, experiment.contexts.loss_contexts)
         self.metadata = {
@@ -215,8 +218,18 @@ class _Comparing:
         sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
         states = sides[0] if contender.hook_name is None else PairedActivations(*sides)
         with self.stopwatch.stage(f"train {name}"):
-            training, placed = self.experiment.training, (self.device, self.metadata, self.shard_features)
-            return train_dictionary(name, recipe, states, training, folder, seed, *placed)
+            return train_dictionary(
+                name,
+                recipe,
+                states,
+                self.experiment.training,
+                folder,
+                seed,
+                self.device,
+                self.metadata,
+                self.shard_features,
+                self.tracking,
+            )
 
     def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
         hooks = self.contenders[name].hooks(self.experiment.hook_name)
