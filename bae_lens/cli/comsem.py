@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,8 +25,11 @@ from bae_lens.comsem.judges.language_model import AnswerFormat, LanguageModelJud
 from bae_lens.comsem.judges.local_server import LOCAL_MODEL, local_label, local_server
 from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.spending import Budget, Price
+from bae_lens.comsem.scores.catalog import ScoreName
+from bae_lens.distributed import is_main_process, joined
+from bae_lens.file_exchange import bring_together
 from bae_lens.report.comsem import write_comsem_report
-from bae_lens.storage import RUN_FILE, check_same, locked, read_json, validated
+from bae_lens.storage import RUN_FILE, check_same, flat, locked, read_json, validated
 
 CACHE_FILE = "answers.sqlite"
 TIMEOUT = 60.0  # seconds
@@ -88,8 +91,11 @@ class Comsem:
     """Tokens of held-out documents from which instances are taken."""
     max_features: int | None = None
     """Features scored per dictionary, a seeded sample; 0 for all. By default 256, and all in the paper's setting."""
-    passage_scores: bool = True
-    """Ask for the detection and fuzzing scores too."""
+    scores: tuple[ScoreName, ...] = ("detection", "fuzzing")
+    """Scores to ask for too: detection, the one to lead with; intruder, which needs no explanation; simulation, which
+    needs log-probabilities and a call for each instance; fuzzing, which is unreliable."""
+    explanation_controls: bool = False
+    """Ask for every score of 32 features with another's explanation, and with one that says nothing."""
     concurrency: int = 16
     """Calls at a time."""
     temperature: float | None = 0.0
@@ -129,10 +135,18 @@ class Comsem:
 
     def run(self) -> str:
         """The table, or the estimate."""
+        with joined(self.device, self.run_folder, flat(asdict(self))) as device:
+            bring_together(self.run_folder)
+            return replace(self, device=device)._run_here()
+
+    def _run_here(self) -> str:
+        """In one process, which with others shares the collecting of instances; the first alone asks."""
         check_device(self.device)
         run = self._read_run()
         prices = self._prices()
         folder = self.output or self.run_folder / "comsem"
+        if not is_main_process():
+            return self._run(run, {"judge": None}, folder)
         with locked(folder), self._judges(folder, prices) as judges:
             return self._run(run, judges, folder)
 
@@ -148,7 +162,8 @@ class Comsem:
             setting=self.setting,
             corpus=CorpusSettings(tokens=self.tokens, context_size=run.contexts["context_size"]),
             max_features=self.max_features,
-            passage_scores=self.passage_scores,
+            scores=self.scores,
+            explanation_controls=self.explanation_controls,
             accept_failing_judge=self.accept_failing_judge or self.local_judge,
             seed=self.seed,
         )
@@ -156,11 +171,14 @@ class Comsem:
             load_text(run.dataset, run.text_column, run.dataset_split), run.seed, self.setting == "paper"
         )
         saes = self._dictionary_folders(run)
+        if not is_main_process():
+            comsem.collect(self._model(run), saes, text)
+            return ""
         if self.dry_run:
             estimate = comsem.estimate(self._model(run), saes, text)
             return f"{estimate.estimate}; nothing was asked"
         report = comsem.score(self._model(run), saes, text)
-        report = replace(report, model=run.model)
+        report = replace(report, model=run.model, dataset=run.dataset)
         save(report, folder)
         write_comsem_report(report, folder)
         return f"{report.table()}\n\nreport and scores are in {folder}"

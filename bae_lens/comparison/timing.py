@@ -12,7 +12,8 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig, TrainingSAE
 from torch import Tensor
 
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import Contexts
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.shallow_model import shallow_model
