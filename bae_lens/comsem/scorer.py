@@ -71,14 +71,17 @@ class FeatureScorer:
             return _unexplained(instances, failed=explanation is None)
         controls = instances.controls if self.controls else []
         passages = (instances.held_out, instances.controls) if self.passage_scores and instances.controls else ([], [])
+        new = [[instance for instance in kind if not self._asked_already(instance)] for kind in passages]
         answers = await together(
             [
                 self._ask(explanation, instances.feature, instances.held_out, controls, self.question),
                 self._ask(explanation, instances.feature, *passages, "passage"),
-                self._ask(explanation, instances.feature, *passages, "highlights"),
+                self._ask(explanation, instances.feature, *new, "highlights"),
             ]
         )
-        (held_out, control), passage, highlights = answers
+        marked, passage, highlights = answers
+        held_out, control = marked
+        fuzzing = [self._fuzzing(*kind) for kind in zip(passages, marked, highlights, strict=True)]
         verdicts = [verdict for answer in answers for kind in answer for verdict in kind]
         answered = [verdict for verdict in held_out if verdict.is_answer]
         probabilities = [verdict.probability for verdict in held_out if verdict.probability is not None]
@@ -99,11 +102,22 @@ class FeatureScorer:
             auc=auc(held_out, control),
             probability=mean([self.calibration(value) for value in probabilities]) if self.calibration else None,
             detection=balanced_accuracy(*passage),
-            fuzzing=balanced_accuracy(*highlights),
+            fuzzing=balanced_accuracy(*fuzzing),
             unparsable=sum(verdict.yes is None and verdict.is_answer for verdict in verdicts),
             failed=sum(verdict.failed for verdict in verdicts),
             abstained=sum(verdict.abstained for verdict in verdicts),
         )
+
+    def _asked_already(self, instance: Instance) -> bool:
+        """Whether the two questions about marks are one: only the token is highlighted, and is asked about as such."""
+        return self.question == "marked token" and self.controls and instance.highlights == [instance.token]
+
+    def _fuzzing(self, instances: list[Instance], marked: list[Verdict], highlights: list[Verdict]) -> list[Verdict]:
+        """Verdicts on the highlights: those on the marked token, and on several in the order of their instances."""
+        rest = iter(highlights)
+        return [
+            marked[number] if self._asked_already(instance) else next(rest) for number, instance in enumerate(instances)
+        ]
 
     async def _ask(
         self, explanation: str, feature: int, held_out: list[Instance], controls: list[Instance], question: Question

@@ -4,7 +4,7 @@ from itertools import cycle
 
 import plotly.graph_objects as go
 
-from bae_lens.comsem.judges.measures import bin_edges
+from bae_lens.comsem.firing_rates import bin_edges
 from bae_lens.comsem.results import ComSemReport
 from bae_lens.report.figures import lay_out
 from bae_lens.report.series import COLORS

@@ -77,7 +77,7 @@ def test_controls_and_baselines_never_change_the_score(comsem, word_model, known
 def test_what_activates_a_feature_and_what_does_not_are_mixed_in_one_question(
     comsem, rule_judge, word_model, known_sae, word_texts
 ):
-    lists = {"marked token": [], "passage": [], "highlights": []}
+    lists = {"marked token": [], "passage": []}
     judge = rule_judge.judge
 
     async def record(explanation, instances, question):
@@ -187,7 +187,7 @@ def llm(chat_server, **options):
     return LanguageModelJudge("m", ChatClient(chat_server.url, **options))
 
 
-@pytest.mark.parametrize(("setting", "calls"), [("paper", 1 + 8 + 8 + 1 + 1), ("robust", 4)])
+@pytest.mark.parametrize(("setting", "calls"), [("paper", 1 + 8 + 8 + 1 + 1), ("robust", 3)])
 def test_calls_per_feature_and_the_estimate_of_them(
     capsys, chat_server, word_model, known_sae, word_texts, setting, calls
 ):
@@ -208,7 +208,7 @@ def test_with_a_budget_what_it_takes_is_told_before(capsys, chat_server, word_mo
     ComSem(judge, corpus=CORPUS, baseline_features=0, accept_failing_judge=True).score(
         word_model, known_sae, word_texts
     )
-    assert "to ask about features: 8 calls to be made and 20 cached" in capsys.readouterr().err
+    assert "to ask about features: 6 calls to be made and 20 cached" in capsys.readouterr().err
 
 
 def test_a_refused_key_ends_everything_at_once(chat_server, word_model, known_sae, word_texts):

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 from bae_lens.activations.forward import run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.comsem.collect.background import Background
+from bae_lens.comsem.collect.choice import check_features, choose_features
 from bae_lens.comsem.collect.corpus import ContextStore, CorpusSettings, TextContext, text_contexts
-from bae_lens.comsem.collect.dictionaries import informative
+from bae_lens.comsem.collect.dictionaries import informative, ten_strongest
 from bae_lens.comsem.collect.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows, read_instance
 from bae_lens.evaluation.metrics import activated_features, is_binary
 from bae_lens.functional.outliers import is_outlier
@@ -41,13 +42,16 @@ def collect(
 ) -> Collection:
     """Runs the model once over the documents, up to the deepest hook, and samples instances of each dictionary.
 
-    Special tokens are skipped, and so are outliers by `is_outlier`: at any hook, against the median norm there of the
-    tokens of the first 16 contexts.
+    Special tokens are skipped, and so are outliers by `is_outlier`, unless nothing is to be left out: at any hook,
+    against the median norm there of the tokens of the first 16 contexts.
     The strengths of a binary dictionary's bits are relative to its exact firing rates over these tokens, whatever its
     own `prior`; its codes wait for them in a temporary file. Dictionaries stay as they are; at hook_z they take heads
     concatenated for the time being. Memory depends on the dictionaries, not on the length of the corpus.
-    Raises ValueError for an unknown hook, a dictionary of another width, and a text without tokens of content.
+    Raises ValueError for an unknown hook, a dictionary of another width, features that a dictionary does not have, and
+    a text without tokens of content.
     """
+    check_features({name: sae.cfg.d_sae for name, sae in dictionaries.items()}, sampling)
+    activated = ten_strongest if sampling.leave_nothing_out else activated_features
     hooks = {name: resolve_hook(model, str(sae.cfg.metadata.hook_name)) for name, sae in dictionaries.items()}
     special = torch.tensor(sorted(get_special_token_ids(model.tokenizer)))
     vocabulary = 1 + max(len(model.tokenizer), *model.tokenizer.get_vocab().values(), *special.tolist())
@@ -66,10 +70,12 @@ def collect(
         runs = ((batch, *_run(model, batch, sorted(set(hooks.values())), special)) for batch in batches)
         first = list(islice(runs, -(-CONTEXTS_OF_MEDIAN // batch_size)))
         medians = _median_norms([(activations, content) for _, activations, content in first])
-        with tqdm(total=corpus.tokens, desc="collecting instances", unit="token") as progress:
+        total = None if corpus.sentences else corpus.tokens
+        with tqdm(total=total, desc="collecting instances", unit="token") as progress:
             for batch, activations, content in chain(first, runs):
                 for hook, median in medians.items():
-                    content &= ~is_outlier(activations[hook].norm(dim=-1), median)
+                    if not sampling.leave_nothing_out:
+                        content &= ~is_outlier(activations[hook].norm(dim=-1), median)
                 rows = counts.rows(batch, content, [store.write(context) for context in batch])
                 background.add(rows.sampled(torch.arange(len(rows.index))))
                 for name, sae in dictionaries.items():
@@ -77,14 +83,20 @@ def collect(
                     if is_binary(sae):
                         _write(codes[name], rows, feature_acts)
                     else:
-                        samplers[name].add(rows, activated_features(sae, feature_acts), informative(sae, feature_acts))
+                        samplers[name].add(rows, activated(sae, feature_acts), informative(sae, feature_acts))
                 progress.update(sum(len(context.tokens) for context in batch))
         if counts.tokens == 0:
             raise ValueError("the text holds no tokens of content to analyze")
         for name, sae in dictionaries.items():
             if is_binary(sae):
-                _add_codes(samplers[name], sae, codes[name], counts.tokens)
-        collected = {name: samplers[name].finish(store, counts.token_counts, counts.tokens) for name in dictionaries}
+                _add_codes(samplers[name], sae, codes[name], counts.tokens, activated)
+        scoreable = {name: sampler.scoreable() for name, sampler in samplers.items()}
+        fired = {name: (sampler.n_fired.double() / counts.tokens).tolist() for name, sampler in samplers.items()}
+        chosen = choose_features(scoreable, fired, sampling)
+        collected = {
+            name: sampler.finish(chosen[name], scoreable[name], store, counts.token_counts, counts.tokens)
+            for name, sampler in samplers.items()
+        }
         shown = set().union(*(sampler.shown for sampler in samplers.values()))
         return Collection(
             n_documents=counts.documents,
@@ -176,13 +188,15 @@ def _read(file: IO[bytes], d_sae: int) -> Iterator[tuple[TokenRows, Float[Tensor
         yield TokenRows.unstack(torch.from_numpy(np.load(file))), torch.from_numpy(code).float()
 
 
-def _add_codes(sampler: FeatureSampler, sae: Any, file: IO[bytes], n_tokens: int) -> None:
+def _add_codes(
+    sampler: FeatureSampler, sae: Any, file: IO[bytes], n_tokens: int, activated: Callable[..., Tensor]
+) -> None:
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
     for _, code in _read(file, sae.cfg.d_sae):
         fired += code.sum(0).long()
     prior = (fired.double() / n_tokens).float()
     for rows, code in _read(file, sae.cfg.d_sae):
-        sampler.add(rows, activated_features(sae, code, prior), informative(sae, code, prior))
+        sampler.add(rows, activated(sae, code, prior), informative(sae, code, prior))
 
 
 def _sentence_hashes(context: TextContext) -> list[int]:
