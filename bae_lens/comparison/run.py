@@ -24,6 +24,7 @@ from bae_lens.comparison.results import (
     Run,
     Trial,
     corpus_of,
+    earlier_comsem,
 )
 from bae_lens.distributed import leave_the_rest_to_the_first, n_processes
 from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
@@ -104,6 +105,7 @@ def compare(
                 for split, chosen in contexts.items()
             }
         comparison = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device, on_measured).result()
+        comparison = replace(comparison, comsem=earlier_comsem(folder))
         comparison.save(folder)
         return comparison
 

@@ -71,12 +71,14 @@ class FeatureScorer:
             return _unexplained(instances, failed=explanation is None)
         controls = instances.controls if self.controls else []
         passages = (instances.held_out, instances.controls) if self.passage_scores and instances.controls else ([], [])
-        new = [[instance for instance in kind if not self._asked_already(instance)] for kind in passages]
+        new_held_out, new_controls = (
+            [instance for instance in kind if not self._asked_already(instance)] for kind in passages
+        )
         answers = await together(
             [
                 self._ask(explanation, instances.feature, instances.held_out, controls, self.question),
                 self._ask(explanation, instances.feature, *passages, "passage"),
-                self._ask(explanation, instances.feature, *new, "highlights"),
+                self._ask(explanation, instances.feature, new_held_out, new_controls, "highlights"),
             ]
         )
         marked, passage, highlights = answers

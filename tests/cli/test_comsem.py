@@ -7,9 +7,10 @@ import pytest
 import torch
 from datasets import Dataset
 
+from bae_lens.activations.contexts import held_out_documents
 from bae_lens.activations.sources import load_text
 from bae_lens.cli import main as cli
-from bae_lens.cli.comsem import Comsem, held_out_documents
+from bae_lens.cli.comsem import Comsem
 from bae_lens.comsem.judges.client import ChatClient
 from bae_lens.comsem.judges.judge import Verdict
 from bae_lens.comsem.judges.offline import OfflineJudge
@@ -46,7 +47,7 @@ def run_folder(monkeypatch, tiny_model_folder, tiny_dataset, tmp_path):
 def comsem(monkeypatch, run_folder):
     def run(*arguments):
         monkeypatch.setattr("bae_lens.cli.comsem.OfflineJudge", LetterJudge)
-        monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(run_folder), "--tokens", "600", *arguments])
+        monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(run_folder), "--n-tokens", "600", *arguments])
         cli.main()
 
     return run
@@ -67,7 +68,7 @@ def test_a_run_of_a_model_in_half_precision_is_scored_with_it(run_folder, tmp_pa
     monkeypatch.setattr("bae_lens.cli.comsem.OfflineJudge", LetterJudge)
     monkeypatch.setattr(sys, "argv", ["bae-lens", *train, "--output", str(half), "--model-dtype", "bfloat16"])
     cli.main()
-    judged = ["--offline-judge", "--accept-failing-judge", "--max-features", "2", "--tokens", "600"]
+    judged = ["--offline-judge", "--accept-failing-judge", "--max-features", "2", "--n-tokens", "600"]
     monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(half), *judged])
     cli.main()
     assert "| bae† |" in capsys.readouterr().out
@@ -143,7 +144,7 @@ EXPLAINER_PRICES = {"explainer_price_input": 3.0, "explainer_price_output": 4.0}
 
 def test_judge_and_explainer_have_their_own_prices(tmp_path):
     def prices(**options):
-        return Comsem(tmp_path, judge_model="judge", **options)._prices()
+        return Comsem((str(tmp_path),), judge_model="judge", **options)._prices()
 
     assert prices() == {}
     assert prices(**PRICES) == prices(explainer="judge", **PRICES) == {"judge": Price(1.0, 2.0)}
@@ -175,7 +176,7 @@ def test_the_local_judge_is_known_by_its_model_and_not_by_its_port(comsem, monke
             clients.append(self)
 
     @contextmanager
-    def server():
+    def server(_):
         yield f"http://127.0.0.1:{9 + len(clients)}/v1"
 
     monkeypatch.setattr("bae_lens.cli.comsem.ChatClient", Client)
@@ -225,7 +226,7 @@ def test_a_run_that_was_moved_is_scored_from_anywhere(comsem, run_folder, tmp_pa
     run_folder.rename(moved)
     shutil.rmtree(moved / "comsem")
     monkeypatch.chdir(moved.parent)
-    monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", "place", "--tokens", "600", *options])
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", "place", "--n-tokens", "600", *options])
     cli.main()
     assert capsys.readouterr().out.splitlines()[:3] == there
 

@@ -67,7 +67,7 @@ def read_completion(content: bytes) -> Completion:
         logprobs=_logprobs(choice) if answer == text else [],
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        reused_tokens=int(reused) if _is_count(reused) else 0,
+        reused_tokens=int(reused) if reused is not None and _is_count(reused) else 0,
         complaint=complaint if isinstance(complaint, str) else "",
     )
 

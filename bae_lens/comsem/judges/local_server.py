@@ -56,8 +56,11 @@ def local_name(weights: Path | None = None) -> str:
 
 def local_label(weights: Path | None = None) -> str:
     """What stands for the server in a cache of answers, since its port is another each time: the model's file."""
+    digest = hashlib.sha256()
     with _weights(weights).open("rb") as file:
-        return f"{local_name(weights)} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+        while block := file.read(2**20):
+            digest.update(block)
+    return f"{local_name(weights)} {digest.hexdigest()}"
 
 
 def _weights(path: Path | None) -> Path:
