@@ -79,6 +79,7 @@ from .saes.binary_topk import BinaryTopK as BinaryTopK
 from .saes.binary_topk import BinaryTopKConfig as BinaryTopKConfig
 from .saes.binary_topk import TrainingBinaryTopK as TrainingBinaryTopK
 from .saes.binary_topk import TrainingBinaryTopKConfig as TrainingBinaryTopKConfig
+from .saes.circuit_tracer import export_to_circuit_tracer as export_to_circuit_tracer
 from .saes.training_bae import TrainingBAE as TrainingBAE
 from .saes.training_config import TrainingBAEConfig as TrainingBAEConfig
 from .saes.training_transcoder import TrainingBinaryTranscoder as TrainingBinaryTranscoder

@@ -66,7 +66,7 @@ class JudgeCosts:
 
 async def scored(judge: LanguageModelJudge, features: list[FeatureInstances]) -> list[FeatureScore]:
     """Explained, and asked about in the three ways of the robust setting."""
-    scorer = FeatureScorer(judge, judge, "marked token", None, controls=True, passage_scores=True, seed=0)
+    scorer = FeatureScorer(judge, judge, "marked token", None, True, ("detection", "fuzzing"), False, 0)
     try:
         return (await scorer.score_features(features, "features"))[0]
     finally:

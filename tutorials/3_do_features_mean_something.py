@@ -66,7 +66,7 @@ saes = {name: train_dictionary(name, recipe, train, training, folder).sae for na
 # %%
 held_out = documents.select(range(0, len(documents), HELD_OUT_EVERY))
 corpus = CorpusSettings(tokens=10_240)
-comsem = ComSem(OfflineJudge(), corpus=corpus, max_features=32, passage_scores=False)
+comsem = ComSem(OfflineJudge(), corpus=corpus, max_features=32, scores=())
 report = comsem.score(model, saes, held_out)
 display(Markdown(report.table()))
 
@@ -81,7 +81,7 @@ display(Markdown(report.table()))
 #   mean of it and the score, and 1/2 is chance; **AUC** needs no threshold.
 # - **Shuffled** is the score with another feature's explanation, and **random tokens** are scored in a feature's place:
 #   what a score would be if features meant nothing.
-# - **Detection** and **fuzzing**, two scores about whole passages, were left out (`passage_scores=False`) to save time.
+# - **Detection** and **fuzzing**, two scores about whole passages, were left out (`scores=()`) to save time.
 # - The **matched** columns weigh features as if both dictionaries' fired equally often, because rare features are easier
 #   to explain.
 #

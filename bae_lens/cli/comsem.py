@@ -20,6 +20,7 @@ from bae_lens.comsem.judges.local_server import local_label, local_name, local_s
 from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.spending import Budget, Price
 from bae_lens.comsem.score import Setting
+from bae_lens.comsem.scores.catalog import ScoreName
 from bae_lens.comsem.table1 import table1
 from bae_lens.report.comsem import join_comparison, write_comsem_report
 from bae_lens.storage import locked
@@ -78,8 +79,11 @@ class Comsem:
     """Features scored per dictionary, a seeded sample; 0 for all. By default 256, and all in the other settings."""
     match_firing_rates: bool = False
     """Draw samples in which all dictionaries' features fire equally often, since scores depend on that."""
-    passage_scores: bool = True
-    """Ask for the detection and fuzzing scores too."""
+    scores: tuple[ScoreName, ...] = ("detection", "fuzzing")
+    """Scores to ask for too: detection, the one to lead with; intruder, which needs no explanation; simulation, which
+    needs log-probabilities and a call for each instance; fuzzing, which is unreliable."""
+    explanation_controls: bool = False
+    """Ask for every score of 32 features with another's explanation, and with one that says nothing."""
     concurrency: int = 16
     """Calls at a time."""
     temperature: float | None = 0.0
@@ -141,7 +145,8 @@ class Comsem:
             max_features=self.max_features,
             features=self.features,
             match_firing_rates=self.match_firing_rates,
-            passage_scores=self.passage_scores,
+            scores=self.scores,
+            explanation_controls=self.explanation_controls,
             accept_failing_judge=self.accept_failing_judge or self.local_judge,
             seed=self.seed,
         )
@@ -150,7 +155,7 @@ class Comsem:
             estimate = comsem.estimate(scored.load_model(self.device), scored.dictionaries, text)
             return f"{estimate.estimate}; nothing was asked"
         report = comsem.score(scored.load_model(self.device), scored.dictionaries, text)
-        report = replace(report, model=scored.model)
+        report = replace(report, model=scored.model, dataset=scored.text.name)
         save(report, folder)
         write_comsem_report(report, folder)
         joined = scored.run is not None and join_comparison(report, scored.run)

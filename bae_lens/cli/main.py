@@ -16,13 +16,15 @@ COMMANDS = {
     "train": "train one dictionary on a language model's activations and measure it",
     "compare": "tune, train and measure dictionaries side by side",
     "upload": "upload dictionaries and their model cards to the Hugging Face hub",
+    "export": "write the transcoders of a model's layers as files of circuit-tracer",
     "comsem": "explain features and ask a judge whether the explanations fit",
+    "agreement": "compare ComSem's score with others of the same features, and between seeds, texts and judges",
     "entropy": "estimate the entropy of vectors in a file",
     "dynamics": "the entropy of a language model's activations by layer and position",
     "compress": "write the code of activations to a .bae file",
     "decompress": "write the vectors in a .bae file to a .npy file",
 }
-STARTING_OVER = {"entropy", "compress", "decompress"}  # what these write is there whole or not at all
+STARTING_OVER = {"export", "entropy", "compress", "decompress"}  # what these write is there whole or not at all
 
 
 def main() -> None:

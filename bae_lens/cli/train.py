@@ -111,8 +111,8 @@ class Train:
 
 
 def _literal(text: str) -> Any:
-    """The Python value that the text spells, or the text itself."""
+    """The value that the text spells in Python or, for the words that differ, in YAML, or else the text itself."""
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval({"true": "True", "false": "False", "null": "None"}.get(text, text))
     except (ValueError, SyntaxError):
         return text

@@ -104,10 +104,14 @@ def compress(
     feature by itself. Without, writing and reading are faster, and `read_code` needs no dictionary.
 
     Raises ValueError if there are no vectors, for values that are not real numbers, or not finite in the dictionary's
-    dtype, for vectors of another width, for a code that is not binary, for a dictionary that writes another width than
-    it reads or scales each vector by its norm at run time, and as `VectorFile` and `CodeWriter` do; OSError as they do.
+    dtype, for vectors of another width, for a code that is not binary, for a transcoder, and for a dictionary that
+    writes another width than it reads or scales each vector by its norm at run time, and as `VectorFile` and
+    `CodeWriter` do; OSError as they do.
     """
-    normalization = getattr(getattr(sae, "cfg", None), "normalize_activations", "none")
+    cfg: Any = getattr(sae, "cfg", None)
+    if hasattr(cfg, "d_out"):
+        raise ValueError("a transcoder's code does not stand for its input, so compress with a BAE")
+    normalization = getattr(cfg, "normalize_activations", "none")
     if normalization in RUN_TIME_NORMS:
         raise ValueError(
             f"a code does not hold the norms that normalize_activations={normalization!r} needs to decode it"
@@ -213,8 +217,8 @@ class _Tally:
     def add(self, x: Float[Tensor, "n d_in"], sae_out: Float[Tensor, "n d_out"]) -> None:
         if sae_out.shape != x.shape:
             raise ValueError(
-                f"this dictionary reads vectors {x.shape[1]} wide and writes {sae_out.shape[1]}; a transcoder's code "
-                "does not stand for its input, so compress with a BAE"
+                f"this dictionary reads vectors {x.shape[1]} wide and writes {sae_out.shape[1]}, so its code "
+                "does not stand for its input; compress with a BAE"
             )
         self.variance.add(x, sae_out.cpu())
 

@@ -18,6 +18,8 @@ MEASURES = (
     "probability",
     "shuffled",
     "detection",
+    "intruder",
+    "simulation",
     "fuzzing",
 )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import compress
 from typing import Any
 
 from bae_lens.comsem.collect.instances import Instance
@@ -10,6 +11,8 @@ from bae_lens.comsem.judges.judge import Verdict
 from bae_lens.comsem.judges.measures import mean, standard_error
 from bae_lens.comsem.judges.self_test import SelfTest
 from bae_lens.comsem.judges.spending import Usage
+from bae_lens.comsem.scores.catalog import SCORES
+from bae_lens.comsem.scores.score_test import ScoreTest
 from bae_lens.storage import validated
 
 
@@ -62,6 +65,16 @@ class FeatureScore:
     """Questions that the judge says it cannot judge, since the explanation is of a kind that it does not know."""
     shuffled: float | None = None
     """Share of yes on `held_out` with another feature's explanation."""
+    intruder: float | None = None
+    """Share of the puzzles in which the judge finds the one token that does not activate it; 1/5 is chance."""
+    intruder_interval: tuple[float, float] | None = None
+    """Jeffreys' 95 % interval of that share; the puzzles are of the same few instances."""
+    simulation: float | None = None
+    """Correlation of the activations that the judge predicts from the explanation with the true ones."""
+    with_other: dict[str, float | None] = field(default_factory=dict)
+    """What other fields would be with another feature's explanation."""
+    with_vague: dict[str, float | None] = field(default_factory=dict)
+    """What they would be with an explanation that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +165,10 @@ class ComSemReport:
     """Why not all features were scored; None if all were."""
     unparsable: dict[str, int] = field(default_factory=dict)
     """What was missing in answers of this run that could not be parsed, and how often."""
+    dataset: str = ""
+    """Name of the text; empty where it has none."""
+    score_tests: dict[str, ScoreTest] = field(default_factory=dict)
+    """The judge's answers to known cases of the scores of which the self-test says nothing."""
 
     @property
     def mark(self) -> str:
@@ -179,16 +196,17 @@ class ComSemReport:
             [cell(dictionary) for cell in TABLE.values()] + [_number(values.get(dictionary.name)) for values in matched]
             for dictionary in [*self.dictionaries, baseline]
         ]
-        return [
-            [*TABLE, "matched score", "matched balanced accuracy"],
-            *[[row[0] + self.mark, *row[1:]] for row in rows],
-        ]
+        headings = [*TABLE, "matched score", "matched balanced accuracy"]
+        rows = [headings, *[[row[0] + self.mark, *row[1:]] for row in rows]]
+        shown = [heading not in SCORES or any(cells) for heading, *cells in zip(*rows, strict=True)]
+        return [list(compress(row, shown)) for row in rows]
 
     def table(self) -> str:
         """Scores and controls as a table in Markdown, with the judge's self-test below."""
         headings, *rows = self.rows()
         lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-        notes = [self.self_test.summary, *filter(None, [self.warning, self.lost, self.too_few, self.stopped])]
+        notes = [self.self_test.summary, *(test.summary for test in self.score_tests.values())]
+        notes += filter(None, [self.warning, self.lost, self.too_few, self.stopped])
         return "\n".join([*(f"| {' | '.join(row)} |" for row in lines), "", *notes])
 
     @property
@@ -256,6 +274,8 @@ TABLE: dict[str, Callable[[DictionaryScores], str]] = {
     "P(yes)": lambda d: _number(d.mean("probability")),
     "shuffled": lambda d: _number(d.mean("shuffled")),
     "detection": lambda d: _number(d.mean("detection")),
+    "intruder": lambda d: _number(d.mean("intruder")),
+    "simulation": lambda d: _number(d.mean("simulation")),
     "fuzzing": lambda d: _number(d.mean("fuzzing")),
     "unparsable": lambda d: f"{sum(feature.unparsable for feature in d.features)}",
     "abstained": lambda d: f"{sum(feature.abstained for feature in d.features)}",

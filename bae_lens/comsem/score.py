@@ -23,8 +23,11 @@ from bae_lens.comsem.judges.judge import Judge, Question
 from bae_lens.comsem.judges.language_model import LanguageModelJudge
 from bae_lens.comsem.judges.self_test import SelfTest, ask_cases, run_self_test
 from bae_lens.comsem.judges.spending import Usage
+from bae_lens.comsem.judges.together import together
 from bae_lens.comsem.results import ComSemReport, DictionaryScores, FeatureScore
 from bae_lens.comsem.scorer import FeatureScorer
+from bae_lens.comsem.scores.catalog import ScoreName, check_scores
+from bae_lens.comsem.scores.score_test import TESTS, ScoreTest
 
 ROBUST_FEATURES = 256  # scored per dictionary by default
 AUTHORS_SENTENCES = 8192  # of the corpus that the authors read
@@ -33,7 +36,7 @@ SETTINGS = (
     "examples",
     "held_out",
     "controls",
-    "passage_scores",
+    "explanation_controls",
     "baseline_features",
     "match_firing_rates",
     "seed",
@@ -78,10 +81,13 @@ class ComSem:
     """Other instances that are judged, at most."""
     controls: bool = True
     """Ask about matched tokens that do not activate the feature."""
-    passage_scores: bool = True
-    """Ask for the detection and fuzzing scores too."""
+    scores: tuple[ScoreName, ...] = ("detection", "fuzzing")
+    """Scores to ask for beside ComSem's own. "detection" is the one to lead with, "intruder" needs no explanation,
+    "simulation" needs log-probabilities and a call for each instance, "fuzzing" is unreliable."""
     baseline_features: int = 32
     """Features asked about with another's explanation, at most, and random features, of which there are up to 32."""
+    explanation_controls: bool = False
+    """Ask of these features every score with the other explanation, and with one that says nothing."""
     accept_failing_judge: bool = False
     """Go on, with marked scores, although the judge is near chance on its self-test."""
     seed: int = 0
@@ -100,6 +106,7 @@ class ComSem:
                 raise ValueError(
                     "the authors' questions come with worked examples: give LanguageModelJudge(worked_examples=True)"
                 )
+        check_scores(self.scores, self.judge)
 
     def score(
         self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str
@@ -115,13 +122,14 @@ class ComSem:
         dictionary does not fit the model, OSError if the judge left too many of its cases unanswered to tell, and what
         the judge raises.
         """
-        self_test = None if self.judge.needs_background else self._passed_test()
+        tested = None if self.judge.needs_background else self._tested()
         model, saes, collection = self.collect(model, sae, dataset)
         self._prepare(collection.background)
-        self_test = self_test or self._passed_test()
+        self_test, score_tests = tested or self._tested()
         if any(client.budget.limited for client in self._clients):
             tqdm.write(f"to ask about features: {self._estimate(saes, collection).estimate}", file=sys.stderr)
-        return _finish(self._score(str(model.cfg.model_name), saes, collection, self_test))
+        report = _finish(self._score(str(model.cfg.model_name), saes, collection, self_test))
+        return replace(report, dataset=dataset if isinstance(dataset, str) else "", score_tests=score_tests)
 
     def estimate(self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str) -> Usage:
         """Collects instances as `score` does, and counts what would be asked: calls, and tokens by estimate.
@@ -139,6 +147,18 @@ class ComSem:
         if background:
             self.judge.prepare(background)
         return _finish(self._closing(run_self_test(self.judge, self._question)))
+
+    def _tested(self) -> tuple[SelfTest, dict[str, ScoreTest]]:
+        self_test = self._passed_test()
+        score_tests: dict[str, ScoreTest] = {}
+        for name in self._scores_to_test:
+            score_tests[name] = _finish(self._closing(TESTS[name](self.judge)))
+            tqdm.write(score_tests[name].summary, file=sys.stderr)
+        return self_test, score_tests
+
+    @property
+    def _scores_to_test(self) -> list[ScoreName]:
+        return [name for name in self.scores if name in TESTS]
 
     def _passed_test(self) -> SelfTest:
         self_test = self.test_judge()
@@ -177,6 +197,7 @@ class ComSem:
             features=self.features,
             match_firing_rates=self.match_firing_rates,
             seed=self.seed,
+            excerpts="simulation" in self.scores,
             leave_nothing_out=self.setting == "authors",
         )
         collection = collect(model, saes, documents, self._corpus, sampling)
@@ -244,6 +265,7 @@ class ComSem:
     def _estimate(self, saes: dict[str, Any], collection: Collection) -> Usage:
         async def everything() -> None:
             await ask_cases(self.judge, self._question)
+            await together([TESTS[name](self.judge) for name in self._scores_to_test])
             await self._closing(self._ask_everything(saes, collection, None))
 
         with ExitStack() as stack:
@@ -263,7 +285,12 @@ class ComSem:
             explainer=self._explainer.name,
             base_url=self.judge.client.base_url if isinstance(self.judge, LanguageModelJudge) else None,
             settings={name: getattr(self, name) for name in SETTINGS}
-            | {"features": list(self.features), "max_features": self._max_features, "corpus": asdict(self._corpus)},
+            | {
+                "scores": list(self.scores),
+                "features": list(self.features),
+                "max_features": self._max_features,
+                "corpus": asdict(self._corpus),
+            },
             self_test=self_test,
             n_tokens=collection.n_tokens,
             n_sentences=collection.n_sentences,
@@ -287,7 +314,8 @@ class ComSem:
             self._question,
             calibration,
             self.controls,
-            self.passage_scores,
+            self.scores,
+            self.explanation_controls,
             self.seed,
             "scoring" if self_test else "estimating",
         )
@@ -300,7 +328,9 @@ class ComSem:
             if stopped is None:
                 features, stopped = await scorer.score_features(collected.features, name)
             if stopped is None:
-                features, stopped = await scorer.shuffle(features, self.baseline_features)
+                features, stopped = await scorer.ask_explanation_controls(
+                    features, collected.features, self.baseline_features
+                )
             dictionaries.append(_dictionary_scores(name, saes[name], collected, features))
         return dictionaries, random_features, stopped
 

@@ -1,8 +1,9 @@
 """What is asked of one feature after another, many at a time, and what becomes of the answers."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
@@ -14,7 +15,10 @@ from bae_lens.comsem.judges.self_test import Calibration
 from bae_lens.comsem.judges.spending import BudgetSpentError
 from bae_lens.comsem.judges.together import together
 from bae_lens.comsem.results import FeatureScore, Judged
+from bae_lens.comsem.scores.catalog import SCORES, ScoreName
+from bae_lens.comsem.scores.outcome import Outcome
 
+VAGUE = "a word"  # what says nothing of a token
 FEATURES_AT_ONCE = 64  # whose questions are on their way; how many calls there are at once is the judge's to limit
 
 
@@ -32,8 +36,10 @@ class FeatureScorer:
     """Of the judge's yes-probabilities."""
     controls: bool
     """Ask about tokens that do not activate the feature."""
-    passage_scores: bool
-    """Ask for the detection and fuzzing scores."""
+    scores: tuple[ScoreName, ...]
+    """Ask for these scores too."""
+    explanation_controls: bool
+    """Ask for every score with another feature's explanation and with one that says nothing."""
     seed: int
     """Of the order of what is asked, and of which features are judged by another's explanation."""
     purpose: Literal["scoring", "estimating"] = "scoring"
@@ -69,22 +75,13 @@ class FeatureScorer:
         explanation = await self.explainer.explain(instances.explain, marked=self.question == "marked token")
         if not explanation:
             return _unexplained(instances, failed=explanation is None)
-        controls = instances.controls if self.controls else []
-        passages = (instances.held_out, instances.controls) if self.passage_scores and instances.controls else ([], [])
-        new_held_out, new_controls = (
-            [instance for instance in kind if not self._asked_already(instance)] for kind in passages
-        )
-        answers = await together(
-            [
-                self._ask(explanation, instances.feature, instances.held_out, controls, self.question),
-                self._ask(explanation, instances.feature, *passages, "passage"),
-                self._ask(explanation, instances.feature, new_held_out, new_controls, "highlights"),
-            ]
-        )
-        marked, passage, highlights = answers
-        held_out, control = marked
-        fuzzing = [self._fuzzing(*kind) for kind in zip(passages, marked, highlights, strict=True)]
-        verdicts = [verdict for answer in answers for kind in answer for verdict in kind]
+        asked: list[Any] = [
+            self._ask(explanation, instances, with_controls=self.controls),
+            self._outcomes(explanation, instances, self.scores),
+        ]
+        (held_out, control), outcomes = await together(asked)
+        counted = [Outcome.of_verdicts(None, [*held_out, *control]), *outcomes.values()]
+        values = {name: outcome.value for name, outcome in outcomes.items()}
         answered = [verdict for verdict in held_out if verdict.is_answer]
         probabilities = [verdict.probability for verdict in held_out if verdict.probability is not None]
         return FeatureScore(
@@ -94,7 +91,7 @@ class FeatureScorer:
             explanation=explanation,
             examples=instances.explain,
             held_out=_judged(instances.held_out, held_out),
-            controls=_judged(controls, control),
+            controls=_judged(instances.controls, control) if self.controls else [],
             score=share_of_yes(held_out),
             interval=jeffreys_interval(sum(verdict.yes is True for verdict in answered), len(answered))
             if answered
@@ -103,31 +100,37 @@ class FeatureScorer:
             balanced_accuracy=balanced_accuracy(held_out, control),
             auc=auc(held_out, control),
             probability=mean([self.calibration(value) for value in probabilities]) if self.calibration else None,
-            detection=balanced_accuracy(*passage),
-            fuzzing=balanced_accuracy(*fuzzing),
-            unparsable=sum(verdict.yes is None and verdict.is_answer for verdict in verdicts),
-            failed=sum(verdict.failed for verdict in verdicts),
-            abstained=sum(verdict.abstained for verdict in verdicts),
+            detection=values.get("detection"),
+            fuzzing=values.get("fuzzing"),
+            unparsable=sum(outcome.unparsable for outcome in counted),
+            failed=sum(outcome.failed for outcome in counted),
+            abstained=sum(outcome.abstained for outcome in counted),
+            intruder=values.get("intruder"),
+            intruder_interval=outcomes["intruder"].interval if "intruder" in outcomes else None,
+            simulation=values.get("simulation"),
         )
 
-    def _asked_already(self, instance: Instance) -> bool:
-        """Whether the two questions about marks are one: only the token is highlighted, and is asked about as such."""
-        return self.question == "marked token" and self.controls and instance.highlights == [instance.token]
-
-    def _fuzzing(self, instances: list[Instance], marked: list[Verdict], highlights: list[Verdict]) -> list[Verdict]:
-        """Verdicts on the highlights: those on the marked token, and on several in the order of their instances."""
-        rest = iter(highlights)
-        return [
-            marked[number] if self._asked_already(instance) else next(rest) for number, instance in enumerate(instances)
-        ]
-
     async def _ask(
-        self, explanation: str, feature: int, held_out: list[Instance], controls: list[Instance], question: Question
+        self, explanation: str, instances: FeatureInstances, with_controls: bool
     ) -> tuple[list[Verdict], list[Verdict]]:
-        return await ask_mixed(self.judge, explanation, held_out, controls, question, f"{self.seed} {feature}")
+        controls, order = instances.controls if with_controls else [], self._order(instances)
+        return await ask_mixed(self.judge, explanation, instances.held_out, controls, self.question, order)
 
-    async def shuffle(self, features: list[FeatureScore], n: int) -> tuple[list[FeatureScore], str | None]:
-        """Adds the share of yes with another feature's explanation for n of the features, or why it stopped.
+    async def _outcomes(
+        self, explanation: str, instances: FeatureInstances, names: Sequence[ScoreName]
+    ) -> dict[ScoreName, Outcome]:
+        order = self._order(instances)
+        asked = [SCORES[name].ask(self.judge, explanation, instances, order) for name in names]
+        return dict(zip(names, await together(asked), strict=True))
+
+    def _order(self, instances: FeatureInstances) -> str:
+        """Seed of the order of what is shown of a feature."""
+        return f"{self.seed} {instances.feature}"
+
+    async def ask_explanation_controls(
+        self, features: list[FeatureScore], instances: list[FeatureInstances], n: int
+    ) -> tuple[list[FeatureScore], str | None]:
+        """Adds what n of the features get with explanations that are not theirs, or why it stopped.
 
         The tokens, controls among them, are those that were asked about with the right explanation, in the same order.
         """
@@ -135,21 +138,39 @@ class FeatureScorer:
         chosen = random.Random(self.seed).sample(explained, min(n, len(explained)))
         others = [*chosen[1:], *chosen[:1]] if len(chosen) > 1 else []
         try:
-            answers = await together(
+            of_other = await together(
                 [
-                    self._ask_again(str(features[other].explanation), features[number])
+                    self._measures(str(features[other].explanation), instances[number])
                     for number, other in zip(chosen, others, strict=False)
                 ]
             )
+            of_vague = await together(
+                [self._measures(VAGUE, instances[number]) for number in chosen if self.explanation_controls]
+            )
         except BudgetSpentError as error:
             return features, f"{error}: the baselines are incomplete; answers so far are kept"
-        shares = dict(zip(chosen, map(share_of_yes, answers), strict=False))
-        return [replace(feature, shuffled=shares.get(number)) for number, feature in enumerate(features)], None
+        scored = list(features)
+        for number, measures in zip(chosen, of_other, strict=False):
+            scored[number] = replace(scored[number], shuffled=measures["score"], with_other=measures)
+        for number, measures in zip(chosen, of_vague, strict=False):
+            scored[number] = replace(scored[number], with_vague=measures)
+        return scored, None
 
-    async def _ask_again(self, explanation: str, feature: FeatureScore) -> list[Verdict]:
-        controls = [] if self.question == "token" else [judged.instance for judged in feature.controls]
-        held_out = [judged.instance for judged in feature.held_out]
-        return (await self._ask(explanation, feature.feature, held_out, controls, self.question))[0]
+    async def _measures(self, explanation: str, instances: FeatureInstances) -> dict[str, float | None]:
+        """What an explanation gets of a feature, by name of the field of `FeatureScore`."""
+        with_controls = self.controls and (self.question != "token" or self.explanation_controls)
+        chosen = self.scores if self.explanation_controls else ()
+        names: list[ScoreName] = [name for name in chosen if SCORES[name].of_explanation]
+        asked: list[Any] = [
+            self._ask(explanation, instances, with_controls),
+            self._outcomes(explanation, instances, names),
+        ]
+        (held_out, control), outcomes = await together(asked)
+        return {
+            "score": share_of_yes(held_out),
+            "balanced_accuracy": balanced_accuracy(held_out, control),
+            **{name: outcome.value for name, outcome in outcomes.items()},
+        }
 
 
 def _unexplained(instances: FeatureInstances, failed: bool) -> FeatureScore:

@@ -17,6 +17,7 @@ from bae_lens.evaluation.hooking import Captured, resolved_hooks
 from bae_lens.evaluation.metrics import CodeCounter, activated_features, firing_rates, rate_histogram
 from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.saelens_compat import ActivationScaler, EvalConfig, get_special_token_ids, heads_concatenated
+from bae_lens.saes.skip import skip_output
 from bae_lens.saes.transcoder import hooks_of
 
 
@@ -192,5 +193,10 @@ class _AtOutput:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sae, name)
 
-    def encode(self, x: Tensor) -> Tensor:  # noqa: ARG002
-        return self._sae.encode(self.read.take())
+    def encode(self, x: Tensor) -> Tensor:
+        x = self.read.take()
+        self._skipped = skip_output(self._sae, x)
+        return self._sae.encode(x)
+
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        return self._sae.decode(feature_acts) + self._skipped

@@ -6,7 +6,7 @@ chosen for its decoder.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from bae_lens.functional.losses import marginal_entropy
 from bae_lens.functional.rate_distortion import RatePoint
 from bae_lens.functional.strength import INSTANCES_TO_COUNT, activation_strength, count_instances, strongest_features
 from bae_lens.saes.binary_code import is_binary
+from bae_lens.saes.skip import skip_output
 
 RATE_BINS = np.linspace(-5, 0, 21)  # of a histogram: log10 of the firing rate
 DENSE_RATE = 0.1  # a feature on, and off, for more than this share of the tokens is dense
@@ -192,9 +193,11 @@ def evaluate_dictionary(
             )
     parts = list(zip(activations.split(batch_size), targets.split(batch_size), strict=True))
 
-    def encoded() -> Iterator[tuple[Tensor, Tensor]]:
+    def encoded() -> Iterator[Coded]:
         for x, y in parts:
-            yield sae.encode(x.to(sae.device, sae.dtype)), y
+            x = x.to(sae.device, sae.dtype)
+            skipped = torch.as_tensor(skip_output(sae, x)).to(y.device, y.dtype)
+            yield Coded(sae.encode(x), y - skipped, skipped)
 
     measured = _Measured(sae, encoded)
     if not (optimize and BestCode.exists(sae)):
@@ -204,34 +207,51 @@ def evaluate_dictionary(
     return measured.metrics(_optimized_code(sae, best, encoded), refitted)
 
 
+class Coded(NamedTuple):
+    """A batch, encoded."""
+
+    code: Float[Tensor, "n d_sae"]
+    target: Float[Tensor, "n d_out"]
+    """What the code should be decoded to."""
+    skipped: Float[Tensor, "n d_out"] | Float[Tensor, ""]
+    """What is written beside it, by a skip connection; 0 without one."""
+
+
 def _optimized_code(
     sae: SAE[Any],
     chosen: Callable[[Tensor, Tensor], Tensor],
-    encoded: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    encoded: Callable[[], Iterable[Coded]],
 ) -> OptimizedCode:
     """The measures of what `chosen` makes of the encoder's codes and their targets."""
-    kept = [(chosen(feature_acts, y).to_sparse(), y) for feature_acts, y in encoded()]
-    measured = _Measured(sae, lambda: ((code.to_dense(), y) for code, y in kept))
+    kept = [part._replace(code=chosen(part.code, part.target).to_sparse()) for part in encoded()]
+    measured = _Measured(sae, lambda: (part._replace(code=part.code.to_dense()) for part in kept))
     return OptimizedCode(measured.code, measured.variance.explained, measured.value_bits, measured.curve)
 
 
 class _Measured:
     """The measures of one code of a dictionary; `coded` gives batches of it and of their targets, as often as asked."""
 
-    def __init__(self, sae: SAE[Any], coded: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
+    def __init__(self, sae: SAE[Any], coded: Callable[[], Iterable[Coded]]) -> None:
         self.is_binary = is_binary(sae)
-        prior = firing_rates(feature_acts for feature_acts, _ in coded()) if self.is_binary else None
+        prior = firing_rates(part.code for part in coded()) if self.is_binary else None
         counter, self.variance = CodeCounter(sae), ExplainedVariance()
         self.cosine = self.ratio = 0.0
-        for feature_acts, y in coded():
+        for feature_acts, target, skipped in coded():
             counter.add(feature_acts, activated_features(sae, feature_acts, prior))
-            y, sae_out = y.double(), sae.decode(feature_acts).double().to(y.device)
+            decoded = sae.decode(feature_acts).double().to(target.device)
+            y, sae_out = target.double() + skipped, decoded + skipped
             self.variance.add(y, sae_out)
             self.cosine += torch.cosine_similarity(sae_out, y, dim=-1).sum().item()
             self.ratio += (sae_out.norm(dim=-1) / y.norm(dim=-1)).sum().item()
         self.code = counter.metrics()
         bits, explained = self.code.support_bits, self.variance.explained
-        self.curve = [] if self.is_binary else value_coding_curve(sae, coded, bits, self.variance.variance)
+        self.curve = (
+            []
+            if self.is_binary
+            else value_coding_curve(
+                sae, lambda: ((part.code, part.target) for part in coded()), bits, self.variance.variance
+            )
+        )
         self.value_bits = cheapest_values(self.curve, explained).bits - bits if self.curve else 0.0
 
     def metrics(self, optimized: OptimizedCode | None, refitted: OptimizedCode | None) -> DictionaryMetrics:

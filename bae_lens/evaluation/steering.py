@@ -19,6 +19,7 @@ from bae_lens.evaluation.hooking import Captured, replaced
 from bae_lens.evaluation.logit_path import direct_logits, writes_to_residual_stream
 from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.saelens_compat import HookPoint
+from bae_lens.saes.skip import skip_output
 from bae_lens.saes.transcoder import hooks_of
 from bae_lens.storage import validated
 
@@ -205,6 +206,8 @@ class _Editor:
         if self.keep_error:
             change = new - self.sae.decode(self._code(x))  # encoded anew: a run-time norm is good for one decoding
             new = activations + change.to(activations).view_as(activations)
+        else:
+            new = new + skip_output(self.sae, x)
         return replaced(activations, new, self._where(activations)[None])
 
     def _code(self, x: Tensor) -> Tensor:

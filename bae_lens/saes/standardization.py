@@ -11,7 +11,7 @@ from torch import Tensor
 from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.binary_code import is_binary
 
-FOLDED = ("W_enc", "b_enc", "W_dec", "b_dec")
+FOLDED = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,28 @@ def standardization_of(activations: Float[Tensor, "n d_in"]) -> Standardization:
     return Standardization(x.mean(0), (x.shape[-1] / square).sqrt().item() if square > 0 else 1.0)
 
 
+def foldable_weights(sae: SAE[Any]) -> dict[str, Tensor]:
+    """The weights that standardizations change: of most dictionaries all, `W_skip` if there is a skip connection."""
+    return {name: getattr(sae, name).data for name in FOLDED if hasattr(sae, name)}
+
+
 def folded(weights: dict[str, Tensor], source: Standardization, target: Standardization) -> dict[str, Tensor]:
-    """`W_enc`, `b_enc`, `W_dec` and `b_dec` of a dictionary for raw activations, computed in float64.
+    """The `foldable_weights` of a dictionary for raw activations, computed in float64.
 
     The given ones are for inputs standardized by `source`, and outputs that are standardized by `target`.
     """
-    W_enc, b_enc, W_dec, b_dec = (weights[name].double() for name in FOLDED)
-    W_enc = W_enc * source.scale
-    raw = (
-        W_enc,
-        b_enc - source.mean.to(W_enc) @ W_enc,
-        W_dec / target.scale,
-        b_dec / target.scale + target.mean.to(W_enc),
-    )
-    return {name: value.to(weights[name].dtype) for name, value in zip(FOLDED, raw, strict=True)}
+    given = {name: weight.double() for name, weight in weights.items()}
+    mean = source.mean.to(given["W_enc"])
+    raw = {
+        "W_enc": given["W_enc"] * source.scale,
+        "W_dec": given["W_dec"] / target.scale,
+        "b_dec": given["b_dec"] / target.scale + target.mean.to(mean),
+    }
+    raw["b_enc"] = given["b_enc"] - mean @ raw["W_enc"]
+    if "W_skip" in given:
+        raw["W_skip"] = given["W_skip"] * (source.scale / target.scale)
+        raw["b_dec"] -= raw["W_skip"] @ mean
+    return {name: value.to(weights[name].dtype) for name, value in raw.items()}
 
 
 def raw_price(bit_price: Tensor, scale: float) -> Tensor:
@@ -84,7 +92,7 @@ class PairStandardization:
         fold_own: Any = getattr(sae, "fold_standardization", None)
         if fold_own is not None:
             fold_own()
-        raw = folded({name: getattr(sae, name).data for name in FOLDED}, self.source, self.target)
+        raw = folded(foldable_weights(sae), self.source, self.target)
         for name, weights in raw.items():
             getattr(sae, name).copy_(weights)
         if is_binary(sae):

@@ -22,7 +22,7 @@ from bae_lens.saes.binary_code import BinaryCode
 from bae_lens.saes.finite_check import FiniteCheck
 from bae_lens.saes.running_standardization import RunningStandardization, State, add_missing_state
 from bae_lens.saes.saelens_compat import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
-from bae_lens.saes.standardization import FOLDED, PairStandardization, folded, raw_price
+from bae_lens.saes.standardization import PairStandardization, foldable_weights, folded, raw_price
 from bae_lens.saes.training_config import TrainingBAEConfig
 
 
@@ -88,6 +88,10 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         """What is encoded and what is to be reconstructed, of a training batch: for an SAE the same."""
         return batch, batch
 
+    def beside_code(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"] | float:  # noqa: ARG002
+        """What is written beside what the code says, by a skip connection: nothing for an SAE."""
+        return 0.0
+
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Code, reconstruction and losses of a batch; with several processes, code and losses of the whole batch.
@@ -101,7 +105,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         optimizes = start is not None and step_input.n_training_steps >= start
         if optimizes:
             feature_acts = self._optimized(feature_acts, target)
-        sae_out = self.decode(feature_acts)
+        sae_out = self.decode(feature_acts) + self.beside_code(sae_in)
         scale = self.standardization.target.scale.to(sae_out)
         error = gather_rows(self.mse_loss_fn(sae_out * scale, target * scale).sum(-1))
         code = gather_rows(feature_acts, sent_as=torch.uint8)
@@ -136,8 +140,12 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
             weight = running_mean_weight(step_input.n_training_steps, self.cfg.prior_decay)
             moved_in = self.standardization.source.follow(sae_in, weight)
             moved_out = self.standardization.target.follow(target, weight)
-            self.b_enc.add_(moved_in.to(self.b_enc) @ self.W_enc)
-            self.b_dec.sub_(moved_out.to(self.b_dec))
+            self.follow_means(moved_in, moved_out)
+
+    def follow_means(self, moved_in: Float[Tensor, " d_in"], moved_out: Float[Tensor, " d_out"]) -> None:
+        """Moves the biases with the means, given by how much these moved, in standardized units."""
+        self.b_enc.add_(moved_in.to(self.b_enc) @ self.W_enc)
+        self.b_dec.sub_(moved_out.to(self.b_dec))
 
     @torch.compiler.disable()
     @torch.no_grad()
@@ -213,7 +221,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
             getattr(self, name).copy_(value)
 
     def _folded_with(self, standardization: PairStandardization) -> dict[str, Tensor]:
-        weights = {name: getattr(self, name).data for name in FOLDED}
+        weights = foldable_weights(self)
         folded_weights = folded(weights, standardization.source, standardization.target)
         return {**folded_weights, "bit_price": raw_price(self.bit_price, standardization.target.scale)}
 

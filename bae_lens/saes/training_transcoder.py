@@ -9,6 +9,7 @@ from typing import Any, no_type_check
 import torch
 from jaxtyping import Float
 from sae_lens import (
+    SkipTranscoderConfig,
     StandardTrainingSAE,
     StandardTrainingSAEConfig,
     TopKTrainingSAE,
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from bae_lens.saes.saelens_compat import TrainStepInput, TrainStepOutput
+from bae_lens.saes.skip import add_skip, skip_output
 from bae_lens.saes.training_bae import TrainingBAE
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.saes.transcoder import ARROW, add_transcoder_weights, refuse_flips, transcoder_input
@@ -35,6 +37,8 @@ class TrainingTranscoderConfig(StandardTrainingSAEConfig):
 
     d_out: int
     """Width of the activations at the output hook."""
+    skip: bool = False
+    """Whether it has a skip connection; see `skip`."""
     apply_b_dec_to_input: bool = False
     """Must be False: the decoder bias belongs to the output."""
 
@@ -49,11 +53,12 @@ class TrainingTranscoderConfig(StandardTrainingSAEConfig):
 
     @override
     def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
-        return _with_both_hooks(super().get_inference_sae_cfg_dict())
+        config = _with_both_hooks(super().get_inference_sae_cfg_dict())
+        return {**config, "architecture": SkipTranscoderConfig.architecture()} if self.skip else config
 
 
 class TrainingTranscoder(StandardTrainingSAE):
-    """A ReLU transcoder with an L1 penalty, trained on pairs; saved as SAELens' `Transcoder`."""
+    """A ReLU transcoder with an L1 penalty, trained on pairs; saved as SAELens' `Transcoder` or `SkipTranscoder`."""
 
     cfg: TrainingTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -80,6 +85,8 @@ class TrainingTopKTranscoderConfig(TopKTrainingSAEConfig):
 
     d_out: int
     """Width of the activations at the output hook."""
+    skip: bool = False
+    """Whether it has a skip connection; see `skip`."""
     apply_b_dec_to_input: bool = False
     """Must be False: the decoder bias belongs to the output."""
 
@@ -127,6 +134,8 @@ class TrainingBinaryTranscoderConfig(TrainingBAEConfig):
 
     d_out: int
     """Width of the activations at the output hook."""
+    skip: bool = False
+    """Whether it has a skip connection; see `skip`."""
 
     @classmethod
     @override
@@ -147,11 +156,30 @@ class TrainingBinaryTranscoder(TrainingBAE):
     """A BAE whose code is decoded to the activations at another hook, trained on pairs."""
 
     cfg: TrainingBinaryTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    W_skip: nn.Parameter
 
     @override
     def initialize_weights(self) -> None:
         add_transcoder_weights(self, self.cfg.decoder_init_norm)
         self.add_bias_and_prior()
+        add_skip(self)
+
+    @override
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        return self.hook_sae_output(self.decode(self.encode(x)) + self.beside_code(x))
+
+    @override
+    def beside_code(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"] | float:
+        if not self.cfg.skip:
+            return 0.0
+        skipped = self.standardization.source(x.to(self.dtype)) @ self.W_skip.T
+        return skipped / self.standardization.target.scale.to(skipped)
+
+    @override
+    def follow_means(self, moved_in: Float[Tensor, " d_in"], moved_out: Float[Tensor, " d_out"]) -> None:
+        super().follow_means(moved_in, moved_out)
+        if self.cfg.skip:
+            self.b_dec.add_(moved_in.to(self.b_dec) @ self.W_skip.T)
 
     @override
     def input_and_target(self, batch: Float[Tensor, "batch _"]) -> tuple[Tensor, Tensor]:
@@ -185,6 +213,7 @@ def _with_both_hooks(config: dict[str, Any]) -> dict[str, Any]:
 def _initialize_with_bias(sae: TrainingTranscoder | TrainingTopKTranscoder) -> None:
     add_transcoder_weights(sae, sae.cfg.decoder_init_norm)
     sae.b_enc = nn.Parameter(torch.zeros(sae.cfg.d_sae, dtype=sae.dtype, device=sae.device))
+    add_skip(sae)
 
 
 def _forward_pass_on_pairs(sae: TrainingSAE[Any], step_input: TrainStepInput) -> TrainStepOutput:
@@ -195,7 +224,7 @@ def _forward_pass_on_pairs(sae: TrainingSAE[Any], step_input: TrainStepInput) ->
     """
     sae_in, target = _split_pairs(sae, step_input.sae_in)
     feature_acts, hidden_pre = sae.encode_with_hidden_pre(sae_in)
-    sae_out = sae.decode(feature_acts)
+    sae_out = sae.decode(feature_acts) + skip_output(sae, sae_in)
     losses = {"mse_loss": sae.mse_loss_fn(sae_out, target).sum(dim=-1).mean()}
     auxiliary = sae.calculate_aux_loss(replace(step_input, sae_in=target), feature_acts, hidden_pre, sae_out)
     assert isinstance(auxiliary, dict)

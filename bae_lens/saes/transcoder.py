@@ -10,12 +10,13 @@ from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float
-from sae_lens import SAE, SAEConfig, Transcoder, TranscoderConfig
+from sae_lens import SAE, SAEConfig, SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
 from bae_lens.saes.bae import BAE, BAEConfig
 from bae_lens.saes.saelens_compat import TopK
+from bae_lens.saes.skip import add_skip, skip_output
 
 ARROW = "=>"  # "INPUT_HOOK=>OUTPUT_HOOK" names the activations at two hooks side by side
 
@@ -29,6 +30,8 @@ class TopKTranscoderConfig(TranscoderConfig):
     """Must be False: the decoder bias belongs to the output."""
     k: int = 32
     """Features per token, at most; those whose pre-activation is not positive do not fire."""
+    skip: bool = False
+    """Whether it has a skip connection; see `skip`."""
 
     @classmethod
     @override
@@ -40,15 +43,25 @@ class TopKTranscoderConfig(TranscoderConfig):
         return SAEConfig.from_dict.__func__(cls, config_dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "k": self.k}
+        return {**super().to_dict(), "k": self.k, "skip": self.skip}
 
 
 class TopKTranscoder(Transcoder):
     """SAELens' `Transcoder` with its k largest pre-activations, as far as they are positive, instead of all."""
 
+    cfg: TopKTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        add_skip(self)
+
+    @override
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        return super().forward(x) + skip_output(self, x)
+
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        assert isinstance(self.cfg, TopKTranscoderConfig)
         return TopK(self.cfg.k)
 
 
@@ -59,6 +72,8 @@ class BinaryTranscoderConfig(BAEConfig):
 
     d_out: int = 768
     """Width of the activations at the output hook."""
+    skip: bool = False
+    """Whether it has a skip connection; see `skip`."""
 
     @classmethod
     @override
@@ -82,6 +97,11 @@ class BinaryTranscoder(BAE):
     def initialize_weights(self) -> None:
         add_transcoder_weights(self, decoder_init_norm=None)
         self.add_bias_and_prior()
+        add_skip(self)
+
+    @override
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        return self.hook_sae_output(self.decode(self.encode(x)) + skip_output(self, x))
 
     @override
     def encode_optimized(
@@ -97,7 +117,10 @@ class BinaryTranscoder(BAE):
         """
         names = {field.name for field in fields(TranscoderConfig)} - {"metadata"}
         values = {name: getattr(self.cfg, name) for name in names}
-        graded = Transcoder(TranscoderConfig(**values, metadata=deepcopy(self.cfg.metadata)))
+        values["metadata"] = deepcopy(self.cfg.metadata)
+        graded = (
+            SkipTranscoder(SkipTranscoderConfig(**values)) if self.cfg.skip else Transcoder(TranscoderConfig(**values))
+        )
         graded.load_state_dict(self.weights())
         return graded
 

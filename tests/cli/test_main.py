@@ -109,6 +109,14 @@ def test_train_takes_other_architectures_and_its_fields(train, tmp_path):
     assert SAE.load_from_disk(tmp_path / "run" / "dictionaries" / "topk").cfg.k == 4
 
 
+def test_train_takes_words_of_yaml_and_of_python(train, tmp_path):
+    for word in ("true", "True"):
+        output = tmp_path / word
+        where = ("--hook-name", "blocks.0.mlp.hook_in", "--output", str(output))
+        train("--architecture", "topk_transcoder", "--set", "k", "4", "skip", word, *where)
+        assert SAE.load_from_disk(output / "dictionaries" / "topk_transcoder").cfg.skip is True
+
+
 def test_paper_preset_is_trained_with_its_own_learning_rate(train, tmp_path):
     train("--preset", "paper")
     result = json.loads((tmp_path / "run" / "result.json").read_text())

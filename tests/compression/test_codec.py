@@ -331,14 +331,14 @@ def test_damaged_chunk(bae, vectors, tmp_path):
 def test_what_cannot_be_compressed(bae, vectors, tmp_path):
     bad = vectors.clone()
     bad[40, 3] = float("nan")
-    transcoder = BinaryTranscoder(BinaryTranscoderConfig(d_in=16, d_sae=50, d_out=8))
+    transcoder = BinaryTranscoder(BinaryTranscoderConfig(d_in=16, d_sae=50, d_out=16))
     refused = {
         "no vectors": (bae, torch.zeros(0, 16)),
         "at least 2 axes": (bae, torch.zeros(16)),
         "must be finite": (bae, bad),
         "16 wide": (bae, torch.zeros(5, 17)),
         "only a binary code": (bae.to_graded_sae(), vectors),
-        "reads vectors 16 wide and writes 8": (transcoder, vectors),
+        "a transcoder's code does not stand for its input": (transcoder, vectors),
         "does not hold the norms": (random_bae(normalize_activations="layer_norm"), vectors),
         "got torch.complex64": (bae, vectors.to(torch.complex64)),
         "got torch.bool": (bae, vectors > 3),

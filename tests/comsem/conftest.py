@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bae_lens import BAE, BAEConfig, ComSem, ComSemReport
 from bae_lens.comsem.collect.corpus import CorpusSettings
-from bae_lens.comsem.collect.instances import Instance
-from bae_lens.comsem.judges.judge import Question, Verdict
+from bae_lens.comsem.collect.instances import Excerpt, Instance
+from bae_lens.comsem.judges.judge import Choice, Prediction, Question, Verdict
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
 DIGITS = tuple("12345")
@@ -168,6 +168,19 @@ class RuleJudge:
         else:
             yes = rule(instance.text)
         return Verdict(yes, 0.9 if yes else 0.1)
+
+    async def simulate(self, explanation: str, excerpts: list[Excerpt]) -> list[Prediction]:
+        self.asked["simulate"] += 1
+        rule = FEATURES.get(explanation, lambda token: token == "word")
+        return [Prediction([10.0 * rule(token) for token in excerpt.token_texts]) for excerpt in excerpts]
+
+    async def find_intruder(self, instances: list[Instance]) -> Choice:
+        self.asked["intruder"] += 1
+        for rule in FEATURES.values():
+            unlike = [number for number, instance in enumerate(instances) if not rule(instance.text)]
+            if len(unlike) == 1:
+                return Choice(unlike[0])
+        return Choice(None)
 
     async def close(self) -> None:
         pass

@@ -5,6 +5,7 @@ import zlib
 from collections import Counter
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -65,9 +66,71 @@ def test_a_vague_description_scores_1_and_its_controls_give_it_away(
     assert "failed its self-test" in report.table()
 
 
+EVERY_SCORE = ("detection", "intruder", "simulation", "fuzzing")
+
+
+def test_every_score_ranks_features_known_by_construction(comsem, word_model, known_bae, known_sae, word_texts):
+    for sae in (known_sae, known_bae):
+        report = comsem(scores=EVERY_SCORE).score(word_model, sae, word_texts)
+        digits, the, _, nothing = report.dictionaries[0].features
+        for measure in EVERY_SCORE:
+            assert getattr(digits, measure) == getattr(the, measure) == pytest.approx(1)
+        assert digits.intruder_interval == digits.interval
+        assert (nothing.simulation, nothing.detection) == (0, 0.5)
+        assert set(report.score_tests) == {"intruder", "simulation"}
+        assert not report.score_tests["simulation"].passed, "the judge knows no words of the test"
+        assert "test of simulation: 0.00 on 24 cases" in report.table()
+        assert {feature.simulation for feature in report.random_features} == {0}
+
+
+def test_scores_that_were_not_asked_for_have_no_column(comsem, word_model, known_sae, word_texts):
+    headings = comsem(scores=("intruder",)).score(word_model, known_sae, word_texts).rows()[0]
+    assert "intruder" in headings
+    assert not {"detection", "simulation", "fuzzing"} & set(headings)
+
+
+def test_explanations_that_are_not_right_get_their_share_of_every_score(comsem, word_model, known_sae, word_texts):
+    asked = comsem(scores=EVERY_SCORE, explanation_controls=True).score(word_model, known_sae, word_texts)
+    plain = comsem(scores=EVERY_SCORE).score(word_model, known_sae, word_texts)
+    for feature, without in zip(asked.dictionaries[0].features, plain.dictionaries[0].features, strict=True):
+        assert list(feature.with_vague) == ["score", "balanced_accuracy", "detection", "simulation", "fuzzing"]
+        assert feature.with_vague == {
+            "score": 0,
+            "balanced_accuracy": 0.5,
+            "detection": 0.5,
+            "simulation": 0,
+            "fuzzing": 0.5,
+        }
+        assert feature.with_other["score"] == feature.shuffled == without.shuffled
+        assert list(without.with_other) == ["score", "balanced_accuracy"]
+        assert without.with_vague == {}
+        assert replace(feature, with_vague={}, with_other={}) == replace(without, with_other={})
+
+
+def test_a_judge_without_log_probabilities_is_refused_before_anything_is_collected(chat_server, word_model, known_sae):
+    judge = llm(chat_server)
+    judge._logprobs = {}
+    comsem = ComSem(judge, corpus=CORPUS, scores=("simulation",), accept_failing_judge=True)
+    with pytest.raises(ValueError, match="simulation needs log-probabilities; use a server that gives them"):
+        comsem.score(word_model, known_sae, [])
+
+
+def test_the_estimate_counts_a_call_for_each_excerpt_and_puzzle(chat_server, word_model, known_sae, word_texts):
+    known_sae.W_enc.data[:, 1:3] = 0.0
+    comsem = ComSem(
+        llm(chat_server),
+        corpus=CORPUS,
+        scores=("intruder", "simulation"),
+        baseline_features=0,
+        accept_failing_judge=True,
+    )
+    asked = comsem.estimate(word_model, known_sae, word_texts).asked
+    assert asked == 20 + 20 + 24 + 2 * (2 + 16 + 8), "of three tests; and of each feature"
+
+
 def test_controls_and_baselines_never_change_the_score(comsem, word_model, known_sae, word_texts):
     full = comsem().score(word_model, known_sae, word_texts)
-    bare = comsem(controls=False, passage_scores=False, baseline_features=0).score(word_model, known_sae, word_texts)
+    bare = comsem(controls=False, scores=(), baseline_features=0).score(word_model, known_sae, word_texts)
     assert [feature.score for feature in bare.dictionaries[0].features] == [
         feature.score for feature in full.dictionaries[0].features
     ]
@@ -223,7 +286,7 @@ def test_score_works_inside_a_running_event_loop(comsem, word_model, known_sae, 
     import asyncio
 
     async def notebook():
-        return comsem(max_features=1, passage_scores=False).score(word_model, known_sae, word_texts)
+        return comsem(max_features=1, scores=()).score(word_model, known_sae, word_texts)
 
     assert len(asyncio.run(notebook()).dictionaries[0].features) == 1
 
@@ -295,7 +358,7 @@ def test_a_spent_budget_keeps_what_was_done_and_the_next_run_goes_on(chat_server
 
     def run(budget):
         judge = llm(chat_server, cache=cache, concurrency=1, budget=budget)
-        comsem = ComSem(judge, corpus=CORPUS, passage_scores=False, baseline_features=0, accept_failing_judge=True)
+        comsem = ComSem(judge, corpus=CORPUS, scores=(), baseline_features=0, accept_failing_judge=True)
         return comsem.score(word_model, known_sae, word_texts)
 
     # 20 questions of the self-test and 8 about features, at 12 tokens each, and the estimate of the one on its way
@@ -312,7 +375,7 @@ def test_a_spent_budget_keeps_what_was_done_and_the_next_run_goes_on(chat_server
 
 def test_lost_calls_are_counted_and_left_out(chat_server, word_model, known_sae, word_texts):
     judge = llm(chat_server, max_retries=0, concurrency=1)
-    comsem = ComSem(judge, corpus=CORPUS, passage_scores=False, baseline_features=0, accept_failing_judge=True)
+    comsem = ComSem(judge, corpus=CORPUS, scores=(), baseline_features=0, accept_failing_judge=True)
     chat_server.fault = lambda number: "503" if number in (20, 23) else None
     report = comsem.score(word_model, known_sae, word_texts)
     features = report.dictionaries[0].features

@@ -175,13 +175,17 @@ def test_sae_lens_own_evals_are_wrong_for_a_transcoder(tiny_model, make_store):
 
 
 @pytest.mark.parametrize("kind", ["topk", "binary"])
-def test_every_transcoder_can_be_evaluated(tiny_model, make_store, kind):
-    sizes: dict[str, Any] = {"d_in": 16, "d_sae": 40, "d_out": 32, "metadata": metadata(HOOK_IN, HOOK_OUT)}
+@pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
+def test_every_transcoder_can_be_evaluated(tiny_model, make_store, kind, skip):
+    sizes: dict[str, Any] = {"d_in": 16, "d_sae": 40, "d_out": 32, "skip": skip}
+    sizes["metadata"] = metadata(HOOK_IN, HOOK_OUT)
     sae = (
         TopKTranscoder(TopKTranscoderConfig(**sizes, k=5))
         if kind == "topk"
         else BinaryTranscoder(BinaryTranscoderConfig(**sizes))
     )
+    if skip:
+        sae.W_skip.data.normal_()
     metrics, _ = run_evals(sae, make_store(sae), tiny_model, ActivationScaler(), EVERYTHING)
     _, tokens = read(make_store(sae), 2, BATCHES)
     _, cache = tiny_model.run_with_cache(tokens, prepend_bos=False)

@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +22,16 @@ from bae_lens.comsem.collect.background import Background
 from bae_lens.comsem.collect.choice import check_features, choose_features
 from bae_lens.comsem.collect.corpus import ContextStore, CorpusSettings, TextContext, text_contexts
 from bae_lens.comsem.collect.dictionaries import informative, ten_strongest
-from bae_lens.comsem.collect.sampling import Collection, FeatureSampler, SamplingSettings, TokenRows, read_instance
+from bae_lens.comsem.collect.excerpts import read_excerpts
+from bae_lens.comsem.collect.instances import Excerpt
+from bae_lens.comsem.collect.sampling import (
+    CollectedDictionary,
+    Collection,
+    FeatureSampler,
+    SamplingSettings,
+    TokenRows,
+    read_instance,
+)
 from bae_lens.evaluation.metrics import activated_features, is_binary
 from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.saelens_compat import get_special_token_ids, heads_concatenated
@@ -97,6 +106,15 @@ def collect(
             name: sampler.finish(chosen[name], scoreable[name], store, counts.token_counts, counts.tokens)
             for name, sampler in samplers.items()
         }
+        if sampling.excerpts:  # the bits of binary codes are known, activations are read
+            valued = {name: sae for name, sae in dictionaries.items() if not is_binary(sae)}
+            found = read_excerpts(
+                {name: samplers[name].held_out for name in valued},
+                store,
+                lambda contexts: _encode_contexts(model, valued, hooks, contexts),
+                batch_size,
+            )
+            collected |= {name: _with_excerpts(collected[name], of_held_out) for name, of_held_out in found.items()}
         shown = set().union(*(sampler.shown for sampler in samplers.values()))
         return Collection(
             n_documents=counts.documents,
@@ -163,6 +181,26 @@ def _run(
     length = torch.tensor([len(context.tokens) for context in batch])
     content = (torch.arange(size) < length[:, None]) & ~torch.isin(tokens, special)
     return run_at_hooks(model, tokens, hooks), content
+
+
+def _encode_contexts(
+    model: Any, dictionaries: Mapping[str, SAE[Any]], hooks: Mapping[str, str], contexts: list[TextContext]
+) -> dict[str, Float[Tensor, "n position d_sae"]]:
+    tokens = _pad([context.tokens for context in contexts], max(len(context.tokens) for context in contexts))
+    activations = run_at_hooks(model, tokens, sorted({hooks[name] for name in dictionaries}))
+    return {
+        name: _encode(sae, name, activations[hooks[name]].flatten(0, 1)).unflatten(0, tokens.shape)
+        for name, sae in dictionaries.items()
+    }
+
+
+def _with_excerpts(collected: CollectedDictionary, found: Mapping[int, list[Excerpt]]) -> CollectedDictionary:
+    """With these in the place of the excerpts of held-out instances."""
+    features = [
+        replace(instances, excerpts=[*found[instances.feature], *instances.excerpts[len(instances.held_out) :]])
+        for instances in collected.features
+    ]
+    return replace(collected, features=features)
 
 
 def _encode(sae: SAE[Any], name: str, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:

@@ -3,7 +3,7 @@
 import bisect
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from bae_lens.activations.sources import texts
-from bae_lens.comsem.collect.instances import Instance, Span
+from bae_lens.comsem.collect.instances import Excerpt, Instance, Span
 from bae_lens.comsem.collect.sentences import sentence_spans
 
 MARGIN = 300  # characters of a sentence shown on either side of a token, for text without full stops
@@ -73,6 +73,20 @@ class TextContext:
         spans = merged(self.spans[other] for other in highlights)
         inside = [(a - start, b - start) for a, b in spans if start <= a and b <= end]
         return Instance(self.text[start:end], (first - start, last - start), inside, position)
+
+    def nearby(self, position: int, reach: int) -> list[int]:
+        """Positions of the tokens within `reach` in the same sentence, those without characters left out."""
+        sentence = self.sentence_of[position]
+        near = range(max(0, position - reach), min(len(self.tokens), position + reach + 1))
+        return [other for other in near if self.sentence_of[other] == sentence and self.spans[other][1]]
+
+    def excerpt(self, position: int, reach: int, activations: Mapping[int, float]) -> Excerpt:
+        """The tokens that are `nearby`, with their activations by position; 0 for those not named."""
+        positions = self.nearby(position, reach)
+        start = min(self.spans[other][0] for other in positions)
+        end = max(self.spans[other][1] for other in positions)
+        spans = [(first - start, last - start) for first, last in (self.spans[other] for other in positions)]
+        return Excerpt(self.text[start:end], spans, [activations.get(other, 0.0) for other in positions])
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Span = tuple[int, int]
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -83,6 +83,23 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Excerpt:
+    """Some tokens in a row, with how strongly a feature fires on each."""
+
+    text: str
+    tokens: list[Span]
+    """Start and end of each token in the text."""
+    activations: list[float]
+    """On each token: a binary code's bit where it differs from what is usual, or else the activation; 0 where it does
+    not fire."""
+
+    @property
+    def token_texts(self) -> list[str]:
+        """The tokens themselves, without white space around them."""
+        return [self.text[slice(*token)] for token in self.tokens]
+
+
+@dataclass(frozen=True)
 class FeatureInstances:
     """What is shown and asked of one feature."""
 
@@ -97,3 +114,5 @@ class FeatureInstances:
     """Other activating tokens."""
     controls: list[Instance]
     """Tokens in whose sentences it fires nowhere, matched to `held_out`; see `TokenPool.matched`."""
+    excerpts: list[Excerpt] = field(default_factory=list)
+    """The tokens near each of `held_out`, then near each of `controls`; empty unless they were asked for."""

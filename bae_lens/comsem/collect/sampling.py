@@ -1,15 +1,17 @@
 """Which tokens of a corpus are shown and asked of each feature of a dictionary."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import compress
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from bae_lens.comsem.collect.background import kept_apart
-from bae_lens.comsem.collect.corpus import ContextStore, TextContext
-from bae_lens.comsem.collect.instances import FeatureInstances, Instance
+from bae_lens.comsem.collect.corpus import ContextStore
+from bae_lens.comsem.collect.instances import Excerpt, FeatureInstances, Instance
 from bae_lens.comsem.collect.reservoirs import Reservoirs, SampledToken, TokenPool, first_of_each
 from bae_lens.functional.strength import INSTANCES_TO_COUNT, count_instances
 
@@ -37,6 +39,8 @@ class SamplingSettings:
     """Draw samples in which all dictionaries' features fire equally often, so far as these have such."""
     seed: int = 0
     """Of the sample."""
+    excerpts: bool = False
+    """Whether to keep how strongly features fire on the tokens near what is judged."""
     leave_nothing_out: bool = False
     """The authors' rules: outlier tokens count like others, and every token activates ten features, however weak."""
 
@@ -116,7 +120,8 @@ class FeatureSampler:
     """Samples the instances of one dictionary's features from a stream of tokens, in memory that does not grow.
 
     What is asked stands in none of the sentences that are kept apart as background, except in corpus order, where the
-    first instances are the first. `shown` holds the hashes of the sentences that came to be shown.
+    first instances are the first. `shown` holds the hashes of the sentences that came to be shown, `held_out` where the
+    held-out instances of each feature are.
     """
 
     def __init__(self, d_sae: int, settings: SamplingSettings) -> None:
@@ -126,6 +131,7 @@ class FeatureSampler:
         self.reservoirs = Reservoirs(d_sae, settings.examples + settings.held_out + SPARE)
         self.pool = TokenPool(POOL_SIZE, d_sae)
         self.shown: set[int] = set()
+        self.held_out: dict[int, list[SampledToken]] = {}
         self._instance_keys = torch.Generator().manual_seed(settings.seed)
         self._pool_keys = torch.Generator().manual_seed(settings.seed)  # the same pool for every dictionary
 
@@ -178,18 +184,12 @@ class FeatureSampler:
         n_tokens: int,
     ) -> CollectedDictionary:
         """Reads the sampled instances of the features that were chosen of the scoreable ones."""
-        features = [
-            self._feature(
-                store,
-                feature,
-                self.n_fired[feature].item() / n_tokens,
-                int(self.n_instances[feature]),
-                self._usable(feature),
-                self.pool.silent(feature),
-                token_counts,
-            )
-            for feature in sorted(chosen)
-        ]
+        features = []
+        for feature in sorted(chosen):
+            items, candidates = self._usable(feature), self.pool.silent(feature)
+            rate, count = self.n_fired[feature].item() / n_tokens, int(self.n_instances[feature])
+            self.held_out[feature] = items[self.settings.examples :]
+            features.append(self._feature(store, feature, rate, count, items, candidates, token_counts))
         return CollectedDictionary(
             d_sae=self.d_sae,
             feature_activated=int((self.n_instances >= INSTANCES_TO_COUNT).sum()),
@@ -225,11 +225,15 @@ class FeatureSampler:
         matched = self.pool.matched(candidates, token, position, token_counts)
         n_highlights = [len(instance.highlights) for instance in examples[m:]]
         rng = random.Random(f"{self.settings.seed} {feature}")
-        controls = [
-            read_control(store, item, n, rng) for item, n in zip(self.pool.tokens(matched), n_highlights, strict=False)
-        ]
-        controls = [instance for instance in controls if instance.sentence not in shown]
-        return FeatureInstances(feature, rate, n_instances, examples[:m], examples[m:], controls)
+        silent = self.pool.tokens(matched)
+        controls = [read_control(store, item, n, rng) for item, n in zip(silent, n_highlights, strict=False)]
+        usable = [instance.sentence not in shown for instance in controls]
+        controls = list(compress(controls, usable))
+        excerpts: list[Excerpt] = []
+        if self.settings.excerpts:
+            excerpts = [read_excerpt(store, item, nearby_positions(item)) for item in items[m:]]
+            excerpts += [read_excerpt(store, item, []) for item in compress(silent, usable)]
+        return FeatureInstances(feature, rate, n_instances, examples[:m], examples[m:], controls, excerpts)
 
     def _random_features(
         self, store: ContextStore, token_counts: Int[Tensor, " vocabulary"], n: int = 32
@@ -270,15 +274,14 @@ def read_instance(store: ContextStore, item: SampledToken) -> Instance:
     return store.read(item.place).instance(item.position, nearby_positions(item))
 
 
+def read_excerpt(store: ContextStore, item: SampledToken, fired: Iterable[int]) -> Excerpt:
+    """The tokens within `REACH` of a token in its sentence; 1 at the positions where its feature fired."""
+    return store.read(item.place).excerpt(item.position, REACH, dict.fromkeys(fired, 1.0))
+
+
 def read_control(store: ContextStore, item: SampledToken, n_highlights: int, rng: random.Random) -> Instance:
     """A token on which a feature does not fire, with as many others of its sentence highlighted, drawn at random."""
     context = store.read(item.place)
-    others = [other for other in _sentence(context, item.position) if other != item.position]
+    others = [other for other in context.nearby(item.position, len(context.tokens)) if other != item.position]
     drawn = rng.sample(others, max(0, min(n_highlights - 1, len(others))))
     return context.instance(item.position, [item.position, *drawn])
-
-
-def _sentence(context: TextContext, position: int) -> list[int]:
-    """Positions of the tokens of the same sentence."""
-    sentence = context.sentence_of[position]
-    return [other for other, number in enumerate(context.sentence_of) if number == sentence and context.spans[other][1]]

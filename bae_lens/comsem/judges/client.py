@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bae_lens.comsem.judges.address import KEY_VARIABLE, OPENAI_URL, is_loopback, read_key, without_secrets
@@ -40,6 +41,10 @@ REMEDIES = {
 }
 """Options of `LanguageModelJudge`, by what a server names when it refuses a request."""
 
+ReadLogprobs = Callable[[list[dict[str, Any]]], list[float]]
+"""Makes numbers from the tokens of an answer, as `Completion.logprobs` has them."""
+READ_SINGLE: ReadLogprobs = partial(yes_probabilities, structured=False)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -48,7 +53,8 @@ class Answer:
     text: str | None
     """None if there was no answer of use after all retries."""
     probabilities: list[float]
-    """Of yes against no, at each verdict in the text; empty where the server does not say."""
+    """Of yes against no, at each verdict in the text, or what else is read from log-probabilities; empty where the
+    server does not say."""
 
 
 class ChatClient:
@@ -125,13 +131,13 @@ class ChatClient:
         request: dict[str, Any],
         expected_tokens: int,
         fault: Callable[[str], str | None] | None = None,
-        structured: bool = False,
+        read_logprobs: ReadLogprobs = READ_SINGLE,
     ) -> Answer:
         """The answer to a chat request, from the cache or the server. `expected_tokens`: of the answer, for estimates.
 
         `fault` says in a few words why a text cannot be parsed, None if it can. Without it every answer can that ends
-        by itself; with it those that were cut off too, if they say all that was asked. A `structured` answer
-        has a verdict after each colon.
+        by itself; with it those that were cut off too, if they say all that was asked. `read_logprobs` makes
+        the answer's `probabilities` from its tokens' log-probabilities.
 
         Raises ValueError if the server refuses the key, the address or the model, or the model's first request of all,
         OSError if it cannot be reached any more or an answer cannot be kept, and BudgetSpentError before a call that
@@ -151,7 +157,7 @@ class ChatClient:
                 self.usage.add(estimate_input_tokens(request), expected_tokens, self._price(request))
             return Answer(None, [])
         if key not in self._pending:
-            self._pending[key] = asyncio.ensure_future(self._ask(keyed, request, fault, structured))
+            self._pending[key] = asyncio.ensure_future(self._ask(keyed, request, fault, read_logprobs))
             self._pending[key].add_done_callback(lambda _: self._pending.pop(key, None))
         return await self._pending[key]
 
@@ -167,7 +173,7 @@ class ChatClient:
         keyed: dict[str, Any],
         request: dict[str, Any],
         fault: Callable[[str], str | None] | None,
-        structured: bool,
+        read_logprobs: ReadLogprobs,
     ) -> Answer:
         async with self._slots:
             with self._within_budget(request):
@@ -186,7 +192,7 @@ class ChatClient:
                 return self._failed(kind, f"an answer was {kind}", model, came=True)
             self._failures_in_a_row[model] = 0
             self._models_that_answered.add(model)
-            probabilities = yes_probabilities(completion.logprobs, structured)
+            probabilities = read_logprobs(completion.logprobs)
             if trouble:
                 self.unparsable[trouble] += 1
             else:

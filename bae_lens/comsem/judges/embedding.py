@@ -57,10 +57,21 @@ class Meanings:
 
     def fits_left_out(self, examples: Sequence[Instance]) -> int:
         """How many of the examples are fit by the words that are characteristic of the others."""
-        left_out = [[*examples[:i], *examples[i + 1 :]] or examples for i in range(len(examples))]
-        words, shown = [self.characteristic_words(others) for others in left_out], [near_token(e) for e in examples]
-        self._vectors([*words, *chain.from_iterable(shown)])  # embedded together, which takes far less time
+        self.embed_together([examples])
+        words, shown = self._words_of_others(examples), [near_token(example) for example in examples]
         return sum(self.of_tokens(own, [token])[0] > 0.5 for own, token in zip(words, shown, strict=True))
+
+    def embed_together(self, groups: Sequence[Sequence[Instance]]) -> None:
+        """Looks up all that groups of examples will be asked for, which takes far less time than one after another."""
+        texts = [self.characteristic_words(examples) for examples in groups]
+        for examples in groups:
+            texts += [*self._words_of_others(examples), *chain.from_iterable(map(near_token, examples))]
+        self._vectors(texts)
+
+    def _words_of_others(self, examples: Sequence[Instance]) -> list[str]:
+        """For each example, the words that are characteristic of the others."""
+        left_out = [[*examples[:i], *examples[i + 1 :]] or examples for i in range(len(examples))]
+        return [self.characteristic_words(others) for others in left_out]
 
     def _nearness(self, explanation: str, vectors: Float[Tensor, "n d"], ordinary: Float[Tensor, "m d"]) -> list[float]:
         (target,) = self._vectors([explanation])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.collect.instances import Excerpt, Instance
 
 Question = Literal["token", "marked token", "passage", "highlights"]
 """What a judge is asked of an instance and an explanation: whether it explains
@@ -34,6 +34,28 @@ class Verdict:
         return not (self.failed or self.abstained)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """How strongly a feature would fire on each token of an excerpt, by its explanation."""
+
+    activations: list[float] | None
+    """From 0 to 10; None if the answer could not be parsed, if there was none, or if the judge abstains."""
+    failed: bool = False
+    """There was no answer at all."""
+    abstained: bool = False
+    """The judge cannot judge this kind of explanation, and says so."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of some instances has not what the others have in common."""
+
+    number: int | None
+    """From 0; None if the answer could not be parsed or if there was none."""
+    failed: bool = False
+    """There was no answer at all."""
+
+
 @runtime_checkable
 class Judge(Protocol):
     """Whoever puts into words what tokens have in common, and says whether the words fit others."""
@@ -59,4 +81,25 @@ class Judge(Protocol):
 
     async def close(self) -> None:
         """Ends what the judge holds open; it may be asked again."""
+        ...
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """A judge that predicts activations; its `explain` and `judge` are as any judge's."""
+
+    async def simulate(self, explanation: str, excerpts: list[Excerpt]) -> list[Prediction]:
+        """A prediction for each excerpt, whose own activations it does not look at.
+
+        Raises ValueError if the judge gives none of the probabilities that a prediction is made of.
+        """
+        ...
+
+
+@runtime_checkable
+class IntruderFinder(Protocol):
+    """A judge that finds the odd one out; its `explain` and `judge` are as any judge's."""
+
+    async def find_intruder(self, instances: list[Instance]) -> Choice:
+        """Which of the marked tokens has not what all others have in common; nobody says what that is."""
         ...

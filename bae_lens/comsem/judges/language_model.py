@@ -5,10 +5,11 @@ import zlib
 from functools import partial
 from typing import Any, Literal
 
-from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.collect.instances import Excerpt, Instance
 from bae_lens.comsem.judges import few_shot
 from bae_lens.comsem.judges.client import ChatClient
-from bae_lens.comsem.judges.judge import Question, Verdict
+from bae_lens.comsem.judges.intruder import choice_fault, intruder_messages, read_choice
+from bae_lens.comsem.judges.judge import Choice, Prediction, Question, Verdict
 from bae_lens.comsem.judges.prompts import (
     EXPLANATION_TOKENS,
     UNKNOWN_EXPLANATION,
@@ -23,12 +24,16 @@ from bae_lens.comsem.judges.prompts import (
     structured_fault,
     structured_messages,
     verdict_schema,
+    yes_probabilities,
 )
+from bae_lens.comsem.judges.simulation import LARGEST, expected_activations, simulation_fault, simulation_messages
 from bae_lens.comsem.judges.together import together
 
 TOP_LOGPROBS = 5  # alternatives among which yes and no are looked for; servers allow 5 at least
 # Tokens of an answer that are expected, and at most allowed, per verdict: one that is cut off is lost.
 SINGLE_TOKENS, STRUCTURED_TOKENS = (2, 64), (7, 16)
+LINE_TOKENS = (5, 16)  # the same, per line of a simulation
+NEEDS_LOGPROBS = "needs log-probabilities; use a server that gives them, or leave simulation out"
 
 AnswerFormat = Literal["json_schema", "json_object", "text"]
 """What a server is asked for where several verdicts come in one answer: an object of this schema, any JSON object, or
@@ -91,7 +96,10 @@ class LanguageModelJudge:
         request = self._request(structured_messages(explanation, instances, question), n * allowed)
         request |= self._response_format(n) | self._logprobs
         answer = await self.client.ask(
-            request, n * expected + self._reasoning_tokens, partial(structured_fault, n=n), structured=True
+            request,
+            n * expected + self._reasoning_tokens,
+            partial(structured_fault, n=n),
+            partial(yes_probabilities, structured=True),
         )
         if answer.text is None:
             return [Verdict(None, failed=True)] * n
@@ -114,6 +122,32 @@ class LanguageModelJudge:
         if answer.text is None:
             return Verdict(None, failed=True)
         return Verdict(read_single(answer.text), answer.probabilities[0] if answer.probabilities else None)
+
+    async def simulate(self, explanation: str, excerpts: list[Excerpt]) -> list[Prediction]:
+        if not self._logprobs:
+            raise ValueError(f"simulation {NEEDS_LOGPROBS}; {self.name} is not asked for any (logprobs False)")
+        return await together([self._simulate_one(explanation, excerpt) for excerpt in excerpts])
+
+    async def _simulate_one(self, explanation: str, excerpt: Excerpt) -> Prediction:
+        expected, allowed = LINE_TOKENS
+        n = len(excerpt.tokens)
+        request = self._request(simulation_messages(explanation, excerpt), n * allowed)
+        request |= self._logprobs | {"top_logprobs": LARGEST + 1}
+        answer = await self.client.ask(
+            request, n * expected + self._reasoning_tokens, partial(simulation_fault, n=n), expected_activations
+        )
+        if answer.text is None:
+            return Prediction(None, failed=True)
+        if not answer.probabilities and simulation_fault(answer.text, n) is None:
+            raise ValueError(f"simulation {NEEDS_LOGPROBS}; {self.name} answered without any")
+        return Prediction(answer.probabilities if len(answer.probabilities) == n else None)
+
+    async def find_intruder(self, instances: list[Instance]) -> Choice:
+        expected, allowed = SINGLE_TOKENS
+        n = len(instances)
+        request = self._request(intruder_messages(instances), allowed)
+        answer = await self.client.ask(request, expected + self._reasoning_tokens, partial(choice_fault, n=n))
+        return Choice(None, failed=True) if answer.text is None else Choice(read_choice(answer.text, n))
 
     def _response_format(self, n: int) -> dict[str, Any]:
         if self._answer_format == "text":

@@ -5,12 +5,14 @@ Needs the extra bae-lens[offline-judge], whose packages bring a tagger (HanTa) a
 
 import math
 from collections.abc import Sequence
+from itertools import chain, islice
 
-from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.collect.instances import Excerpt, Instance
 from bae_lens.comsem.judges.embedding import ORDINARY, Embed, Meanings, Shown, load_minilm, near_token
-from bae_lens.comsem.judges.judge import Question, Verdict
+from bae_lens.comsem.judges.judge import Choice, Prediction, Question, Verdict
 from bae_lens.comsem.judges.properties import KINDS, PLACES, Property, candidates
 from bae_lens.comsem.judges.reading import ABOUT, Reading, read
+from bae_lens.comsem.judges.simulation import LARGEST
 from bae_lens.comsem.judges.tokens import Tag, Tagger, Word
 
 SURE = 0.9  # probability of yes where a property holds, and share of the examples that a right explanation should fit
@@ -36,6 +38,7 @@ class OfflineJudge:
         self._embed, self._tagger = embed or load_minilm(), Tagger(tag)
         self._meanings: Meanings | None = None
         self._ordinary: list[Word] = []
+        self._rates: dict[str, float] = {}  # at which ordinary tokens have a property, by its phrase
 
     def prepare(self, background: list[Instance]) -> None:
         """Takes ordinary tokens of the corpus to compare with. Raises ValueError if there are none."""
@@ -43,6 +46,7 @@ class OfflineJudge:
             raise ValueError("an offline judge needs ordinary tokens to compare with, got none")
         self._meanings = Meanings(background, self._embed)
         self._ordinary = [self._tagger.word(instance) for instance in background]
+        self._rates.clear()
 
     async def explain(self, examples: list[Instance], marked: bool) -> str | None:  # noqa: ARG002
         meanings = self._prepared()
@@ -62,15 +66,37 @@ class OfflineJudge:
         fits = {"passage": self._fits_passages, "highlights": self._fits_highlights}.get(question, self._fits_tokens)
         return [Verdict(yes=p > 0.5, probability=p) for p in fits(reading, instances)]
 
+    async def simulate(self, explanation: str, excerpts: list[Excerpt]) -> list[Prediction]:
+        """Ten times the probability that the explanation fits each token, which is what it gives a token by itself."""
+        self._prepared()
+        reading = read(explanation)
+        if not reading.is_understood:
+            return [Prediction(None, abstained=True) for _ in excerpts]
+        instances = [[Instance(excerpt.text, token, [token]) for token in excerpt.tokens] for excerpt in excerpts]
+        fits = iter(self._fits_tokens(reading, list(chain.from_iterable(instances))))
+        return [Prediction([LARGEST * fit for fit in islice(fits, len(tokens))]) for tokens in instances]
+
+    async def find_intruder(self, instances: list[Instance]) -> Choice:
+        """The one that an explanation of the others fits worse than it fits the others, by most."""
+        margins = []
+        groups = [[*instances[:number], *instances[number + 1 :]] for number in range(len(instances))]
+        self._prepared().embed_together(groups)
+        for left_out, others in zip(instances, groups, strict=True):
+            explanation = str(await self.explain(others, marked=True))
+            of_left_out, *of_others = self._fits_tokens(read(explanation), [left_out, *others])
+            margins.append(sum(of_others) / len(of_others) - of_left_out)
+        return Choice(max(range(len(margins)), key=margins.__getitem__))
+
     async def close(self) -> None:
         """Nothing is open."""
 
     def _evidence(self, known: Property, words: Sequence[Word], of_one_word: bool) -> float:
         """For a property against the words being ordinary, less what the choice among properties costs, in nats."""
         held = sum(map(known.holds, words))
-        ordinary = (sum(map(known.holds, self._ordinary)) + 0.5) / (len(self._ordinary) + 1)
+        if known.phrase not in self._rates:
+            self._rates[known.phrase] = (sum(map(known.holds, self._ordinary)) + 0.5) / (len(self._ordinary) + 1)
         choices = OF_ONE_WORD if of_one_word else len(PLACES) + len(KINDS)
-        return _log_odds(held, len(words), ordinary) - math.log(choices)
+        return _log_odds(held, len(words), self._rates[known.phrase]) - math.log(choices)
 
     def _fits_tokens(self, reading: Reading, instances: list[Instance]) -> list[float]:
         words = [self._tagger.word(instance) for instance in instances]

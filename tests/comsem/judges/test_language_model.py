@@ -1,5 +1,6 @@
 import asyncio
 import json
+import math
 import sqlite3
 import subprocess
 import sys
@@ -8,9 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.collect.instances import Excerpt, Instance
 from bae_lens.comsem.judges.answer_cache import AnswerCache
 from bae_lens.comsem.judges.client import FAILURES_IN_A_ROW, ChatClient
+from bae_lens.comsem.judges.judge import Choice, Prediction
 from bae_lens.comsem.judges.language_model import LanguageModelJudge
 from bae_lens.comsem.judges.spending import Budget, BudgetSpentError, Price
 from bae_lens.comsem.judges.together import together
@@ -33,6 +35,16 @@ def ask_all(client: ChatClient, numbers) -> list:
             return await together([client.ask(request(number), 2) for number in numbers])
         finally:
             await client.close()
+
+    return asyncio.run(work())
+
+
+def finished(judge: LanguageModelJudge, question):
+    async def work():
+        try:
+            return await question
+        finally:
+            await judge.close()
 
     return asyncio.run(work())
 
@@ -398,3 +410,65 @@ def test_after_a_kill_in_the_middle_of_500_calls_the_rest_is_asked_exactly_once(
     assert len(chat_server.answered) == 500
     assert set(chat_server.answered.values()) == {1}
     assert rows() == 500
+
+
+EXCERPT = Excerpt("the rain fell", [(0, 3), (4, 8), (9, 13)], [0.0, 1.0, 0.0])
+
+
+def numbers(body, with_logprobs=True, lines=3):
+    """A server's answer that gives the second token 8 or 6, as likely as each other, and the others 0."""
+    values = [("0", {"0": 1.0}), ("8", {"8": 0.5, "6": 0.5}), ("0", {"0": 1.0})][:lines]
+    tokens = []
+    for word, (value, likely) in zip(("the", "rain", "fell"), values, strict=False):
+        top = [{"token": token, "logprob": math.log(p)} for token, p in likely.items()]
+        tokens += [{"token": f"{word}\t"}, {"token": value, "top_logprobs": top}, {"token": "\n"}]
+    choice = {
+        "message": {"role": "assistant", "content": "".join(token["token"] for token in tokens)},
+        "finish_reason": "stop",
+        "logprobs": {"content": [{"logprob": 0.0, "top_logprobs": [], **token} for token in tokens]},
+    }
+    if not with_logprobs:
+        del choice["logprobs"]
+    return json.dumps({"id": "x", "object": "chat.completion", "model": body["model"], "choices": [choice]}).encode()
+
+
+def test_simulation_reads_expectations_and_keeps_them(chat_server, cache_file):
+    chat_server.raw = numbers
+    for _ in range(2):
+        judge = LanguageModelJudge("m", ChatClient(chat_server.url, AnswerCache(cache_file)))
+        (prediction,) = finished(judge, judge.simulate("kinds of weather", [EXCERPT]))
+        assert prediction.activations == pytest.approx([0, 7, 0])
+    (body,) = chat_server.bodies
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 11)
+    assert body["messages"][1]["content"].endswith("the\nrain\nfell")
+
+
+def test_a_simulation_that_leaves_tokens_out_is_counted_and_not_scored(chat_server):
+    chat_server.raw = lambda body: numbers(body, lines=2)
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url))
+    assert finished(judge, judge.simulate("kinds of weather", [EXCERPT])) == [Prediction(None)]
+    assert judge.client.unparsable == {"not a number for each token": 1}
+
+
+def test_simulation_without_log_probabilities_is_refused(chat_server):
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url), logprobs=False)
+    sentence = "simulation needs log-probabilities; use a server that gives them, or leave simulation out; m"
+    with pytest.raises(ValueError, match=f"{sentence} is not asked for any"):
+        finished(judge, judge.simulate("kinds of weather", [EXCERPT]))
+    assert chat_server.received == 0
+    chat_server.raw = lambda body: numbers(body, with_logprobs=False)
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url))
+    with pytest.raises(ValueError, match=f"{sentence} answered without any"):
+        finished(judge, judge.simulate("kinds of weather", [EXCERPT]))
+
+
+def test_the_odd_one_out_is_named_by_its_number(chat_server):
+    chat_server.answer = lambda _: "2"
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url))
+    assert finished(judge, judge.find_intruder(CASES)) == Choice(1)
+    assert not {"logprobs", "response_format"} & set(chat_server.bodies[0])
+    chat_server.answer = lambda _: "7"
+    assert finished(judge, judge.find_intruder(CASES[:5])) == Choice(None)
+    assert judge.client.unparsable == {"no number of a case": 1}
+    chat_server.answer = lambda _: " "
+    assert finished(judge, judge.find_intruder(CASES[:4])) == Choice(None, failed=True)

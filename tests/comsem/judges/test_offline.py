@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from bae_lens.activations.demo_model import demo_dataset
-from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.collect.instances import Excerpt, Instance
 from bae_lens.comsem.collect.sentences import sentence_spans
 from bae_lens.comsem.judges.embedding import Meanings
+from bae_lens.comsem.judges.judge import Choice, Prediction
 from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.properties import BY_PHRASE
 from bae_lens.comsem.judges.self_test import run_self_test
@@ -63,6 +64,27 @@ def test_of_form_and_meaning_both_must_fit(judge):
 def test_it_abstains_from_what_it_cannot_tell(judge):
     (verdict,) = answers(judge, "stressed syllables", "The <<dog>> barked.")
     assert (verdict.yes, verdict.abstained, verdict.is_answer) == (None, True, False)
+
+
+def test_a_token_is_predicted_to_activate_as_likely_as_the_explanation_fits(judge):
+    excerpt = Excerpt("A dog saw rain.", [(0, 1), (2, 5), (6, 9), (10, 14), (14, 15)], [0.0] * 5)
+    (animals,) = asyncio.run(judge.simulate("animals", [excerpt]))
+    assert max(range(5), key=animals.activations.__getitem__) == 1
+    asked = [judged.probability for judged in answers(judge, "animals", "A <<dog>> saw rain.", "A dog saw <<rain>>.")]
+    assert [animals.activations[1], animals.activations[3]] == pytest.approx([10 * p for p in asked])
+    both = asyncio.run(judge.simulate("nouns", [excerpt, excerpt]))
+    assert both[0] == both[1]
+    assert both[0].activations == pytest.approx([1, 9, 1, 9, 1])
+    assert asyncio.run(judge.simulate("stressed syllables", [excerpt])) == [Prediction(None, abstained=True)]
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_the_token_that_has_not_what_the_others_have_is_found(judge, place):
+    alike = [instance(f"The <<{animal}>> stood there.") for animal in ("cat", "dog", "horse", "animals")]
+    shown = [*alike[:place], instance("The <<storm>> stood there."), *alike[place:]]
+    assert asyncio.run(judge.find_intruder(shown)) == Choice(place)
+    verbs = [instance(f"They <<{verb}>> it.") for verb in ("took", "saw", "painted", "counted")]
+    assert asyncio.run(judge.find_intruder([*verbs[:place], instance("A <<glass>>."), *verbs[place:]])) == Choice(place)
 
 
 def test_passages_and_highlights(judge):

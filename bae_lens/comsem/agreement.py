@@ -1,0 +1,352 @@
+"""How scores agree: with one another, with themselves elsewhere, and with explanations that are not right."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from bae_lens.comsem.results import ComSemReport, FeatureScore
+from bae_lens.storage import validated
+
+MEASURES = ("detection", "intruder", "score", "balanced_accuracy", "simulation", "fuzzing")
+"""Fields of `FeatureScore` that are compared; "score" is ComSem's own."""
+ALL = "all dictionaries"
+RANDOM = "random tokens"
+FEWEST = 10  # features for an interval
+RESAMPLES = 2000
+SEED = 0
+
+Statistic = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic over features."""
+
+    value: float | None
+    """None where it is not defined."""
+    interval: tuple[float, float] | None
+    """95 % bootstrap interval over features; None where there are fewer than 10 of them."""
+    n: int
+    """Features."""
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "\u2013"
+        value, *bounds = (f"{round(number, 2) + 0.0:.2f}" for number in (self.value, *(self.interval or ())))
+        return f"{value} ({' to '.join(bounds)})" if bounds else value
+
+
+NOTHING = Estimate(None, None, 0)
+
+
+@dataclass(frozen=True)
+class ScorePair:
+    """How two scores of the same features agree."""
+
+    first: str
+    second: str
+    correlation: Estimate
+    """Of their ranks over features."""
+
+
+@dataclass(frozen=True)
+class ExplanationControl:
+    """One score of the same features with three explanations."""
+
+    measure: str
+    right: Estimate
+    """Mean with the feature's own explanation."""
+    other: Estimate
+    """Mean with another feature's."""
+    vague: Estimate
+    """Mean with one that says nothing."""
+    over_other: Estimate
+    """Share of features to which their own gives more than another's."""
+    over_vague: Estimate
+    """Share of features to which their own gives more than one that says nothing."""
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """One ComSem report: how its scores agree with one another, and what they give to other explanations."""
+
+    name: str
+    model: str
+    judge: str
+    explainer: str
+    setting: str
+    dataset: str
+    seed: int
+    passed: bool
+    """Whether the judge passed its self-test."""
+    failed_tests: list[str]
+    """Scores of which the judge failed the test of known cases."""
+    n_features: dict[str, int]
+    """Features scored, by dictionary."""
+    means: dict[str, dict[str, Estimate]]
+    """Mean of each measure by dictionary, with random tokens in the place of features last."""
+    pairs: dict[str, list[ScorePair]]
+    """By dictionary, and over the features of all."""
+    controls: list[ExplanationControl]
+    """Over the features of all dictionaries that were asked about so; empty if none were."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """One score of the same features in two runs."""
+
+    measure: str
+    correlation: Estimate
+    """Of ranks over features."""
+    difference: Estimate
+    """Mean of the second run's less the first's."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Two runs, compared where both scored the same features."""
+
+    first: str
+    second: str
+    differ: list[str]
+    """What is not the same: judge, explainer, setting, seed, text."""
+    n_both: int
+    """Features scored in both."""
+    n_only_first: int
+    """Features of the first run that the second did not score; they are left out."""
+    n_only_second: int
+    """The other way round."""
+    measures: list[Stability]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What several ComSem reports say of their scores; `to_dict` and `from_dict` are inverse to each other."""
+
+    runs: list[ScoredRun]
+    changes: list[Change]
+    """Each pair of runs."""
+
+    def table(self) -> str:
+        """How scores agree in each run, and how each changes between runs, as tables in Markdown."""
+        tables = [_markdown(["rank correlation", *(run.name for run in self.runs)], _pair_rows(self.runs))]
+        if self.changes:
+            headings = ["of each score with itself", *(f"{change.first}, {change.second}" for change in self.changes)]
+            tables.append(_markdown(headings, _change_rows(self.changes)))
+        return "\n\n".join(tables)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Agreement":
+        """Raises ValueError if it is none of this version."""
+        return validated(cls, content, "this agreement")
+
+
+def compare_scores(reports: Mapping[str, ComSemReport]) -> Agreement:
+    """Compares the scores of reports by name. Raises ValueError without any."""
+    if not reports:
+        raise ValueError("there are no ComSem reports to compare")
+    return Agreement(
+        [_scored_run(name, report) for name, report in reports.items()],
+        [_change(*first, *second) for first, second in combinations(reports.items(), 2)],
+    )
+
+
+def _pair_rows(runs: Sequence[ScoredRun]) -> list[list[str]]:
+    """Over the features of all dictionaries of a run."""
+    found = [{(p.first, p.second): p.correlation for p in next(iter(run.pairs.values()), [])} for run in runs]
+    pairs = dict.fromkeys(pair for of_run in found for pair in of_run)
+    return [[" and ".join(pair), *(str(of_run.get(pair, NOTHING)) for of_run in found)] for pair in pairs]
+
+
+def _change_rows(changes: Sequence[Change]) -> list[list[str]]:
+    found = [{stability.measure: stability.correlation for stability in change.measures} for change in changes]
+    rows = [["differ in", *(", ".join(change.differ) or "nothing" for change in changes)]]
+    rows += [["features in both", *(str(change.n_both) for change in changes)]]
+    rows += [["left out", *(str(change.n_only_first + change.n_only_second) for change in changes)]]
+    measures = [measure for measure in MEASURES if any(measure in of_change for of_change in found)]
+    return rows + [[name, *(str(of_change.get(name, NOTHING)) for of_change in found)] for name in measures]
+
+
+def _markdown(headings: list[str], rows: list[list[str]]) -> str:
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def _scored_run(name: str, report: ComSemReport) -> ScoredRun:
+    groups = {dictionary.name: dictionary.features for dictionary in report.dictionaries}
+    everything = [feature for features in groups.values() for feature in features]
+    measured = [measure for measure in MEASURES if _any_known(_values(everything, measure))]
+    together = {ALL: everything} if len(groups) > 1 else {}
+    return ScoredRun(
+        name=name,
+        model=report.model,
+        judge=report.judge,
+        explainer=report.explainer,
+        setting=report.setting,
+        dataset=report.dataset,
+        seed=report.settings["seed"],
+        passed=report.self_test.passed,
+        failed_tests=[score for score, test in report.score_tests.items() if not test.passed],
+        n_features={dictionary: len(features) for dictionary, features in groups.items()},
+        means={
+            group: {measure: estimate(_values(features, measure), mean) for measure in measured}
+            for group, features in {**groups, RANDOM: report.random_features}.items()
+        },
+        pairs={
+            group: [
+                ScorePair(first, second, rank_correlation(_values(features, first), _values(features, second)))
+                for first, second in combinations(measured, 2)
+            ]
+            for group, features in {**together, **groups}.items()
+        },
+        controls=[control for measure in measured if (control := _control(measure, everything)) is not None],
+    )
+
+
+def _control(measure: str, features: Sequence[FeatureScore]) -> ExplanationControl | None:
+    """Over the features of which all three are known; None if there are none."""
+    known = [
+        values
+        for feature in features
+        if None not in (values := (getattr(feature, measure), *(of.get(measure) for of in _controls(feature))))
+    ]
+    if not known:
+        return None
+    right, other, vague = zip(*known, strict=True)
+    return ExplanationControl(
+        measure,
+        estimate(right, mean),
+        estimate(other, mean),
+        estimate(vague, mean),
+        preference(right, other),
+        preference(right, vague),
+    )
+
+
+def _controls(feature: FeatureScore) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    return feature.with_other, feature.with_vague
+
+
+def _change(first_name: str, first: ComSemReport, second_name: str, second: ComSemReport) -> Change:
+    features = _by_key(first), _by_key(second)
+    both = [key for key in features[0] if key in features[1]]
+    of_first, of_second = ([by_key[key] for key in both] for by_key in features)
+    pairs = {measure: (_values(of_first, measure), _values(of_second, measure)) for measure in MEASURES}
+    measured = {measure: values for measure, values in pairs.items() if all(map(_any_known, values))}
+    return Change(
+        first=first_name,
+        second=second_name,
+        differ=[name for name, value in _circumstances(first).items() if value != _circumstances(second)[name]],
+        n_both=len(both),
+        n_only_first=len(features[0]) - len(both),
+        n_only_second=len(features[1]) - len(both),
+        measures=[Stability(measure, rank_correlation(a, b), difference(a, b)) for measure, (a, b) in measured.items()],
+    )
+
+
+def _by_key(report: ComSemReport) -> dict[tuple[Any, ...], FeatureScore]:
+    """Features by all that says which they are."""
+    return {
+        (report.model, dictionary.hook_name, dictionary.name, dictionary.d_sae, feature.feature): feature
+        for dictionary in report.dictionaries
+        for feature in dictionary.features
+    }
+
+
+def _circumstances(report: ComSemReport) -> dict[str, Any]:
+    return {
+        "judge": report.judge,
+        "explainer": report.explainer,
+        "setting": report.setting,
+        "seed": report.settings["seed"],
+        "text": (report.dataset, report.settings["corpus"]),
+    }
+
+
+def _values(features: Sequence[FeatureScore], measure: str) -> list[float | None]:
+    return [getattr(feature, measure) for feature in features]
+
+
+def _any_known(values: Sequence[float | None]) -> bool:
+    return any(value is not None for value in values)
+
+
+def rank_correlation(x: Sequence[float | None], y: Sequence[float | None]) -> Estimate:
+    """Spearman's coefficient where both are known. Not defined for fewer than three, or where either is constant.
+
+    >>> str(rank_correlation([0.1, 0.2, 0.3, None], [0.5, 0.9, 0.7, 1.0]))
+    '0.50'
+    """
+    a, b = _both_known(x, y)
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return Estimate(None, None, len(a))
+    return Estimate(float(spearman(a, b)), _interval((a, b), spearman), len(a))
+
+
+def spearman(x: Float[np.ndarray, "*batch n"], y: Float[np.ndarray, "*batch n"], axis: int = -1) -> Any:
+    """Pearson's coefficient of the ranks, equal values at the mean of theirs; 0 where either is constant."""
+    a, b = (stats.rankdata(values, axis=axis) for values in (x, y))
+    a, b = (ranks - ranks.mean(axis=axis, keepdims=True) for ranks in (a, b))
+    scale = np.sqrt((a**2).sum(axis=axis) * (b**2).sum(axis=axis))
+    return np.divide((a * b).sum(axis=axis), scale, out=np.zeros_like(scale), where=scale > 0)
+
+
+def difference(x: Sequence[float | None], y: Sequence[float | None]) -> Estimate:
+    """Mean of y - x where both are known."""
+    a, b = _both_known(x, y)
+    return estimate(list(b - a), mean)
+
+
+def preference(right: Sequence[float], other: Sequence[float]) -> Estimate:
+    """Share of features to which the right explanation gives more, equals counting half; 1/2 is chance.
+
+    >>> preference([0.9, 0.5, 0.2], [0.1, 0.5, 0.3]).value
+    0.5
+    """
+    gain = np.asarray(right, dtype=float) - np.asarray(other, dtype=float)
+    return estimate(list((np.sign(gain) + 1) / 2), mean)
+
+
+def mean(values: Float[np.ndarray, "*batch n"], axis: int = -1) -> Any:
+    """For `estimate`."""
+    return values.mean(axis=axis)
+
+
+def estimate(values: Sequence[float | None], statistic: Statistic) -> Estimate:
+    """A statistic of what is known."""
+    known = np.array([value for value in values if value is not None], dtype=float)
+    if len(known) == 0:
+        return Estimate(None, None, 0)
+    return Estimate(float(statistic(known)), _interval((known,), statistic), len(known))
+
+
+def _interval(data: tuple[Float[np.ndarray, " n"], ...], statistic: Statistic) -> tuple[float, float] | None:
+    """Percentiles of the statistic over features drawn again with replacement, those of a feature together."""
+    if len(data[0]) < FEWEST:
+        return None
+    found = stats.bootstrap(
+        data,
+        statistic,
+        n_resamples=RESAMPLES,
+        paired=len(data) > 1,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _both_known(
+    x: Sequence[float | None], y: Sequence[float | None]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    known = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
+    pairs = np.array(known, dtype=float).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
