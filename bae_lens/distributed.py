@@ -3,6 +3,7 @@
 All hold the same weights. Each encodes and decodes its own rows, gathers everybody's results and computes the loss of
 the whole batch from them; its gradient goes back into its own rows only, and the sum over the processes of what reaches
 the weights is the gradient. A single process shares nothing, and every function here then leaves things as they are.
+Where they share features instead, see `saes.sharing`, each has all rows and its own features.
 
 gloo connects processes on CPUs, nccl those on GPUs, which is untested.
 """
@@ -11,18 +12,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # to load torch, and to fail before
 WORK_TIMEOUT = timedelta(minutes=30)  # between two exchanges, such as a batch of activations or a checkpoint
+CLIP_MARGIN = 1e-6  # added to a norm by torch.nn.utils.clip_grad_norm_
 
 _connected = False
 _group: Any = None
@@ -160,28 +162,111 @@ def all_reduce_sum(make: Callable[[Any, int, int], Tensor], argument: Any) -> Te
     return tensor
 
 
+def sum_parts(part: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The sum of what all processes pass, differentiable with respect to this one's part.
+
+    All must go on to compute the same from it: what comes back is then the gradient of the whole already.
+    """
+    return part if n_processes() == 1 else cast(Tensor, _Sum.apply(part))
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(part: Tensor) -> Tensor:
+        total = part.clone(memory_format=torch.contiguous_format)
+        with _naming_the_cause():
+            dist.all_reduce(total, group=_group)
+        return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Nothing is needed to go back."""
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # noqa: ARG004
+        return grad_outputs[0]
+
+
+def in_turn(own: Shaped[Tensor, "n own"]) -> Iterator[Shaped[Tensor, "n other"]]:
+    """The columns that each process passes, this one's among them, in order; all processes must go through all."""
+    widths = [int(width) for width in _gathered(torch.tensor(own.shape[1]))]
+    for index, width in enumerate(widths):
+        columns = own.contiguous() if index == process_index() else own.new_empty(len(own), width)
+        if width > 0:
+            with _naming_the_cause():
+                dist.broadcast(columns, index, _group)
+        yield columns
+
+
+def gather_on_first(own: Shaped[Tensor, "..."], axis: int) -> Shaped[Tensor, "..."] | None:
+    """What all processes pass, one after another along an axis, on the CPU of the first; None in the others."""
+    sizes = [int(size) for size in _gathered(torch.tensor(own.shape[axis]))]
+    own = own.detach().cpu().contiguous()
+    with _naming_the_cause():
+        if not is_main_process():
+            dist.send(own, 0, _group)
+            return None
+        parts = [own]
+        for index, size in enumerate(sizes[1:], 1):
+            parts.append(own.new_empty(*own.shape[:axis], size, *own.shape[axis + 1 :]))
+            dist.recv(parts[-1], index, _group)
+    return torch.cat(parts, axis)
+
+
 def sum_gradients(module: nn.Module) -> None:
     """From now on, every backward pass ends with the gradients of all processes added up in each of them.
 
     Every parameter that requires a gradient must get one in each pass.
     """
+
+    def add_up(parameters: Mapping[str, nn.Parameter]) -> None:
+        for parameter in parameters.values():
+            assert parameter.grad is not None
+            dist.all_reduce(parameter.grad, group=_group)
+
+    _after_backward(module, add_up)
+
+
+def clip_gradients_together(module: nn.Module, alike: Collection[str]) -> None:
+    """From now on, every backward pass ends with the gradients of all processes, taken as one, of norm 1 at most.
+
+    So SAELens clips a dictionary's gradients, which finds nothing left to clip where each process has a part of them.
+    Those named in `alike` are the same in all, and count once. Every parameter that requires a gradient must get one.
+    """
+
+    def clip(parameters: Mapping[str, nn.Parameter]) -> None:
+        squares = {
+            name: torch.linalg.vector_norm(parameter.grad, dtype=torch.float64).square()  # pyright: ignore[reportArgumentType]
+            for name, parameter in parameters.items()
+        }
+        own = torch.stack([square for name, square in squares.items() if name not in alike]).sum()
+        dist.all_reduce(own, group=_group)
+        norm = (own + sum(square for name, square in squares.items() if name in alike)).sqrt()
+        factor = (1 / (norm + CLIP_MARGIN)).clamp(max=1.0)
+        for parameter in parameters.values():
+            assert parameter.grad is not None
+            parameter.grad.mul_(factor)
+
+    _after_backward(module, clip)
+
+
+def _after_backward(module: nn.Module, change: Callable[[Mapping[str, nn.Parameter]], None]) -> None:
+    """Where there are several processes, has each backward pass end with a change of the gradients, in all of them."""
     if n_processes() == 1:
         return
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     arrived = set()
 
-    def add_up(parameter: Tensor) -> None:
+    def arrive(parameter: Tensor) -> None:
         # Not one by one: processes may disagree on the order, since the graph of a sparse code is another.
         arrived.add(parameter)
         if len(arrived) == len(parameters):
             arrived.clear()
             with _naming_the_cause():
-                for parameter in parameters:
-                    assert parameter.grad is not None
-                    dist.all_reduce(parameter.grad, group=_group)
+                change(parameters)
 
-    for parameter in parameters:
-        parameter.register_post_accumulate_grad_hook(add_up)
+    for parameter in parameters.values():
+        parameter.register_post_accumulate_grad_hook(arrive)
 
 
 def any_process(*holds: bool) -> tuple[bool, ...]:

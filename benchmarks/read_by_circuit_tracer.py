@@ -1,4 +1,4 @@
-"""Whether circuit-tracer reads what `bae-lens export` writes; for its own environment, so it imports nothing of bae_lens.
+"""Whether circuit-tracer reads what `bae-lens export` writes; for its environment, so nothing of bae_lens is imported.
 
     python benchmarks/read_by_circuit_tracer.py traced expected.safetensors
 

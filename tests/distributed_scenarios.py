@@ -30,6 +30,7 @@ from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
 from bae_lens.functional import covariance
 from bae_lens.functional.sparse_matmul import sums_rows
+from bae_lens.training.feature_shards import gathered, own_share
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.trainer import train_dictionary
 
@@ -44,7 +45,7 @@ CONFIGS = {
     "dense": TrainingBAEConfig(**SIZES, **PENALTIES, apply_encoder_bias=False, encoder_bias_init=0.0),
     "dense, sampled": TrainingBAEConfig(**SIZES, **PENALTIES, covariance_sample=80, encoder_bias_init=-0.5),
     "steered": TrainingBAEConfig(**SIZES, target_l0=8.0, entropy_start_step=5),
-    "transcoder": TrainingBinaryTranscoderConfig(**SIZES, **PENALTIES, d_out=7),
+    "transcoder": TrainingBinaryTranscoderConfig(**SIZES, **PENALTIES, d_out=7, skip=True),
 }
 RECIPE = Recipe(TrainingBAEConfig(**{**SIZES, "d_sae": 64}, **PENALTIES, target_l0=8.0), lr=4e-3)
 
@@ -109,27 +110,32 @@ def parts() -> None:
     )
 
 
-def train_steps() -> None:
+def train_steps(name: str = "steps", shard_features: bool = False) -> None:
     """24 steps of SAELens' trainer on batches of changing size, with every kind of penalty."""
     found = {}
     with mock.patch.multiple(covariance, TILE=32, BLOCK=16):
-        for name, cfg in CONFIGS.items():
-            found[name] = _train_steps(cfg)
-    write("steps", found)
+        for config, cfg in CONFIGS.items():
+            found[config] = _train_steps(cfg, shard_features)
+    write(name, found)
 
 
-def _train_steps(cfg: TrainingBAEConfig) -> dict[str, Any]:
+def _train_steps(cfg: TrainingBAEConfig, shard_features: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     sae = get_sae_training_class(cfg.architecture())[0](cfg)
+    if shard_features:
+        sae = own_share(sae)
     settings = SAETrainerConfig(
         total_training_samples=1000, train_batch_size_samples=32, lr=1e-2, lr_end=1e-2, dead_feature_window=3
     )
     trainer = SAETrainer(settings, sae, data_provider=iter(()))
-    parallel.sum_gradients(sae)
+    if shard_features:
+        parallel.clip_gradients_together(sae, alike=("b_dec", "W_skip"))
+    else:
+        parallel.sum_gradients(sae)
     losses, sparse = [], []
     for step in range(24):
         batch = 2 * torch.randn(ROWS[step % len(ROWS)], 16 + getattr(cfg, "d_out", 0), dtype=torch.float64)
-        output = trainer.step(parallel.shard(batch))
+        output = trainer.step(batch if shard_features else parallel.shard(batch))
         losses.append(
             [
                 torch.as_tensor(value).detach()
@@ -138,6 +144,11 @@ def _train_steps(cfg: TrainingBAEConfig) -> dict[str, Any]:
         )
         sparse.append(sums_rows(output.feature_acts.detach()))
         trainer.n_training_steps += 1
+    if shard_features:
+        whole = gathered(trainer, cfg)
+        if whole is None:
+            return {"losses": torch.tensor(losses, dtype=torch.float64)}
+        trainer, sae = whole, whole.sae
     return {
         "losses": torch.tensor(losses, dtype=torch.float64),
         "state": sae.state_dict(),
@@ -186,18 +197,20 @@ def during_step(step: int, rank: int, action: Callable[[], None]) -> Iterator[No
         yield
 
 
-def train(name: str) -> None:
+def train(name: str, shard_features: bool = False) -> None:
     states = CachedActivations(folder / "states" / "1", HOOK)
-    trained = train_dictionary("bae", RECIPE, states, SETTINGS, folder / "trained" / name)
+    trained = train_dictionary(
+        "bae", RECIPE, states, SETTINGS, folder / "trained" / name, shard_features=shard_features
+    )
     curve = [list(point.values()) for point in trained.curve]
     write(f"trained-{name}", {"state": trained.sae.state_dict(), "curve": torch.tensor(curve, dtype=torch.float64)})
 
 
-def interrupted_training(name: str) -> None:
+def interrupted_training(name: str, shard_features: bool = False) -> None:
     """SIGTERM reaches the second process only, in step 11."""
     with during_step(11, 1, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         try:
-            train(name)
+            train(name, shard_features)
         except KeyboardInterrupt:
             write(
                 f"interrupted-{name}", [path.name for path in (folder / "trained" / name / "checkpoints/bae").iterdir()]
@@ -229,6 +242,16 @@ def main() -> None:
     for n in (1, 3):
         found[f"train interrupted for {n}"] = together(2, interrupted_training, f"from-2-to-{n}")
         found[f"train resumed by {n}"] = together(n, train, f"from-2-to-{n}")
+    for n in (2, 3):
+        found[f"feature steps {n}"] = together(n, train_steps, "feature-steps", True)
+        found[f"train features {n}"] = together(n, train, f"features-{n}", True)
+    for n in (1, 3):
+        found[f"train features interrupted for {n}"] = together(
+            2, interrupted_training, f"features-from-2-to-{n}", True
+        )
+        found[f"train features resumed by {n}"] = together(n, train, f"features-from-2-to-{n}", True)
+    found["train rows interrupted"] = together(2, interrupted_training, "from-rows-to-features")
+    found["train features resumed from rows"] = together(2, train, "from-rows-to-features", True)
     found["train killed"] = together(3, killed_training, "killed")
     found["train resumed after kill"] = together(2, train, "killed")
     torch.save(found, folder / "exits.pt")

@@ -153,8 +153,11 @@ class TestParts:
             assert part["any"] == [(n > 1, False), (False, True)]
 
 
+CONFIGS = ["sparse", "sparse, sampled", "dense", "dense, sampled", "steered", "transcoder"]
+
+
 @pytest.mark.parametrize("n", [2, 3])
-@pytest.mark.parametrize("config", ["sparse", "sparse, sampled", "dense", "dense, sampled", "steered", "transcoder"])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_losses_weights_and_statistics_are_those_of_a_single_process(found, config, n):
     (single,) = found("steps", 1)
     expected = single[config]
@@ -163,6 +166,18 @@ def test_losses_weights_and_statistics_are_those_of_a_single_process(found, conf
         assert_close(process[config]["state"], expected["state"])
         assert torch.equal(process[config]["fired"], expected["fired"])
         assert torch.equal(process[config]["silent"], expected["silent"])
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_where_features_are_shared_all_is_that_of_a_single_process_too(found, config, n):
+    (single,) = found("steps", 1)
+    first, *others = found("feature-steps", n)
+    for process in (first, *others):
+        assert_close({"losses": process[config]["losses"]}, {"losses": single[config]["losses"]})
+    assert_close(first[config]["state"], single[config]["state"])
+    for name in ("fired", "silent"):
+        assert torch.equal(first[config][name], single[config][name])
 
 
 def test_both_ways_of_the_covariance_and_both_kinds_of_penalty_were_taken(found):
@@ -211,6 +226,23 @@ def test_signal_to_one_process_stops_both_and_another_number_goes_on(found, n):
     assert found(f"interrupted-from-2-to-{n}", 2) == [["00000012"]] * 2
     (single,) = found("trained-1", 1)
     for process in found(f"trained-from-2-to-{n}", n):
+        assert_close(process["state"], single["state"])
+        assert_close({"curve": process["curve"]}, {"curve": single["curve"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [
+        ("features-2", 2),
+        ("features-3", 3),
+        ("features-from-2-to-1", 1),
+        ("features-from-2-to-3", 3),
+        ("from-rows-to-features", 2),
+    ],
+)
+def test_dictionary_whose_features_were_shared_is_that_of_a_single_process_after_an_interruption_too(found, name, n):
+    (single,) = found("trained-1", 1)
+    for process in found(f"trained-{name}", n):
         assert_close(process["state"], single["state"])
         assert_close({"curve": process["curve"]}, {"curve": single["curve"]})
 
@@ -284,16 +316,19 @@ class TestRefusals:
 def test_torchrun_trains_what_one_process_trains_and_says_it_once(tiny_model_folder, text, tmp_path):
     command = ["-m", "bae_lens", "train", "--model", str(tiny_model_folder), "--dataset", str(text), *SMALL.split()]
     command += ["--hook-name", "blocks.0.hook_resid_post", "--set", "covariance_coefficient", "0.01"]
-    shared = _run(*TORCHRUN, *command, "--output", str(tmp_path / "two"))
-    assert shared.returncode == 0, shared.stderr[-3000:]
-    assert shared.stdout.count("\nbae  ") == 1
-    assert (tmp_path / "two" / "report.html").exists()
+    for run, *flags in (["rows"], ["features", "--shard-features"]):
+        shared = _run(*TORCHRUN, *command, *flags, "--output", str(tmp_path / run))
+        assert shared.returncode == 0, shared.stderr[-3000:]
+        assert shared.stdout.count("\nbae  ") == 1
+        assert (tmp_path / run / "report.html").exists()
     assert _run(sys.executable, *command, "--output", str(tmp_path / "one")).returncode == 0
-    one, two = (
-        load_file(tmp_path / run / "dictionaries" / "bae" / "sae_weights.safetensors") for run in ("one", "two")
+    one, *others = (
+        load_file(tmp_path / run / "dictionaries" / "bae" / "sae_weights.safetensors")
+        for run in ("one", "rows", "features")
     )
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+    for two in others:
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

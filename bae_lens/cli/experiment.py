@@ -31,6 +31,7 @@ def run_experiment(
     on_stage: OnStage = unwatched,
     on_measured: OnMeasured = unwatched,
     model_device: str | None = None,
+    shard_features: bool = False,
 ) -> Comparison:
     """Loads what the experiment names, compares, and writes results, cards and, if its libraries are there, a report.
 
@@ -53,7 +54,8 @@ def run_experiment(
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
     on_stage(LOADING, loading)
-    comparison = compare(model, text, made, experiment, folder, device, loading, on_stage, on_measured)
+    watched = (loading, on_stage, on_measured)
+    comparison = compare(model, text, made, experiment, folder, device, *watched, shard_features)
     if not missing_packages(REPORT_LIBRARIES):
         from bae_lens.report.page import write_report
         from bae_lens.report.png import write_pictures

@@ -68,6 +68,9 @@ class Train:
     """Where the model and the dictionary run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    shard_features: bool = False
+    """Several processes share the features of the dictionary, and not the rows of each batch, for one that is too wide
+    for a single device. (Each needs the memory of the host for the whole, once, without the optimizer's.)"""
 
     def run(self) -> str:
         """Trains, writes dictionary and results into `output`, and returns the table."""
@@ -91,7 +94,14 @@ class Train:
 
         with joined(self.device) as device:
             check_alike(flat(asdict(self)))
-            comparison = run_experiment(experiment, contenders, self.output, device, model_device=self.model_device)
+            comparison = run_experiment(
+                experiment,
+                contenders,
+                self.output,
+                device,
+                model_device=self.model_device,
+                shard_features=self.shard_features,
+            )
             return summary(comparison, self.output)
 
     def spec(self) -> DictionarySpec:

@@ -52,6 +52,7 @@ def compare(
     loading_seconds: float = 0.0,
     on_stage: OnStage = unwatched,
     on_measured: OnMeasured = unwatched,
+    shard_features: bool = False,
 ) -> Comparison:
     """Trains and measures all contenders on the activations of one pass of the model over the text.
 
@@ -67,7 +68,8 @@ def compare(
     other trials under `trials`), `result.json` and SAEBench's keys in `saebench`. An interrupted comparison goes on
     where it stopped, and nothing that is finished is done again. `loading_seconds` is what model and text took to load,
     for the report. `on_stage` is told of stages as by a `Stopwatch`, `on_measured` of each dictionary as soon as it is
-    measured. Several processes share the pass and the training; all but the first end after it.
+    measured. Several processes share the pass and the training, by rows of a batch or, with `shard_features`, by
+    features; all but the first end after it.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
     does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
@@ -83,7 +85,7 @@ def compare(
     reads = {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()}
     hooks = list(dict.fromkeys([experiment.hook_name, *chain.from_iterable(reads.values())]))
     recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
-    _check_hooks(contenders, experiment, hook_widths(model, hooks))
+    _check_hooks(contenders, experiment, hook_widths(model, hooks), shard_features)
     for site in dict.fromkeys(reads.values()):
         check_attachable(model, site)
     weights = model_fingerprint(model)
@@ -104,7 +106,9 @@ def compare(
                 )
                 for split, chosen in contexts.items()
             }
-        comparison = _Comparing(model, splits, contenders, experiment, folder, stopwatch, device, on_measured).result()
+        comparison = _Comparing(
+            model, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features
+        ).result()
         comparison = replace(comparison, comsem=earlier_comsem(folder))
         comparison.save(folder)
         return comparison
@@ -135,10 +139,11 @@ class _Comparing:
         stopwatch: Stopwatch,
         device: str,
         on_measured: OnMeasured,
+        shard_features: bool,
     ) -> None:
         self.model, self.splits, self.contenders, self.experiment = model, splits, contenders, experiment
         self.folder, self.stopwatch, self.device = folder, stopwatch, device
-        self.on_measured = on_measured
+        self.on_measured, self.shard_features = on_measured, shard_features
         test = splits["test"][experiment.hook_name]
         self.loss_meter = LossMeter(model, test, experiment.contexts.loss_contexts)
         self.metadata = {
@@ -212,9 +217,8 @@ class _Comparing:
         sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
         states = sides[0] if contender.hook_name is None else PairedActivations(*sides)
         with self.stopwatch.stage(f"train {name}"):
-            return train_dictionary(
-                name, recipe, states, self.experiment.training, folder, seed, self.device, self.metadata
-            )
+            training, placed = self.experiment.training, (self.device, self.metadata, self.shard_features)
+            return train_dictionary(name, recipe, states, training, folder, seed, *placed)
 
     def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
         hooks = self.contenders[name].hooks(self.experiment.hook_name)
@@ -305,7 +309,9 @@ def best_trial(trials: list[Trial], l0: float | None) -> int:
     return min(range(len(trials)), key=lambda i: abs(log(max(trials[i].informative_l0, 1e-9) / l0)))
 
 
-def _check_hooks(contenders: Mapping[str, Contender], experiment: Experiment, widths: dict[str, int]) -> None:
+def _check_hooks(
+    contenders: Mapping[str, Contender], experiment: Experiment, widths: dict[str, int], shard_features: bool
+) -> None:
     """`widths` are those of all hooks, in the order in which the model reaches them."""
     order = list(widths)
     for name, contender in contenders.items():
@@ -313,5 +319,5 @@ def _check_hooks(contenders: Mapping[str, Contender], experiment: Experiment, wi
         if order.index(hooks[0]) > order.index(hooks[-1]):
             raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
         for recipe in contender.trials:
-            check_processes(name, recipe.cfg, len(contender.trials))
+            check_processes(name, recipe.cfg, len(contender.trials), shard_features)
             check_widths(name, recipe.cfg, {hook: widths[hook] for hook in hooks})

@@ -2,7 +2,8 @@
 
 `ComSem(judge).score(model, sae, dataset)` takes any SAELens dictionary. `collect` finds the tokens that activate its
 features and tokens that do not, `judges` explain and judge them, `scorer` asks about one feature after another,
-`results` and `exports` hold what came out. The names below are imported when they are asked for, so that only a
+ComSem's own score and those of `scores`, `results` and `exports` hold what came out, and `agreement` says how the scores
+agree. The names below are imported when they are asked for, so that only a
 judge on a server needs openai, and only the offline judge its models.
 """
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bae_lens.functional.sparse_matmul import NonzeroEntries, sums_rows
@@ -51,15 +51,42 @@ def covariance_penalty(
     if n < 2:
         raise ValueError(f"covariance needs at least 2 rows, got {n}; use a larger batch")
     if sample is None:
-        return _penalty(feature_acts, times_signs)
+        return absolute_covariance(feature_acts, times_signs)
+    drawn, factor = drawn_features(d_sae, sample, generator)
+    return absolute_covariance(feature_acts[:, drawn.to(feature_acts.device)], times_signs) * factor
+
+
+def drawn_features(
+    d_sae: int, sample: int, generator: torch.Generator | None = None
+) -> tuple[Int[Tensor, " sample"], float]:
+    """A sample of the features, and what the sum over its pairs is to be multiplied with to estimate that over all.
+
+    Raises ValueError for a sample of fewer than 2 features or more than there are.
+    """
     if not 2 <= sample <= d_sae:
         raise ValueError(f"the sample must lie between 2 features and d_sae = {d_sae}, got {sample}")
-    drawn = torch.randperm(d_sae, generator=generator)[:sample].to(feature_acts.device)
-    return _penalty(feature_acts[:, drawn], times_signs) * (d_sae * (d_sae - 1) / (sample * (sample - 1)))
+    drawn = torch.randperm(d_sae, generator=generator)[:sample]
+    return drawn, d_sae * (d_sae - 1) / (sample * (sample - 1))
 
 
-def _penalty(feature_acts: Float[Tensor, "batch d_sae"], times_signs: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
+def absolute_covariance(
+    feature_acts: Float[Tensor, "batch d_sae"], times_signs: Callable[[Tensor], Tensor]
+) -> Float[Tensor, ""]:
+    """Sum of the absolute covariances of each of these features with all those that `times_signs` multiplies with."""
     return cast(tuple[Tensor, Tensor], _AbsoluteCovariance.apply(feature_acts, times_signs))[0]
+
+
+def others_times_signs(
+    others: Float[Tensor, "batch others"], own: Float[Tensor, "batch own"]
+) -> Float[Tensor, "batch own"]:
+    """`others @ sign(cov(others, own))`: what other features add to `code_times_signs` of some, tile by tile."""
+    count, own_count, product = others.sum(0), own.sum(0), torch.zeros_like(own)
+    others, own = _narrowed(others), _narrowed(own)
+    for a in _tiles(others):
+        for b in _tiles(own):
+            signs = _signs(_matmul(others[:, a].T, own[:, b]), count[a], own_count[b], len(own))
+            product[:, b] += _matmul(others[:, a], signs)
+    return product
 
 
 class _AbsoluteCovariance(torch.autograd.Function):
@@ -106,8 +133,7 @@ def _by_tiles(h: Float[Tensor, "batch d_sae"], part: int, n_parts: int) -> Float
     """Tile by tile on and above the diagonal, each with two or three dense products."""
     count, product = h.sum(0), torch.zeros_like(h)
     h = _narrowed(h)
-    side = GPU_TILE if h.is_cuda else TILE
-    tiles = [slice(start, start + side) for start in range(0, h.shape[1], side)]
+    tiles = _tiles(h)
     pairs = [(a, b) for i, a in enumerate(tiles) for b in tiles[i:]]
     for a, b in pairs[part::n_parts]:
         signs = _signs(_matmul(h[:, a].T, h[:, b]), count[a], count[b], len(h))
@@ -117,6 +143,11 @@ def _by_tiles(h: Float[Tensor, "batch d_sae"], part: int, n_parts: int) -> Float
             product[:, a] += _matmul(h[:, b], signs.T)
         product[:, b] += _matmul(h[:, a], signs)
     return product
+
+
+def _tiles(h: Float[Tensor, "batch d_sae"]) -> list[slice]:
+    side = GPU_TILE if h.is_cuda else TILE
+    return [slice(start, start + side) for start in range(0, h.shape[1], side)]
 
 
 def _narrowed(h: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_sae"]:

@@ -94,8 +94,12 @@ class BinaryCode(StatisticsInFloat32, SAE[Config], ABC):
     @override
     def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*output"]:
         """`feature_acts @ W_dec + b_dec` (Eq. 1), in the shape and scale of the input."""
-        sae_out = self.hook_sae_recons(self.raw_output(sparse_matmul(feature_acts, self.W_dec) + self.b_dec))
+        sae_out = self.hook_sae_recons(self.raw_output(self.sum_of_rows(feature_acts) + self.b_dec))
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
+
+    def sum_of_rows(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
+        """Of the decoder, those of the features that fire."""
+        return sparse_matmul(feature_acts, self.W_dec)
 
     def raw_output(self, sae_out: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
         """What the weights make, without the standardization that they may be for; here there is none."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sae_lens.config import HfDataset, SAETrainerConfig
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.evals import EvalConfig
 from sae_lens.load_model import load_model
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
@@ -25,8 +26,11 @@ from transformer_lens.loading_from_pretrained import (
 )
 
 __all__ = [
+    "ACTIVATION_SCALER_CFG_FILENAME",  # the files of a checkpoint
     "SAE_CLASS_REGISTRY",  # registering an architecture twice raises, as a notebook that imports again would
     "SAE_TRAINING_CLASS_REGISTRY",
+    "SAE_WEIGHTS_FILENAME",
+    "TRAINER_STATE_FILENAME",
     "ActivationScaler",  # an argument of SAELens' evaluation
     "EvalConfig",  # an argument of SAELens' evaluation
     "HfDataset",  # the type of a runner's dataset

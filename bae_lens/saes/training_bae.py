@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from typing_extensions import override
 
-from bae_lens.distributed import all_reduce_sum, gather_rows
 from bae_lens.functional.binarize import step
-from bae_lens.functional.covariance import code_times_signs, covariance_penalty
 from bae_lens.functional.losses import bit_price, marginal_entropy, reconstruction_error, tangent_entropy
 from bae_lens.functional.optimized_code import firing_bits, optimize_code, useful_couplings
 from bae_lens.functional.rate_control import controlled_coefficient, excess, updated_multiplier
@@ -22,6 +20,7 @@ from bae_lens.saes.binary_code import BinaryCode
 from bae_lens.saes.finite_check import FiniteCheck
 from bae_lens.saes.running_standardization import RunningStandardization, State, add_missing_state
 from bae_lens.saes.saelens_compat import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from bae_lens.saes.sharing import SharedFeatures, SharedRows
 from bae_lens.saes.standardization import PairStandardization, foldable_weights, folded, raw_price
 from bae_lens.saes.training_config import TrainingBAEConfig
 
@@ -29,8 +28,8 @@ from bae_lens.saes.training_config import TrainingBAEConfig
 class Firing(NamedTuple):
     """How much the code of a batch fires, and what the training makes of it."""
 
-    rate: Float[Tensor, " d_sae"]
-    """Firing rates; differentiable."""
+    rate: Float[Tensor, " all_features"]
+    """Firing rates of all features; differentiable with respect to those of this process."""
     excess: Float[Tensor, ""]
     """Of the rate over the target, relative, in [-1, 1]; 0 without a target."""
     entropy_coefficient: Float[Tensor, ""]
@@ -44,7 +43,8 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
     and `fold_standardization` make them weights for activations as they are.
 
     Of several processes, see `distributed`, each passes its own rows of a batch forward, and gets the code, the losses
-    and the metrics of the whole batch, so that all keep the same statistics.
+    and the metrics of the whole batch, so that all keep the same statistics. With `SharedFeatures` as `sharing` each
+    passes all rows, and has its own features' weights, code and firing rates.
     """
 
     entropy_multiplier: Tensor
@@ -54,6 +54,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
 
     def __init__(self, cfg: TrainingBAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
+        self.sharing: SharedRows | SharedFeatures = SharedRows()
         self.mse_loss_fn = partial(reconstruction_error, convention=cfg.reconstruction)
         self._check_finite = FiniteCheck()
 
@@ -68,6 +69,10 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
     @override
     def process_sae_in(self, sae_in: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_in"]:
         return self.standardization.source(super().process_sae_in(sae_in))
+
+    @override
+    def sum_of_rows(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
+        return self.sharing.sum_over_features(super().sum_of_rows(feature_acts))
 
     @override
     def raw_output(self, sae_out: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
@@ -107,15 +112,15 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
             feature_acts = self._optimized(feature_acts, target)
         sae_out = self.decode(feature_acts) + self.beside_code(sae_in)
         scale = self.standardization.target.scale.to(sae_out)
-        error = gather_rows(self.mse_loss_fn(sae_out * scale, target * scale).sum(-1))
-        code = gather_rows(feature_acts, sent_as=torch.uint8)
+        error = self.sharing.whole_batch(self.mse_loss_fn(sae_out * scale, target * scale).sum(-1))
+        code = self.sharing.whole_batch(feature_acts, sent_as=torch.uint8)
         if len(code) < 2:
             raise ValueError(f"a training batch needs at least 2 rows to have statistics, got {len(code)}")
         firing = self._firing(step_input, code)
         losses = {"mse_loss": error.mean(), **self._penalties(step_input, code, firing)}
         if optimizes:
             missed = binary_cross_entropy_with_logits(hidden_pre.float(), feature_acts.float(), reduction="none")
-            losses["prediction_loss"] = gather_rows(missed.sum(-1)).mean()
+            losses["prediction_loss"] = self.sharing.whole_batch(missed.sum(-1)).mean()
         loss = torch.stack([*losses.values()]).sum()
         metrics = self._metrics(firing)
         self._update_statistics(firing, step_input, losses["mse_loss"])
@@ -160,8 +165,9 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         return optimize_code(target, feature_acts, self.W_dec, firing_cost, self.cfg.max_flips, coupling)
 
     def _firing(self, step_input: TrainStepInput, code: Float[Tensor, "batch d_sae"]) -> Firing:
-        rate = firing_rate(code)
-        over = excess(rate.detach(), self.prior.to(rate), self.cfg.target_l0, self.cfg.target_bits)
+        rate = self.sharing.all_features(firing_rate(code))
+        prior = self.sharing.all_features(self.prior.to(rate))
+        over = excess(rate.detach(), prior, self.cfg.target_l0, self.cfg.target_bits)
         started = step_input.n_training_steps >= self.cfg.entropy_start_step
         factor = controlled_coefficient(self.entropy_multiplier.to(rate), over)
         return Firing(rate, over, factor * (step_input.coefficients["entropy"] * started))
@@ -171,8 +177,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
         losses = {"entropy_loss": firing.entropy_coefficient * entropy}
         if self.cfg.covariance_coefficient > 0:
             drawing = torch.Generator().manual_seed(step_input.n_training_steps)
-            times_signs = partial(all_reduce_sum, code_times_signs)
-            penalty = covariance_penalty(code, self.cfg.covariance_sample, drawing, times_signs)
+            penalty = self.sharing.covariance_penalty(code, self.cfg.covariance_sample, drawing)
             losses["covariance_loss"] = step_input.coefficients["covariance"] * penalty
         return losses
 
@@ -185,6 +190,7 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
     @torch.no_grad()
     def _metrics(self, firing: Firing) -> dict[str, Any]:
         return {
+            "l0": firing.rate.sum(),
             "entropy_bits": marginal_entropy(firing.rate),
             "entropy_coefficient": firing.entropy_coefficient,
             "constant_features": ((firing.rate == 0) | (firing.rate == 1)).sum(),
@@ -204,7 +210,8 @@ class TrainingBAE(BinaryCode[TrainingBAEConfig], TrainingSAE[TrainingBAEConfig])
             price = bit_price(coefficient, reconstruction_loss, len(self.b_dec), self.cfg.reconstruction)
             self.bit_price = price.to(self.bit_price)
         weight = running_mean_weight(n_training_steps, self.cfg.prior_decay)
-        self.prior = self.prior.lerp(firing.rate.to(self.prior.dtype), weight)
+        rate = self.sharing.own_features(firing.rate)
+        self.prior = self.prior.lerp(rate.to(self.prior.dtype), weight)
 
     def to_inference(self) -> BAE:
         """A `BAE` with a copy of the weights, as `save_inference_model` and `SAE.load_from_disk` would give it back."""

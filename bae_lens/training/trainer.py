@@ -20,14 +20,24 @@ from tqdm.auto import tqdm
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
-from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, sum_gradients
+from bae_lens.distributed import (
+    any_process,
+    barrier,
+    clip_gradients_together,
+    gather_rows,
+    is_main_process,
+    n_processes,
+    sum_gradients,
+)
 from bae_lens.functional.sparse_matmul import SparseProducts
 from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.loading import load_dictionary
 from bae_lens.saes.saelens_compat import SAETrainerConfig, TrainStepOutput, get_sae_training_class
+from bae_lens.saes.sharing import check_features_can_be_shared
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import check_same, read_json, validated, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
+from bae_lens.training.feature_shards import gathered, own_checkpoint, own_share
 from bae_lens.training.recipe import Recipe, TrainingSettings
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
@@ -73,6 +83,7 @@ def train_dictionary(
     seed: int = 0,
     device: str = "cpu",
     metadata: dict[str, Any] | None = None,
+    shard_features: bool = False,
 ) -> TrainedDictionary:
     """Trains one dictionary on standardized activations, folds the standardization into it and saves it.
 
@@ -83,6 +94,8 @@ def train_dictionary(
 
     Several processes share every step, see `distributed`, and end with the dictionary of a single one, up to rounding;
     an interrupted run may go on with another number of them. If one ends before, the others raise ConnectionError.
+    Each has its own rows of a batch or, with `shard_features`, its own features, and their share of what weights,
+    gradients, the optimizer and the code take in memory; the two can take turns.
 
     `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
     dictionary is saved to take heads apart, and returned to take them concatenated.
@@ -91,7 +104,7 @@ def train_dictionary(
     checkpoint that cannot be read.
     """
     check_widths(name, recipe.cfg, activations.widths)
-    check_processes(name, recipe.cfg)
+    check_processes(name, recipe.cfg, shard_features=shard_features)
     finished, checkpoints = folder / "dictionaries" / name, folder / "checkpoints" / name
     source = {
         "recipe": recipe.to_dict(),
@@ -104,7 +117,8 @@ def train_dictionary(
     }
     if not finished.exists():
         cfg = _at_hooks(recipe.cfg, activations, metadata or {})
-        _Run(name, cfg, recipe.lr, activations, settings, checkpoints, source, device).finish(finished)
+        shards = shard_features and n_processes() > 1
+        _Run(name, cfg, recipe.lr, activations, settings, checkpoints, source, device, shards).finish(finished)
     report = _read_report(finished)
     check_same(report.source, source, finished)
     if is_main_process():
@@ -128,7 +142,7 @@ def check_widths(name: str, cfg: TrainingSAEConfig, widths: Mapping[str, int]) -
             raise ValueError(f"{name} has {field} {configured}, but the activations at {hook_name} are {width} wide")
 
 
-def check_processes(name: str, cfg: TrainingSAEConfig, n_trials: int = 1) -> None:
+def check_processes(name: str, cfg: TrainingSAEConfig, n_trials: int = 1, shard_features: bool = False) -> None:
     """Raises ValueError if there are several processes and they cannot share this training.
 
     They share what a BAE's loss needs of the whole batch; other architectures have statistics of their own.
@@ -139,6 +153,8 @@ def check_processes(name: str, cfg: TrainingSAEConfig, n_trials: int = 1) -> Non
             f"{n_processes()} processes cannot share {name}, {kind}, but only one setting of a bae or a "
             "binary_transcoder; train it in a single process, without torchrun"
         )
+    if shard_features and isinstance(cfg, TrainingBAEConfig):
+        check_features_can_be_shared(name, cfg)
 
 
 def _read_report(folder: Path) -> TrainingReport:
@@ -173,11 +189,13 @@ class _Run:
         checkpoints: Path,
         source: dict[str, Any],
         device: str,
+        shards: bool,
     ) -> None:
-        self.name, self.activations, self.settings = name, activations, settings
-        self.checkpoints, self.source = checkpoints, source
+        self.name, self.cfg, self.activations, self.settings = name, cfg, activations, settings
+        self.checkpoints, self.source, self.shards = checkpoints, source, shards
         torch.manual_seed(source["seed"])
-        sae = get_sae_training_class(cfg.architecture())[0](cfg).to(device)
+        sae = get_sae_training_class(cfg.architecture())[0](cfg)
+        sae = (own_share(sae) if shards else sae).to(device)
         _check_foldable(sae, activations)
         self.trainer = SAETrainer(
             SAETrainerConfig(
@@ -195,7 +213,10 @@ class _Run:
         )
         for group in self.trainer.optimizer.param_groups:
             group["fused"] = True
-        sum_gradients(sae)
+        if shards:
+            clip_gradients_together(sae, alike=("b_dec", "W_skip"))
+        else:
+            sum_gradients(sae)
         self.on_cpu = sae.device.type == "cpu"
         self.curve: list[dict[str, int | float]] = []
         self.seconds, self.memory_gib, self.saved_step = 0.0, 0.0, 0
@@ -209,14 +230,20 @@ class _Run:
                 f"the training of {self.name} stopped at step {self.trainer.n_training_steps}: {error}; the same "
                 f"command, with any number of processes, goes on from step {self.saved_step}, where it was last saved"
             ) from error
-        if is_main_process():
-            self._save(folder)
+        if (whole := self._whole()) is not None:
+            self._save(whole, folder)
         barrier()
 
-    def _save(self, folder: Path) -> None:
-        sae = self.trainer.sae.to(dtype=torch.promote_types(self.trainer.sae.dtype, torch.float32))
+    def _whole(self) -> SAETrainer[Any, Any] | None:
+        """The trainer of all features, in the process that writes."""
+        if self.shards:
+            return gathered(self.trainer, self.cfg)
+        return self.trainer if is_main_process() else None
+
+    def _save(self, whole: SAETrainer[Any, Any], folder: Path) -> None:
+        sae = whole.sae.to(dtype=torch.promote_types(whole.sae.dtype, torch.float32))
         self.activations.standardization.fold_into(sae)
-        self.trainer.set_final_sae_metadata()
+        whole.set_final_sae_metadata()
         with written_whole(folder) as partial:
             sae.save_inference_model(partial)
             write_json(partial / TRAINING_FILE, self._report())
@@ -239,8 +266,8 @@ class _Run:
                 stop, due = any_process(interrupted.is_set(), time.monotonic() - saved > CHECKPOINT_SECONDS)
                 if stop or due:
                     self._check_loss()
-                    if is_main_process():
-                        save_checkpoint(trainer, self.checkpoints, self._report())
+                    if (whole := self._whole()) is not None:
+                        save_checkpoint(whole, self.checkpoints, self._report())
                     barrier()
                     self.saved_step = trainer.n_training_steps
                     saved = time.monotonic()
@@ -252,7 +279,7 @@ class _Run:
         start = time.perf_counter()
         trainer.maybe_reset_sparsity()
         with SparseProducts() if self.on_cpu and not is_binary(trainer.sae) else nullcontext():
-            output = trainer.step(batch)
+            output = trainer.step(gather_rows(batch) if self.shards else batch)
         self.loss = output.loss.detach()
         charted = trainer.n_training_steps % math.ceil(settings.steps / CURVE_POINTS) == 0
         if self.on_cpu or charted or trainer.n_training_steps + 1 == settings.steps:
@@ -281,7 +308,8 @@ class _Run:
             return
         report = _read_report(last)
         check_same(report.source, self.source, last)
-        load_checkpoint(self.trainer, last)
+        with own_checkpoint(self.trainer, last) if self.shards else nullcontext(last) as checkpoint:
+            load_checkpoint(self.trainer, checkpoint)
         self.seconds, self.memory_gib, self.curve = report.seconds, report.memory_gib, report.curve
         self.saved_step = self.trainer.n_training_steps
 

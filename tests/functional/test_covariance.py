@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bae_lens.functional.covariance
 import bae_lens.functional.sparse_matmul
 from bae_lens import covariance_penalty
+from bae_lens.functional.covariance import code_times_signs, others_times_signs
 
 
 @pytest.fixture(params=[("dense", 1), ("dense", 3), ("dense", 1024), ("sparse", 1), ("sparse", 3), ("sparse", 128)])
@@ -268,3 +269,11 @@ def test_parts_of_the_work_add_up_and_are_of_equal_size(n_parts, monkeypatch):
     assert torch.equal(torch.stack(parts).sum(0), whole)
     assert sum(sizes) == n_blocks
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.usefixtures("tile")
+@pytest.mark.parametrize("n_own", [0, 1, 5, 13])
+def test_some_features_among_themselves_and_with_the_others_make_the_whole(n_own):
+    code = random_code(20, 13)
+    own, others = code[:, :n_own], code[:, n_own:]
+    assert torch.equal(code_times_signs(own) + others_times_signs(others, own), code_times_signs(code)[:, :n_own])

@@ -13,6 +13,7 @@ from bae_lens.comsem.judges.judge import Choice, Prediction
 from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.properties import BY_PHRASE
 from bae_lens.comsem.judges.self_test import run_self_test
+from bae_lens.comsem.scores.score_test import TESTS
 
 GROUPS = ({"cat", "dog", "horse", "animals"}, {"sun", "rain", "storm", "weather"})
 
@@ -144,7 +145,7 @@ def test_it_must_be_prepared_and_installed(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_it_passes_its_self_test():
+def test_it_passes_its_tests():
     text = demo_dataset()[0]["text"][:20_000]
     spans = [(start, end) for start, end in sentence_spans(text) if "\n" not in text[start:end]]
     judge = OfflineJudge()
@@ -154,3 +155,5 @@ def test_it_passes_its_self_test():
     assert result.overall.balanced_accuracy > 0.9
     assert result.kinds["semantic"].balanced_accuracy > 0.8
     assert result.abstained == 0
+    for run_test in TESTS.values():
+        assert asyncio.run(run_test(judge)).passed

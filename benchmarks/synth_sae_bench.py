@@ -1,0 +1,176 @@
+r"""SynthSAEBench (arXiv 2602.14687): dictionaries on activations with known true features, by SAELens' own metrics.
+
+    python benchmarks/synth_sae_bench.py --output runs/synth
+    python benchmarks/synth_sae_bench.py --output runs/synth16k --l0 25 --samples 200_000_000 --device cuda \
+        --source decoderesearch/synth-sae-bench-16k-v1
+
+The first is scaled down for a CPU: the published model with a quarter of its features, roots and dictionary, and a
+third of its dimensions; firing probabilities, hierarchy, correlations and magnitudes are made alike. The second is the
+published model at its budget. All dictionaries of a seed see the same samples in the same order. What is measured is
+kept; the same command goes on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from machine import machine
+from sae_lens import SAE
+from sae_lens.config import SAETrainerConfig
+from sae_lens.synthetic import (
+    FoldedNormalMagnitudeConfig,
+    HierarchyConfig,
+    LinearMagnitudeConfig,
+    SyntheticModel,
+    SyntheticModelConfig,
+    ZipfianFiringProbabilityConfig,
+    eval_sae_on_synthetic_data,
+)
+from sae_lens.synthetic.synthetic_model import LowRankCorrelationConfig, OrthogonalizationConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from tqdm import tqdm
+
+from bae_lens.comparison.dictionaries import default_lr, default_spec
+from bae_lens.functional.losses import marginal_entropy
+from bae_lens.functional.tree_entropy import PairCounts, learn_tree
+from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
+from bae_lens.storage import read_json, write_json
+
+SCALED = SyntheticModelConfig(
+    num_features=4096,
+    hidden_dim=256,
+    firing_probability=ZipfianFiringProbabilityConfig(exponent=0.5, max_prob=0.4, min_prob=5e-4),
+    hierarchy=HierarchyConfig(
+        total_root_nodes=32,
+        branching_factor=4,
+        max_depth=3,
+        mutually_exclusive_portion=1.0,
+        compensate_probabilities=True,
+        scale_children_by_parent=True,
+    ),
+    orthogonalization=OrthogonalizationConfig(num_steps=100, lr=3e-4),
+    correlation=LowRankCorrelationConfig(rank=25, correlation_scale=0.1),
+    mean_firing_magnitudes=LinearMagnitudeConfig(start=5.0, end=4.0),
+    std_firing_magnitudes=FoldedNormalMagnitudeConfig(mean=0.5, std=0.5),
+    bias=0.5,
+    seed=42,
+)
+WIDTH = 4  # true features for each of a dictionary's, as in the paper: 16,384 for 4096
+
+
+@dataclass
+class SynthSAEBench:
+    """Which model, dictionaries and budget."""
+
+    output: Path
+    """Folder for the results."""
+    source: str | None = None
+    """A synthetic model on the hub or in a folder; by default the scaled one."""
+    architectures: tuple[str, ...] = ("bae", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
+    """As `bae-lens compare` names them, each with its default settings."""
+    seeds: int = 3
+    """Of weights and samples."""
+    samples: int = 1_048_576
+    """To train on."""
+    batch_size: int = 1024
+    """Samples in a step."""
+    l0: int = 12
+    """Features that are to fire for each sample."""
+    eval_samples: int = 65_536
+    """To measure on."""
+    device: str = "cpu"
+    """For everything."""
+
+    def run(self) -> None:
+        model = SyntheticModel.load_from_source(self.source or SCALED, device=self.device)
+        self.output.mkdir(parents=True, exist_ok=True)
+        truth = self._kept("truth.json", lambda: self._entropy(self._samples(model, 10**6, encode=None)))
+        print(f"true features: {truth}")
+        rows = [
+            {"architecture": architecture, "seed": seed, **self._kept(f"{architecture}_{seed}.json", make)}
+            for seed in range(self.seeds)
+            for architecture in self.architectures
+            for make in [lambda a=architecture, s=seed: self._measured(model, a, s)]
+        ]
+        write_json(self.output / "result.json", {**machine(), "true_features": truth, "dictionaries": rows})
+        self._show(rows)
+
+    def _kept(self, name: str, make: Any) -> Any:
+        if not (self.output / name).exists():
+            write_json(self.output / name, make())
+        return read_json(self.output / name)
+
+    def _measured(self, model: SyntheticModel, architecture: str, seed: int) -> dict[str, Any]:
+        sae = self._trained(model, architecture, seed)
+        torch.manual_seed(10**5 + seed)
+        found = eval_sae_on_synthetic_data(
+            sae, model.feature_dict, model.activation_generator, self.eval_samples, self.batch_size
+        )
+        return {**found.to_dict(), **self._entropy(self._samples(model, 2 * 10**5 + seed, sae.encode))}
+
+    def _trained(self, model: SyntheticModel, architecture: str, seed: int) -> SAE[Any]:
+        d_sae, steps = model.cfg.num_features // WIDTH, self.samples // self.batch_size
+        training_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
+        values = {"d_in": model.cfg.hidden_dim, "d_sae": d_sae, **default_spec(architecture, self.l0, d_sae)[1].config}
+        if architecture == "bae":
+            cfg = config_class.preset("default", training_steps=steps, **values)
+        else:
+            cfg = config_class(**values)
+        lr = default_lr(architecture)
+        torch.manual_seed(seed)
+        sae = training_class(cfg).to(self.device)
+        settings = SAETrainerConfig(
+            total_training_samples=self.samples,
+            train_batch_size_samples=self.batch_size,
+            lr=lr,
+            lr_end=lr,
+            lr_decay_steps=steps // 5,
+            device=self.device,
+            dead_feature_window=max(1, min(1000, steps // 10)),
+        )
+        torch.manual_seed(seed)
+        batches = (model.sample(self.batch_size) for _ in tqdm(range(steps), f"{architecture}, seed {seed}"))
+        SAETrainer(settings, sae, batches).fit()
+        sae.save_inference_model(self.output / f"{architecture}_{seed}")
+        return SAE.load_from_disk(self.output / f"{architecture}_{seed}", self.device)
+
+    @torch.no_grad()
+    def _samples(self, model: SyntheticModel, seed: int, encode: Any) -> Iterator[torch.Tensor]:
+        """Which features fire, of the model or a dictionary that encodes; twice as many samples as are measured."""
+        torch.manual_seed(seed)
+        for _ in range(2 * self.eval_samples // self.batch_size):
+            acts = model.activation_generator(self.batch_size)
+            yield ((acts if encode is None else encode(model.feature_dict(acts))) > 0).float()
+
+    def _entropy(self, codes: Iterator[torch.Tensor]) -> dict[str, float]:
+        """Bits to say which features fire: each by itself, and along a tree learnt from half of the samples."""
+        halves: list[PairCounts] = []
+        for number, code in enumerate(codes):
+            if number % (self.eval_samples // self.batch_size) == 0:
+                halves.append(PairCounts(code))
+            halves[-1].add(code)
+        known, new = halves
+        return {
+            "l0": float(new.fired.sum()) / new.n,
+            "marginal_bits": marginal_entropy(new.fired / new.n).item(),
+            "joint_bits": learn_tree(known).mean_bits(new),
+        }
+
+    def _show(self, rows: list[dict[str, Any]]) -> None:
+        names = ("explained_variance", "l0", "mcc", "f1_score", "precision", "recall", "uniqueness", "shrinkage")
+        names += ("dead_latents", "marginal_bits", "joint_bits")
+        print(f"{'':22}" + "".join(f"{name[:13]:>15}" for name in names))
+        for architecture in self.architectures:
+            own = [{**row["classification"], **row} for row in rows if row["architecture"] == architecture]
+            cells = []
+            for name in names:
+                values = torch.tensor([row[name] for row in own], dtype=torch.float64)
+                cells.append(f"{values.mean():.3f} +-{(values.max() - values.min()) / 2:.3f}")
+            print(f"{architecture:22}" + "".join(f"{cell:>15}" for cell in cells))
+
+
+if __name__ == "__main__":
+    tyro.cli(SynthSAEBench).run()

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from bae_lens import TrainingBAEConfig
+from bae_lens.saes.sharing import SharedFeatures, check_features_can_be_shared
+from bae_lens.training.trainer import check_processes
+
+
+@pytest.fixture
+def of_nine(monkeypatch):
+    for module in ("bae_lens.training.trainer", "bae_lens.saes.sharing"):
+        monkeypatch.setattr(f"{module}.n_processes", lambda: 9)
+
+
+def test_a_single_process_has_all_features_and_all_rows():
+    sharing, rows = SharedFeatures(7), torch.rand(3, 7)
+    assert sharing.own == range(7)
+    assert torch.equal(sharing.whole_batch(rows), rows)
+    assert torch.equal(sharing.own_features(sharing.all_features(rows[0])), rows[0])
+    assert torch.equal(sharing.sum_over_features(rows), rows)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_processes_have_features_in_order_that_differ_by_one_in_number(monkeypatch, index):
+    monkeypatch.setattr("bae_lens.distributed.n_processes", lambda: 3)
+    monkeypatch.setattr("bae_lens.distributed.process_index", lambda: index)
+    sharing = SharedFeatures(8)
+    assert sharing.own == [range(3), range(3, 6), range(6, 8)][index]
+    assert sharing.own_features(torch.arange(8.0)).tolist() == list(sharing.own)
+
+
+@pytest.mark.usefixtures("of_nine")
+def test_more_processes_than_features_are_refused():
+    check_processes("mine", TrainingBAEConfig(d_in=4, d_sae=9), shard_features=True)
+    with pytest.raises(ValueError, match=r"9 processes cannot share the 8 features of mine, .* start at most 8"):
+        check_processes("mine", TrainingBAEConfig(d_in=4, d_sae=8), shard_features=True)
+    check_processes("mine", TrainingBAEConfig(d_in=4, d_sae=8))
+
+
+def test_codes_that_are_optimized_in_training_are_refused():
+    cfg = TrainingBAEConfig(d_in=4, d_sae=8, max_flips=4, optimized_start_step=5)
+    with pytest.raises(ValueError, match=r"mine is trained on optimized codes from step 5 on, .* leave out --shard"):
+        check_features_can_be_shared("mine", cfg)
