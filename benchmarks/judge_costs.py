@@ -2,14 +2,14 @@
 
 python benchmarks/judge_costs.py --run-folder demo --judge-file MODEL.gguf
 
-Every request of the robust setting is made and counted by the model's own tokenizer, and none is answered by it: verdicts
-are yes. What a request has in common with the one before of its kind, from the beginning on, a server need not read
-again. To compare versions of the questions, run it in both; --spaced-answers counts JSON as models write it unasked.
+Every request of the robust setting is made and counted by the model's own tokenizer, and none is answered by it: its
+verdicts are yes. What a request begins with that one of the last four began with too, a server need not read again. To
+compare versions of the questions, run it in both; --spaced-answers counts JSON as models write it unasked.
 """
 
 import asyncio
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -29,7 +29,8 @@ from bae_lens.comsem.judges.local_server import local_server
 from bae_lens.comsem.scorer import FeatureScorer
 from bae_lens.storage import read_json, write_text
 
-EXPLANATION = "words about the duties of public officers"
+EXPLANATION = "{} duties of officers in a young republic"
+KEPT = 4  # requests of which a server still knows what it read
 TURN_TOKENS = 5  # of a chat template around a message: begin, role, line, end, line
 
 
@@ -77,7 +78,7 @@ class CountedClient(ChatClient):
         self._spaced = spaced
 
     async def ask(self, request: dict[str, Any], *_: Any, **__: Any) -> Answer:
-        text = EXPLANATION
+        text = EXPLANATION.format(len(self.asked))
         if "response_format" in request:
             names = request["response_format"]["json_schema"]["schema"]["required"]
             options: dict[str, Any] = {"indent": 2} if self._spaced else {"separators": (",", ":")}
@@ -96,17 +97,16 @@ def tokenizer(url: str) -> Callable[[str], list[int]]:
 
 
 def counted(asked: dict[str, tuple[dict[str, Any], str]], tokenize: Callable[[str], list[int]]) -> Counter[str]:
-    """Calls, tokens sent, those of them that the request before of the same kind began with, and tokens answered."""
+    """Calls, tokens sent, those of them that one of the last requests began with too, and tokens answered."""
     total: Counter[str] = Counter()
-    before: dict[str, list[int]] = {}
+    before: deque[list[int]] = deque(maxlen=KEPT)
     for request, text in asked.values():
         sent = [token for message in request["messages"] for token in [0] * TURN_TOKENS + tokenize(message["content"])]
-        kind = request["messages"][0]["content"] + request["messages"][1]["content"][:60]
         total["calls"] += 1
         total["sent"] += len(sent)
-        total["reused"] += len(list(common(sent, before.get(kind, []))))
+        total["reused"] += max((len(list(common(sent, other))) for other in before), default=0)
         total["answered"] += len(tokenize(text)) + 1
-        before[kind] = sent
+        before.append(sent)
     return total
 
 

@@ -10,7 +10,7 @@ ROW = Table1Row("bae", d_sae=400, feature_activated=300, scoreable=250, scored=5
 def test_a_sample_speaks_for_all_features_that_could_be_scored():
     assert ROW.share_above_zero == 0.8
     assert ROW.above_zero_interval == pytest.approx((0.674, 0.892), abs=1e-3)
-    assert ROW.cells == ["bae", "300 of 400", "50 of 250", "about 200 (168 to 223)", "0.200 (0.107 to 0.325)"]
+    assert ROW.cells == ["bae", "300 of 400", "50 of 250", "about 200 (169 to 223)", "0.200 (0.108 to 0.326)"]
 
 
 def test_of_all_features_the_number_itself_is_told():

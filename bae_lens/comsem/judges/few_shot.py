@@ -71,7 +71,7 @@ EXPLAINED: tuple[tuple[str, tuple[Shown, ...]], ...] = (
             ("spoon", 2, "The spoon lay in the sink."),
             ("kettle", 2, "The kettle whistled."),
             ("whisk", 3, "Pass the whisk, please."),
-            ("grater", 5, "Where did you put the grater?"),
+            ("grater", 6, "Where did you put the grater?"),
         ),
     ),
     (
@@ -80,7 +80,7 @@ EXPLAINED: tuple[tuple[str, tuple[Shown, ...]], ...] = (
             ("often", 2, "We often met at noon."),
             ("rarely", 2, "He rarely wrote to them."),
             ("always", 3, "It is always cold up there."),
-            ("sometimes", 1, "Sometimes the lift got stuck."),
+            ("Sometimes", 1, "Sometimes the lift got stuck."),
         ),
     ),
     (
