@@ -135,13 +135,13 @@ class Comsem:
             return self._run(scored, judges, folder)
 
     def _run(self, scored: Scored, judges: dict[str, Any], folder: Path) -> str:
-        authors = self.setting == "authors"
+        n_tokens = self.n_tokens
+        if n_tokens is None and self.setting != "authors":
+            n_tokens = N_TOKENS
         comsem = ComSem(
             **judges,
             setting=self.setting,
-            corpus=CorpusSettings(
-                tokens=self.n_tokens or (None if authors else N_TOKENS), context_size=scored.context_size
-            ),
+            corpus=CorpusSettings(tokens=n_tokens, context_size=scored.context_size),
             max_features=self.max_features,
             features=self.features,
             match_firing_rates=self.match_firing_rates,

@@ -10,7 +10,7 @@ from bae_lens.comsem.judges.completion import read_json
 from bae_lens.comsem.judges.judge import Question
 
 LONGEST_EXPLANATION = 200  # characters
-WORDS_SHOWN = 12  # of a sentence, before and after what is asked about
+WORDS_SHOWN = 10  # of a sentence, before and after what is asked about
 FENCES = ("```", "~~~")
 EXPLANATION_TOKENS = (15, 256)  # expected, and at most allowed: of longer answers a line is taken
 FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
@@ -49,10 +49,7 @@ STRUCTURED: dict[Question, str] = {
         "that are marked?"
     ),
 }
-FORM = (
-    'Answer with a JSON object on one line, without spaces: the number of each case, and "yes" or "no", as in '
-    '{"1":"yes","2":"no"}.'
-)
+FORM = 'Answer by number in JSON on one line, such as {"1":"yes","2":"no"}.'
 
 Messages = list[dict[str, str]]
 
