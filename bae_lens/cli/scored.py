@@ -1,6 +1,7 @@
 """What `bae-lens comsem` scores: the dictionaries of a run, or any others, with their model and a text."""
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +143,9 @@ def scored_dictionaries(sources: Sequence[str], model: str | None, text: Text | 
         name = folder.resolve().name if folder.is_dir() else source.replace("/", "_")
         if name in found:
             raise ValueError(f"two dictionaries are called {name}; rename one of the folders")
-        found[name] = load_dictionary(source, device)
+        with warnings.catch_warnings():  # of options of the model, which `load_model` takes
+            warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")
+            found[name] = load_dictionary(source, device)
     named = {name: str(sae.cfg.metadata.model_name or "") for name, sae in found.items()}
     if model is None and not all(named.values()):
         nameless = ", ".join(name for name, its_model in named.items() if not its_model)

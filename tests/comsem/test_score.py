@@ -162,7 +162,7 @@ def test_what_activates_a_feature_and_what_does_not_are_mixed_in_one_question(
             kinds = [marked in held_out for marked in shown]
             assert sum(a != b for a, b in pairwise(kinds)) > 3
         texts = [text for text, shown in lists["marked token"] if sorted(shown) == sorted(held_out + controls)]
-        assert len(texts) == 2, "its own explanation and another's"
+        assert len(set(texts)) == 2, "its own explanation and another's"
     highlights = [shown for _, shown in lists["highlights"]]
     assert highlights
     assert all(text.count("<<") > 1 for shown in highlights for text in shown), "one mark was asked about already"
@@ -257,13 +257,12 @@ def test_a_text_too_short_for_any_feature_is_refused(comsem, word_model, known_s
 
 def test_dictionaries_may_be_sampled_at_equal_firing_rates(comsem, word_model, make_sae, word_texts):
     one, other = make_sae(), make_sae()
-    other.W_enc.data[:, 1] = other.W_enc.data[:, 0]  # two features at the rate of digits, none at that of "the"
+    other.W_enc.data[:, 3] = other.W_enc.data[:, 0]  # three features are rare and one is not, where one has two of each
     report = comsem(match_firing_rates=True, baseline_features=0).score(
         word_model, {"one": one, "other": other}, word_texts
     )
     rates = [[frequency_bin(feature.firing_rate) for feature in scores.features] for scores in report.dictionaries]
-    assert sorted(rates[0]) == sorted(rates[1])
-    assert 0 < len(rates[0]) < 4
+    assert sorted(rates[0]) == sorted(rates[1]) == [-3, -3, -2]
 
 
 def test_a_judge_near_chance_is_refused_before_anything_is_collected(rule_judge, word_model, known_sae):
@@ -312,7 +311,7 @@ def llm(chat_server, **options):
     return LanguageModelJudge("m", ChatClient(chat_server.url, **options))
 
 
-@pytest.mark.parametrize(("setting", "calls"), [("paper", 1 + 8 + 8 + 1 + 1), ("robust", 3)])
+@pytest.mark.parametrize(("setting", "calls"), [("paper", 1 + 8 + 8 + 1 + 1), ("robust", 1 + 1 + 1)])
 def test_calls_per_feature_and_the_estimate_of_them(
     capsys, chat_server, word_model, known_sae, word_texts, setting, calls
 ):
@@ -323,7 +322,8 @@ def test_calls_per_feature_and_the_estimate_of_them(
     assert chat_server.received == 0
     report = comsem.score(word_model, known_sae, word_texts)
     self_test = 80 if setting == "paper" else 20
-    assert chat_server.received == report.usage.asked == estimate.asked == self_test + 2 * calls
+    # Of one of the features a sentence has several highlights, which takes a question of its own.
+    assert chat_server.received == report.usage.asked == estimate.asked == self_test + 2 * calls + 1
     assert "to ask about features" not in capsys.readouterr().err, "where nothing limits it, nobody has to know before"
 
 
@@ -333,7 +333,7 @@ def test_with_a_budget_what_it_takes_is_told_before(capsys, chat_server, word_mo
     ComSem(judge, corpus=CORPUS, baseline_features=0, accept_failing_judge=True).score(
         word_model, known_sae, word_texts
     )
-    assert "to ask about features: 6 calls to be made and 20 cached" in capsys.readouterr().err
+    assert "to ask about features: 7 calls to be made and 20 cached" in capsys.readouterr().err
 
 
 def test_a_refused_key_ends_everything_at_once(chat_server, word_model, known_sae, word_texts):
