@@ -1,10 +1,10 @@
 """ComSem: do the features of a dictionary mean something? (section 4.2 and appendix B of the paper)
 
 `ComSem(judge).score(model, sae, dataset)` takes any SAELens dictionary. `collect` finds the tokens that activate its
-features and tokens that do not, `judges` explain and judge them, `scorer` asks about one feature after another,
-ComSem's own score and those of `scores`, `results` and `exports` hold what came out, and `agreement` says how the scores
-agree. The names below are imported when they are asked for, so that only a
-judge on a server needs openai, and only the offline judge its models.
+features and tokens that do not, `judges` explain and judge them, `scorer` asks about one feature after another, for
+ComSem's own score and those of `scores`, `results` and `exports` hold what came out, and `agreement` says how scores
+agree. The names below are imported when they are asked for, so that only a judge on a server needs openai, and only the
+offline judge its models.
 """
 
 from importlib import import_module
