@@ -10,7 +10,7 @@ from bae_lens.comsem.judges.completion import read_json
 from bae_lens.comsem.judges.judge import Question
 
 LONGEST_EXPLANATION = 200  # characters
-WORDS_SHOWN = 10  # of a sentence, before and after what is asked about
+WORDS_SHOWN = 8  # of a sentence, before and after what is asked about
 FENCES = ("```", "~~~")
 EXPLANATION_TOKENS = (15, 256)  # expected, and at most allowed: of longer answers a line is taken
 FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
