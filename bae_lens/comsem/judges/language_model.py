@@ -48,9 +48,9 @@ class LanguageModelJudge:
 
     A model that reasons before it answers needs room: `reasoning_tokens` are added to what each answer may have, and in
     estimates to what it is expected to have. `temperature` None and `logprobs` False are for models that take neither,
-    `answer_format` and `limit_name` for servers of fewer or older options. With `worked_examples`
-    tokens are asked about one at a time, after examples; see `few_shot`. Small models judge better so, and a server
-    that keeps what requests share reads the examples once; others bill them each time.
+    `answer_format` and `limit_name` for servers of fewer or older options. With `worked_examples` tokens are asked
+    about one at a time, after examples; see `few_shot`. Small models judge better so, and a server that keeps what
+    requests share reads the examples once; others bill them each time.
     """
 
     needs_background = False
