@@ -3,6 +3,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from bae_lens.comsem.judges.judge import Verdict
 from bae_lens.comsem.judges.language_model import LanguageModelJudge
 from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.spending import Price
+from bae_lens.comsem.score import Setting
 from bae_lens.saes.loading import load_bae
 
 
@@ -257,14 +259,15 @@ def test_a_model_is_loaded_with_the_options_that_its_dictionaries_were_trained_w
 
 def test_what_is_scored_has_to_be_clear(saved, run_folder):
     run, folder = str(run_folder), str(saved)
-    for sources, options, message in (
+    cases: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
         ((), {}, "name what to score"),
         ((run, folder), {}, "a run is scored by itself"),
         ((run,), {"model": "gpt2"}, "a run names its own"),
         ((folder,), {"dictionaries": ("bae",)}, "give the folders that you mean"),
         ((folder, folder), {}, "two dictionaries are called saved"),
         (("nowhere",), {}, "a dictionary is a folder or RELEASE/SAE_ID"),
-    ):
+    ]
+    for sources, options, message in cases:
         with pytest.raises(ValueError, match=message):
             Comsem(sources, **options)._scored()
 
@@ -289,7 +292,8 @@ def test_authors_setting_takes_as_many_tokens_as_its_sentences_have(monkeypatch)
             raise ValueError("enough")
 
     monkeypatch.setattr("bae_lens.cli.comsem.ComSem", Recorded)
-    for setting, tokens, examples in (("authors", None, True), ("robust", 32_768, False)):
+    expected: tuple[tuple[Setting, int | None, bool], ...] = (("authors", None, True), ("robust", 32_768, False))
+    for setting, tokens, examples in expected:
         scored = Comsem(("run",), setting=setting)
         judge = LanguageModelJudge("m", ChatClient("http://127.0.0.1:1/v1"), worked_examples=examples)
         with pytest.raises(ValueError, match="enough"):
