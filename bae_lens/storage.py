@@ -212,9 +212,14 @@ class Stopwatch:
             write_json(self.path, [asdict(stage) for stage in self.stages.values()])
 
 
+def existing_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest of those above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 def check_folder(folder: Path) -> None:
     """Raises ValueError if `folder` holds files that are not those of a run, or cannot be written to."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = existing_folder(folder)
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise ValueError(f"the output folder {folder} is not writable: check {existing}, or choose another folder")
     if folder.exists() and not (folder / RUN_FILE).exists() and not all(map(_of_a_claim, folder.iterdir())):

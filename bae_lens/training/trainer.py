@@ -176,6 +176,36 @@ def _at_hooks(
     return cfg
 
 
+def trainer_of(
+    sae: TrainingSAE[Any], lr: float, settings: TrainingSettings, device: str
+) -> SAETrainer[TrainingSAE[Any], Any]:
+    """SAELens' trainer, to be driven step by step."""
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=settings.steps * settings.batch_size,
+            train_batch_size_samples=settings.batch_size,
+            lr=lr,
+            lr_end=lr,
+            lr_decay_steps=round(settings.lr_decay * settings.steps),
+            device=device,
+            autocast=settings.autocast,
+            dead_feature_window=max(1, min(1000, settings.steps // DEAD_WINDOW_SHARE)),
+        ),
+        sae,
+        data_provider=iter(()),
+    )
+    for group in trainer.optimizer.param_groups:
+        group["fused"] = True
+    return trainer
+
+
+def take_step(trainer: SAETrainer[Any, Any], batch: Tensor) -> TrainStepOutput:
+    """A step on a batch of standardized activations, with sums of rows where a code is sparse."""
+    on_cpu = trainer.sae.device.type == "cpu"
+    with SparseProducts() if on_cpu and not is_binary(trainer.sae) else nullcontext():
+        return trainer.step(batch)
+
+
 class _Run:
     """One training, driving SAELens' `SAETrainer` through the seams it has for coordinators."""
 
@@ -197,22 +227,7 @@ class _Run:
         sae = get_sae_training_class(cfg.architecture())[0](cfg)
         sae = (own_share(sae) if shards else sae).to(device)
         _check_foldable(sae, activations)
-        self.trainer = SAETrainer(
-            SAETrainerConfig(
-                total_training_samples=settings.steps * settings.batch_size,
-                train_batch_size_samples=settings.batch_size,
-                lr=lr,
-                lr_end=lr,
-                lr_decay_steps=round(settings.lr_decay * settings.steps),
-                device=device,
-                autocast=settings.autocast,
-                dead_feature_window=max(1, min(1000, settings.steps // DEAD_WINDOW_SHARE)),
-            ),
-            sae,
-            data_provider=iter(()),
-        )
-        for group in self.trainer.optimizer.param_groups:
-            group["fused"] = True
+        self.trainer = trainer_of(sae, lr, settings, device)
         if shards:
             clip_gradients_together(sae, alike=("b_dec", "W_skip"))
         else:
@@ -278,8 +293,7 @@ class _Run:
         trainer, settings = self.trainer, self.settings
         start = time.perf_counter()
         trainer.maybe_reset_sparsity()
-        with SparseProducts() if self.on_cpu and not is_binary(trainer.sae) else nullcontext():
-            output = trainer.step(gather_rows(batch) if self.shards else batch)
+        output = take_step(trainer, gather_rows(batch) if self.shards else batch)
         self.loss = output.loss.detach()
         charted = trainer.n_training_steps % math.ceil(settings.steps / CURVE_POINTS) == 0
         if self.on_cpu or charted or trainer.n_training_steps + 1 == settings.steps:

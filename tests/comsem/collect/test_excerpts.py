@@ -56,4 +56,5 @@ def test_an_excerpt_ends_with_its_sentence_and_its_reach():
     spans = [(0, 0), (0, 1), (2, 3), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12)]
     context = TextContext(0, list(range(8)), text, spans, [(0, 4), (5, 12)])
     assert context.excerpt(4, 2, {5: 3.0, 7: 1.0}) == Excerpt("c d e", [(0, 1), (2, 3), (4, 5)], [0.0, 3.0, 0.0])
+    assert context.excerpt(6, 1, {}) == Excerpt("d e f", [(0, 1), (2, 3), (4, 5)], [0.0] * 3), "and no further back"
     assert context.excerpt(1, 9, {}) == Excerpt("a b.", [(0, 1), (2, 3), (3, 4)], [0.0] * 3), "without BOS"
