@@ -46,16 +46,16 @@ class Table1Row:
         """Of the share; None if nothing was scored."""
         return jeffreys_interval(self.perfect, self.scored) if self.scored else None
 
-    @property
-    def cells(self) -> list[str]:
-        """As `HEADINGS` name them; of a sample, score > 0 is told of all features that could be scored."""
+    def cells(self, chosen: bool) -> list[str]:
+        """As `HEADINGS` name them; of a sample that was not `chosen`, score > 0 is told of all that could be scored."""
         activated = f"{self.feature_activated:,} of {self.d_sae:,}" if self.d_sae else ""
-        return [self.name, activated, f"{self.scored:,} of {self.scoreable:,}", self._above_zero(), self._perfect()]
+        scored = f"{self.scored:,} of {self.scoreable:,}"
+        return [self.name, activated, scored, self._above_zero(chosen), self._perfect()]
 
-    def _above_zero(self) -> str:
+    def _above_zero(self, chosen: bool) -> str:
         if self.share_above_zero is None or self.above_zero_interval is None:
             return ""
-        if self.scored == self.scoreable:
+        if chosen or self.scored == self.scoreable:
             return f"{self.above_zero:,}"
         low, high = (bound * self.scoreable for bound in self.above_zero_interval)
         return f"about {self.share_above_zero * self.scoreable:,.0f} ({low:,.0f} to {high:,.0f})"
@@ -79,6 +79,8 @@ class Table1:
     """Of `ComSem`."""
     n_tokens: int
     """Tokens of content of the text."""
+    chosen: bool
+    """Whether features were named, or sampled at equal firing rates: then shares speak of those that were scored."""
     rows: list[Table1Row]
     """Dictionaries, and random tokens at the end if they were asked about."""
 
@@ -94,7 +96,8 @@ class Table1:
 
     def cells(self) -> list[list[str]]:
         """Of each row, with the judge's mark beside the name."""
-        return [[row.cells[0] + self.mark, *row.cells[1:]] for row in self.rows]
+        cells = [row.cells(self.chosen) for row in self.rows]
+        return [[name + self.mark, *rest] for name, *rest in cells]
 
 
 def table1(report: ComSemReport) -> Table1:
@@ -107,6 +110,7 @@ def table1(report: ComSemReport) -> Table1:
         judge_passed=report.self_test.passed,
         setting=report.setting,
         n_tokens=report.n_tokens,
+        chosen=bool(report.settings.get("features") or report.settings.get("match_firing_rates")),
         rows=[
             Table1Row(
                 name=dictionary.name,

@@ -12,7 +12,7 @@ from bae_lens.report.series import COLORS
 
 
 def table1_shares(table: Table1) -> go.Figure:
-    """Table 1 as shares of each dictionary's features, with the intervals of what was sampled."""
+    """Table 1 as shares of each dictionary's features, with intervals; scores of chosen features as shares of those."""
     rows = [row for row in table.rows if row.d_sae]
     names = [row.name + table.mark for row in rows]
     figure = go.Figure()
@@ -21,7 +21,7 @@ def table1_shares(table: Table1) -> go.Figure:
         ("score > 0", "share_above_zero", "above_zero_interval"),
         ("score = 1", "share_perfect", "perfect_interval"),
     ):
-        scale = [row.scoreable / row.d_sae for row in rows]
+        scale = [1.0 if table.chosen else row.scoreable / row.d_sae for row in rows]
         at = [(getattr(row, share) or 0.0) * of_all for row, of_all in zip(rows, scale, strict=True)]
         bounds = [
             tuple(bound * of_all for bound in getattr(row, interval) or (0.0, 0.0))
@@ -31,7 +31,7 @@ def table1_shares(table: Table1) -> go.Figure:
         below = [y - low for y, (low, _) in zip(at, bounds, strict=True)]
         figure.add_bar(x=names, y=at, name=title, error_y={"array": above, "arrayminus": below, "thickness": 1})
     figure.update_layout(barmode="group", colorway=COLORS).update_yaxes(range=[0, 1.02])
-    return lay_out(figure, "", "share of the dictionary's features")
+    return lay_out(figure, "", "share of the features")
 
 
 def score_distribution(report: ComSemReport) -> go.Figure:
