@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,9 +28,10 @@ from bae_lens.comparison.dictionaries import (
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.plan import Timings, plan_comparison
 from bae_lens.comparison.timing import seconds_per_layer_and_token, time_dictionary
+from bae_lens.distributed import joined
 from bae_lens.planning import Plan
 from bae_lens.report.plan import plan_text
-from bae_lens.storage import existing_folder
+from bae_lens.storage import existing_folder, flat
 from bae_lens.training.recipe import TrainingSettings
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -84,6 +85,9 @@ class Compare:
     cache_dtype: Dtype = "float32"
     """In which activations are kept on disk. In bfloat16 or float16 they take half of the room; a BAE on layer 10 of
     SmolLM2 explained as much of the variance with either as with float32, to .001; two seeds differ by .003."""
+    share_steps: bool = False
+    """Whether the processes of torchrun train binary codes together, one after another, as is of use where one of them
+    could not hold a dictionary's batch; by default each trains dictionaries of its own."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
     model_device: str | None = None
@@ -110,10 +114,16 @@ class Compare:
         if self.plan:
             plan, note = self.planned()
             return f"{plan_text(plan)}\n{note}".rstrip()
-        comparison = run_experiment(
-            self.experiment, self.contenders, self.output, self.device, model_device=self.model_device
-        )
-        return summary(comparison, self.output)
+        with joined(self.device, self.output, flat(asdict(self))) as device:
+            comparison = run_experiment(
+                self.experiment,
+                self.contenders,
+                self.output,
+                device,
+                model_device=self.model_device,
+                share_steps=self.share_steps,
+            )
+            return summary(comparison, self.output)
 
     @property
     def experiment(self) -> Experiment:

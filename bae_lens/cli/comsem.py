@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +22,10 @@ from bae_lens.comsem.judges.spending import Budget, Price
 from bae_lens.comsem.score import Setting
 from bae_lens.comsem.scores.catalog import ScoreName
 from bae_lens.comsem.table1 import table1
+from bae_lens.distributed import is_main_process, joined, n_launched
+from bae_lens.file_exchange import bring_together
 from bae_lens.report.comsem import join_comparison, write_comsem_report
-from bae_lens.storage import locked
+from bae_lens.storage import flat, locked
 
 CACHE_FILE = "answers.sqlite"
 TIMEOUT = 60.0  # seconds
@@ -126,11 +128,22 @@ class Comsem:
 
     def run(self) -> str:
         """The table, or the estimate."""
+        if not self.sources:
+            raise ValueError("name what to score: the folder of a run, or dictionaries by folder or RELEASE/SAE_ID")
+        folder = Path(self.sources[0])
+        with joined(self.device, folder, flat(asdict(self))) as device:
+            bring_together(folder)
+            return replace(self, device=device)._run_here()
+
+    def _run_here(self) -> str:
+        """In one process, which with others shares the collecting of instances; the first alone asks."""
         check_device(self.device)
         self._check()
         scored = self._scored()
         prices = self._prices()
         folder = self.output or (scored.run or Path()) / "comsem"
+        if not is_main_process():
+            return self._run(scored, {"judge": None}, folder)
         with locked(folder), self._judges(folder, prices) as judges:
             return self._run(scored, judges, folder)
 
@@ -151,6 +164,9 @@ class Comsem:
             seed=self.seed,
         )
         text = scored.text.documents(self.seed, in_corpus_order=self.setting != "robust")
+        if not is_main_process():
+            comsem.collect(scored.load_model(self.device), scored.dictionaries, text)
+            return ""
         if self.dry_run:
             estimate = comsem.estimate(scored.load_model(self.device), scored.dictionaries, text)
             return f"{estimate.estimate}; nothing was asked"
@@ -158,10 +174,10 @@ class Comsem:
         report = replace(report, model=scored.model, dataset=scored.text.name)
         save(report, folder)
         write_comsem_report(report, folder)
-        joined = scored.run is not None and join_comparison(report, scored.run)
+        in_report = scored.run is not None and join_comparison(report, scored.run)
         return (
             f"{report.table()}\n\n{table1(report).table()}\n\nreport and scores are in {folder}"
-            f"{f'; {scored.run} has them in its report too' if joined else ''}"
+            f"{f'; {scored.run} has them in its report too' if in_report else ''}"
         )
 
     def _check(self) -> None:
@@ -172,10 +188,10 @@ class Comsem:
             raise ValueError(f"explainer is a model on a server; leave it out with {chosen[0]}")
 
     def _scored(self) -> Scored:
-        if not self.sources:
-            raise ValueError("name what to score: the folder of a run, or dictionaries by folder or RELEASE/SAE_ID")
         text = None if self.dataset is None else Text(self.dataset, self.text_column, self.dataset_split)
         if not any(map(is_run, self.sources)):
+            if n_launched() > 1:
+                raise ValueError("several processes share a run; score dictionaries that are in none in one process")
             if self.dictionaries:
                 raise ValueError("dictionaries chooses among those of a run; give the folders that you mean instead")
             return scored_dictionaries(self.sources, self.model, text, self.device)

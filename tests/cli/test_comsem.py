@@ -260,7 +260,6 @@ def test_a_model_is_loaded_with_the_options_that_its_dictionaries_were_trained_w
 def test_what_is_scored_has_to_be_clear(saved, run_folder):
     run, folder = str(run_folder), str(saved)
     cases: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
-        ((), {}, "name what to score"),
         ((run, folder), {}, "a run is scored by itself"),
         ((run,), {"model": "gpt2"}, "a run names its own"),
         ((folder,), {"dictionaries": ("bae",)}, "give the folders that you mean"),
@@ -270,6 +269,8 @@ def test_what_is_scored_has_to_be_clear(saved, run_folder):
     for sources, options, message in cases:
         with pytest.raises(ValueError, match=message):
             Comsem(sources, **options)._scored()
+    with pytest.raises(ValueError, match="name what to score"):
+        Comsem(()).run()
 
 
 def test_a_judge_file_must_be_a_model_as_llama_cpp_reads_it(comsem, tmp_path, capsys):
