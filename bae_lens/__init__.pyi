@@ -1,7 +1,7 @@
 """The public names, and where each of them lives: `__init__.py` imports from here what it is asked for."""
 
 from .activations.cache import CachedActivations as CachedActivations
-from .activations.cache import cache_activations as cache_activations
+from .activations.cache_writer import cache_activations as cache_activations
 from .activations.contexts import Contexts as Contexts
 from .activations.contexts import ContextSettings as ContextSettings
 from .activations.contexts import choose_contexts as choose_contexts

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from bae_lens.distributed import barrier, is_main_process
+from bae_lens.distributed import barrier, gather, is_first_at_home, is_main_process
 
 T = TypeVar("T")
 
@@ -159,6 +159,7 @@ def checksum(arrays: Iterable[np.ndarray]) -> int:
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
+ACTIVATIONS_FOLDER = "activations"  # of a run, in which they are cached
 WINDOWS_FOLDER = "windows"  # of the tokens that a run chose before it knew that it could go on
 NAMED_DIFFERENCES = 4  # in the message that a folder is for something else
 
@@ -208,13 +209,30 @@ class Stopwatch:
         before = self.stages.get(name, Stage(name, 0.0, 0.0))
         peak = max(before.peak_memory_gib, _peak_memory_gib())
         self.stages[name] = Stage(name, before.seconds + seconds, peak)
+        self._write()
+
+    def compare_notes(self) -> None:
+        """Of several processes, of which each has timed what it did: a stage took what it took the slowest."""
+        for stages in gather(self.stages):
+            for name, stage in stages.items():
+                own = self.stages.get(name) or stage
+                memory = max(own.peak_memory_gib, stage.peak_memory_gib)
+                self.stages[name] = Stage(name, max(own.seconds, stage.seconds), memory)
+        self._write()
+
+    def _write(self) -> None:
         if is_main_process():
             write_json(self.path, [asdict(stage) for stage in self.stages.values()])
 
 
+def existing_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest of those above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 def check_folder(folder: Path) -> None:
     """Raises ValueError if `folder` holds files that are not those of a run, or cannot be written to."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = existing_folder(folder)
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise ValueError(f"the output folder {folder} is not writable: check {existing}, or choose another folder")
     if folder.exists() and not (folder / RUN_FILE).exists() and not all(map(_of_a_claim, folder.iterdir())):
@@ -263,12 +281,12 @@ def locked_file(path: Path) -> Iterator[None]:
 def claimed(folder: Path, purpose: dict[str, Any]) -> Iterator[None]:
     """Holds `folder` for a run of this purpose, made of JSON values, alone among processes.
 
-    Of several processes that share a run, the first holds it for all of them.
+    Of several processes that share a run, the first that sees the folder holds it for all that do.
     Raises ValueError as `check_folder` and `locked`, and as `claim` if it is the home of another run.
     """
-    if is_main_process():
+    if is_first_at_home():
         check_folder(folder)
-    with locked(folder) if is_main_process() else nullcontext():
+    with locked(folder) if is_first_at_home() else nullcontext():
         claim(folder / RUN_FILE, {**purpose, "version": version("bae-lens")})
         yield
 
@@ -278,7 +296,7 @@ def claim(path: Path, purpose: dict[str, Any]) -> None:
 
     Of several processes that share a folder, the first writes, and all compare. Raises ValueError as `check_same`.
     """
-    if is_main_process() and not path.exists():
+    if is_first_at_home() and not path.exists():
         write_json(path, purpose, indent=2)
     barrier()
     check_same(read_json(path), purpose, path.parent)

@@ -18,7 +18,8 @@ from machine import machine
 from torch import Tensor, nn
 
 from bae_lens import Recipe, TrainingBAEConfig, TrainingSettings, evaluate_dictionary, train_dictionary
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.precision import DTYPES
 from bae_lens.functional.explained_variance import ExplainedVariance
 from bae_lens.storage import write_json

@@ -27,7 +27,8 @@ import tyro
 from machine import machine
 from torch import Tensor, nn
 
-from bae_lens.activations.cache import ARRAY_FILE, CachedActivations, cache_activations
+from bae_lens.activations.cache import ARRAY_FILE, CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import Contexts
 from bae_lens.storage import checksum, write_json
 

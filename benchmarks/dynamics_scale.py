@@ -31,8 +31,9 @@ from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.entropy.dynamics import training_memory
 from bae_lens.entropy.fit import fit_curves
 from bae_lens.entropy.memory import bytes_for_training
-from bae_lens.entropy.plan import Resources, plan_dynamics
+from bae_lens.entropy.plan import plan_dynamics
 from bae_lens.entropy.presets import paper_settings
+from bae_lens.planning import Resources
 from bae_lens.storage import write_json
 
 PAPER_MODEL = Path(__file__).parent / "paper" / "llama_3.2_1b.json"

@@ -20,7 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bae_lens import BAE, BAEConfig, TrainingBAEConfig
 from bae_lens.activations import models as language_models
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import Contexts, ContextSettings, choose_contexts
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.comparison.experiment import Experiment

@@ -5,31 +5,45 @@ Each process writes what it found to FOLDER/NAME/N-RANK.pt.
 """
 
 import os
+import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 
 import bae_lens.training.trainer
-from bae_lens import TrainingBAEConfig, TrainingBinaryTranscoderConfig
+from bae_lens import BAE, BAEConfig, FitSettings, TrainingBAEConfig, TrainingBinaryTranscoderConfig, file_exchange
 from bae_lens import distributed as parallel
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CHECKSUMS_FILE, COMPLETE_FILE, CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import ContextSettings, choose_contexts
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
+from bae_lens.activations.windows import random_windows
+from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.comparison.run import compare
+from bae_lens.comsem.collect import collector
+from bae_lens.comsem.collect.corpus import CorpusSettings
+from bae_lens.comsem.collect.sampling import SamplingSettings
+from bae_lens.entropy.dynamics import DynamicsSettings, entropy_dynamics
+from bae_lens.evaluation import model_loss
 from bae_lens.functional import covariance
 from bae_lens.functional.sparse_matmul import sums_rows
+from bae_lens.storage import open_array
 from bae_lens.training.feature_shards import gathered, own_share
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.trainer import train_dictionary
@@ -68,6 +82,7 @@ def _joined(n: int, rank: int, store: Path, scenario: Callable[..., Any], *argum
         if n > 1:
             parallel.connect(backend="gloo", init_method=f"file://{store}", rank=rank, world_size=n)
         scenario(*arguments)
+        parallel.disconnect()
     except BaseException:
         traceback.print_exc()
         return 1
@@ -230,6 +245,162 @@ def killed_training(name: str) -> None:
             write(f"killed-{name}", {"message": str(error), "seconds": time.monotonic() - start})
 
 
+def lists() -> None:
+    """Items that take unlike times, one of which is done already."""
+    done = folder / "lists" / str(parallel.n_processes())
+    if parallel.is_main_process():
+        done.mkdir(parents=True)
+    parallel.barrier()
+
+    def work(item: int) -> None:
+        time.sleep(0.02 * item)
+        (done / f"{item} by {launched_as()} among {parallel.n_processes()}").touch()
+
+    parallel.share(range(7), work)
+    seen = sorted(path.name for path in done.iterdir())
+    parallel.share([], work)
+    write("lists", {"seen": seen, "gathered": parallel.gather({"rank": parallel.process_index()})})
+
+
+def launched_as() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def homes(name: str, machines: list[int], folders: list[str]) -> None:
+    """What each finds out of which of the machines share a folder."""
+    rank = parallel.process_index()
+    try:
+        parallel.find_homes(folder / "homes" / name / folders[rank], machines[rank])
+    except ValueError as error:
+        write(f"homes-{name}", str(error))
+        return
+    first = parallel.is_first_at_home()
+    write(f"homes-{name}", (parallel.n_homes(), parallel.home_index(), first, parallel.place_at_home()))
+
+
+def apart() -> Path:
+    """A folder for each of two processes, as on machines that share none."""
+    own = folder / "apart" / str(parallel.n_processes()) / str(parallel.process_index())
+    parallel.find_homes(own, parallel.process_index())
+    return own
+
+
+def files_apart() -> None:
+    own, rank = apart(), parallel.process_index()
+    run = own / "run"
+    for path, content in {
+        "result.json": "main's" if rank == 0 else None,
+        f"dictionaries/{rank}/weights": f"weights {rank}" * (rank + 1),
+        f"dictionaries/{rank}/cfg.json": "",
+        "activations/train/activations.npy": f"{rank}",
+        ".lock": f"{rank}",
+        "seeds/1/dictionaries/a/cfg.json": "second" if rank == 1 else None,
+        "same.json": f"that of {rank}",
+    }.items():
+        if content is not None:
+            (run / path).parent.mkdir(parents=True, exist_ok=True)
+            (run / path).write_text(content)
+    with mock.patch.object(file_exchange, "PIECE_BYTES", 5):
+        file_exchange.bring_together(run)
+    paths = (path for path in run.rglob("*") if path.is_file())
+    write("files-apart", {str(path.relative_to(run)): path.read_text() for path in paths})
+
+
+def cache_apart(name: str, copied_to: tuple[int, ...]) -> None:
+    """The cache of a single process, some contexts of which are damaged, lies on some of the machines."""
+    own = apart() / name
+    if parallel.process_index() in copied_to:
+        shutil.copytree(folder / "states" / "1", own)
+        sums = open_array(own / HOOK / CHECKSUMS_FILE)
+        sums[4 * parallel.process_index()] = 0  # in another batch on each
+        sums.flush()
+        (own / COMPLETE_FILE).unlink()
+    parallel.barrier()
+    hook_widths(model, [HOOK])
+    run, calls = model.run_with_cache, []
+
+    def counted(tokens: Any, **options: Any) -> Any:
+        calls.append(len(tokens))
+        return run(tokens, **options)
+
+    with mock.patch.object(model, "run_with_cache", counted):
+        states = cache_activations(model, contexts, [HOOK], own, batch_size=4)[HOOK]
+    write(
+        f"cache-apart-{name}",
+        {"states": torch.from_numpy(states.activations.copy()), "norms": states.norms, "calls": calls},
+    )
+
+
+def compared(name: str, share_steps: bool) -> None:
+    """Two dictionaries, two trials, two seeds."""
+    settings = {"context_size": 16, "cached_tokens": 600, "held_out_tokens": 200, "tuning_tokens": 100}
+    experiment = Experiment(
+        "tiny",
+        "words",
+        HOOK,
+        contexts=ContextSettings(**settings, loss_contexts=9),
+        training=SETTINGS,
+        l0=4.0,
+        seeds=(0, 1),
+    )
+    bae = TrainingBAEConfig(d_in=16, d_sae=32, target_l0=4.0)
+    contenders = {
+        "BAE": Contender((Recipe(bae, 6e-3), Recipe(bae, 3e-3))),
+        "Top-k": Contender(tuple(Recipe(TopKTrainingSAEConfig(d_in=16, d_sae=32, k=k), 1e-3) for k in (4, 6))),
+    }
+    with mock.patch.object(model_loss, "TOKENS_PER_PASS", 32):
+        run = folder / "compared" / name
+        found = compare(model, documents, contenders, experiment, run, share_steps=share_steps)
+    write(f"compared-{name}", without_times(found.to_dict()))
+
+
+def without_times(content: Any) -> Any:
+    """A result without what another run need not repeat."""
+    times = {"seconds", "training_seconds", "memory_gib", "stages"}
+    if isinstance(content, dict):
+        return {key: without_times(value) for key, value in content.items() if key not in times}
+    return [without_times(value) for value in content] if isinstance(content, list) else content
+
+
+def dynamics(name: str) -> None:
+    windows = random_windows(model.tokenizer, documents, 4, 80, per_document=4)
+    settings = DynamicsSettings(8, (0.1, 1.0), fit=FitSettings(steps=8, batch_size=16))
+    hooks = [HOOK, "blocks.1.hook_resid_post", "blocks.1.hook_resid_pre"]
+    found = entropy_dynamics(model, windows, hooks, [1, 2, 4], settings, folder / "dynamics" / name)
+    write(f"dynamics-{name}", found.to_dict())
+
+
+def instances() -> None:
+    """What ComSem collects for a binary dictionary and one that is not."""
+    torch.manual_seed(0)
+    dictionaries = {
+        "bae": BAE(BAEConfig(d_in=16, d_sae=32)),
+        "topk": TopKTrainingSAE(TopKTrainingSAEConfig(d_in=16, d_sae=32, k=4)),
+    }
+    for sae in dictionaries.values():
+        torch.nn.init.normal_(sae.W_enc)
+        sae.cfg.metadata.hook_name = HOOK
+    settings = (CorpusSettings(tokens=900, context_size=16), SamplingSettings(examples=2, held_out=2))
+    with mock.patch.object(collector, "CONTEXTS_PER_BATCH", 3):
+        write("instances", asdict(collector.collect(model, dictionaries, documents, *settings)))
+
+
+def silent() -> None:
+    """The last of three processes stops without a word while one waits for it and one is at work."""
+    place, start, rank = folder / "silent-process", time.monotonic(), parallel.process_index()
+    if rank == 2:
+        place.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    signal.signal(signal.SIGTERM, parallel._told_to_end)
+    try:
+        parallel.barrier() if rank == 0 else time.sleep(60)
+    except ConnectionError as error:
+        write("silent", {"message": str(error), "seconds": time.monotonic() - start})
+    if rank == 0:
+        os.kill(int(place.read_text()), signal.SIGKILL)
+    os._exit(0)
+
+
 def main() -> None:
     found: dict[str, list[int]] = {}
     for n in (1, 2, 3):
@@ -237,6 +408,17 @@ def main() -> None:
         found[f"steps {n}"] = together(n, train_steps)
         found[f"cache {n}"] = together(n, hidden_states, str(n))
         found[f"train {n}"] = together(n, train, str(n))
+        found[f"lists {n}"] = together(n, lists)
+        found[f"compared {n}"] = together(n, compared, str(n), False)
+        found[f"dynamics {n}"] = together(n, dynamics, str(n))
+        found[f"instances {n}"] = together(n, instances)
+    found["compared, sharing steps"] = together(2, compared, "sharing", True)
+    shared = {"one machine": ([0, 0, 0], "aaa"), "shared": ([0, 1, 1], "aaa"), "apart": ([0, 1, 1], "abb")}
+    for name, (machines, folders) in {**shared, "mixed": ([0, 1, 2], "aab")}.items():
+        found[f"homes {name}"] = together(3, homes, name, machines, list(folders))
+    found["files apart"] = together(2, files_apart)
+    for name, copied_to in {"nowhere": (), "on the first": (0,), "on the second": (1,), "on both": (0, 1)}.items():
+        found[f"cache {name}"] = together(2, cache_apart, name, copied_to)
     found["cache interrupted"] = together(2, hidden_states, "cut", 3)
     found["cache resumed"] = together(3, hidden_states, "cut")
     for n in (1, 3):
@@ -254,6 +436,8 @@ def main() -> None:
     found["train features resumed from rows"] = together(2, train, "from-rows-to-features", True)
     found["train killed"] = together(3, killed_training, "killed")
     found["train resumed after kill"] = together(2, train, "killed")
+    with mock.patch.multiple(parallel, SILENCE=timedelta(seconds=2), BEAT_SECONDS=0.1):
+        found["silent"] = together(3, silent)
     torch.save(found, folder / "exits.pt")
 
 

@@ -22,11 +22,14 @@ from bae_lens.distributed import (
     any_process,
     check_alike,
     connect,
+    gather,
     gather_rows,
+    is_first_at_home,
     is_main_process,
     joined,
-    leave_the_rest_to_the_first,
+    n_homes,
     shard,
+    share,
 )
 from bae_lens.training.trainer import check_processes
 
@@ -51,8 +54,8 @@ def found(
     done = _run(sys.executable, str(script), str(tiny_model_folder), str(text), str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     exits = torch.load(folder / "exits.pt")
-    killed = exits.pop("train killed")
-    assert killed == [0, -9, 0]
+    assert exits.pop("train killed") == [0, -9, 0]
+    assert exits.pop("silent") == [0, 0, -9]
     assert all(set(codes) == {0} for codes in exits.values()), done.stderr[-3000:]
 
     def load(scenario: str, n: int) -> list[Any]:
@@ -81,37 +84,41 @@ def launched(monkeypatch, **environment: str) -> None:
 
 
 class TestAlone:
-    def test_nothing_is_shared(self):
+    def test_nothing_is_shared(self, tmp_path):
         rows = torch.randn(3, 2)
         assert torch.equal(shard(rows), rows)
         assert gather_rows(rows, sent_as=torch.uint8) is rows
         assert any_process(True, False) == (True, False)
         assert is_main_process()
-        leave_the_rest_to_the_first()
-        with joined("cpu") as device:
+        assert is_first_at_home()
+        assert n_homes() == 1
+        assert gather("own") == ["own"]
+        done: list[int] = []
+        share([3, 1], done.append)
+        assert done == [3, 1]
+        with joined("cpu", tmp_path / "absent", {}) as device:
             assert device == "cpu"
+        assert not (tmp_path / "absent").exists()
 
-    def test_launched_processes_take_a_gpu_each(self, monkeypatch):
+    def test_launched_processes_take_a_gpu_each(self, monkeypatch, tmp_path):
         calls = []
-        launched(monkeypatch, LOCAL_WORLD_SIZE="2")
+        launched(monkeypatch, LOCAL_WORLD_SIZE="2", GROUP_RANK="3")
         monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
         monkeypatch.setattr("torch.cuda.set_device", calls.append)
-        monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **_: calls.append(backend))
-        monkeypatch.setattr("torch.distributed.new_group", lambda **_: None)
-        monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("parted"))
-        with joined("cuda") as device:
+        monkeypatch.setattr("bae_lens.distributed.connect", lambda backend: calls.append(backend))
+        monkeypatch.setattr("bae_lens.distributed.find_homes", lambda _, machine: calls.append(machine))
+        monkeypatch.setattr("bae_lens.distributed.disconnect", lambda: calls.append("parted"))
+        with joined("cuda", tmp_path, {}) as device:
             assert device == "cuda:1"
-        assert calls == ["cuda:1", "cpu:gloo,cuda:nccl", "parted"]
+        assert calls == ["cuda:1", "cpu:gloo,cuda:nccl", 3, "parted"]
 
-    def test_fewer_gpus_than_processes_are_refused(self, monkeypatch):
-        launched(monkeypatch, LOCAL_WORLD_SIZE="2")
+    def test_fewer_gpus_than_processes_are_refused(self, monkeypatch, tmp_path):
+        launched(monkeypatch, WORLD_SIZE="4", LOCAL_WORLD_SIZE="2")
         monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-        with pytest.raises(ValueError, match="2 processes need as many GPUs, but there are 1"), joined("cuda"):
-            pass
-
-    def test_several_machines_are_refused(self, monkeypatch):
-        launched(monkeypatch, LOCAL_WORLD_SIZE="1")
-        with pytest.raises(ValueError, match="must run on one machine"), joined("cpu"):
+        with (
+            pytest.raises(ValueError, match="2 processes on a machine need as many GPUs, but there are 1"),
+            joined("cuda", tmp_path, {}),
+        ):
             pass
 
     def test_process_that_does_not_come_is_not_waited_for_without_end(self, monkeypatch, tmp_path):
@@ -259,27 +266,105 @@ def test_killed_process_stops_the_others_with_what_to_do_and_two_go_on(found):
         assert_close(process["state"], single["state"])
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_each_item_of_a_list_is_worked_on_once_by_a_process_that_is_alone(found, n):
+    for part in found("lists", n):
+        assert [name.split(" by ")[0] for name in part["seen"]] == [str(item) for item in range(7)]
+        assert all(name.endswith(" among 1") for name in part["seen"])
+        assert len({name.split()[2] for name in part["seen"]}) == n
+        assert part["gathered"] == [{"rank": rank} for rank in range(n)]
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("scenario", ["compared", "dynamics"])
+def test_results_are_those_of_a_single_process_to_the_last_digit(found, scenario, n):
+    (single,) = found(f"{scenario}-1", 1)
+    for process in found(f"{scenario}-{n}", n):
+        assert process == single
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_instances_are_those_of_a_single_process(found, n):
+    (single,) = found("instances", 1)
+    assert single["n_tokens"] > 500
+    assert all(dictionary["features"] for dictionary in single["dictionaries"].values())
+    for process in found("instances", n):
+        assert process == single
+
+
+def test_steps_are_shared_where_they_can_be(found):
+    (single,) = found("compared-1", 1)
+    for process in found("compared-sharing", 2):
+        for name, shared, alone in zip(("BAE", "Top-k"), process["dictionaries"], single["dictionaries"], strict=True):
+            explained = [[run["metrics"]["explained_variance"] for run in found["runs"]] for found in (shared, alone)]
+            assert explained[0] == (pytest.approx(explained[1], abs=1e-2) if name == "BAE" else explained[1])
+
+
+def test_homes_are_the_folders_that_machines_see(found):
+    assert found("homes-one machine", 3) == [(1, 0, True, (0, 3)), (1, 0, False, (1, 3)), (1, 0, False, (2, 3))]
+    assert found("homes-shared", 3) == found("homes-one machine", 3)
+    assert found("homes-apart", 3) == [(2, 0, True, (0, 1)), (2, 1, True, (0, 2)), (2, 1, False, (1, 2))]
+    for message in found("homes-mixed", 3):
+        assert re.search("must be shared by all machines or by none, but 2 share it and number 2 does not", message)
+
+
+def test_machines_end_with_the_same_files_but_for_caches_and_hidden_ones(found):
+    everyones = {
+        "result.json": "main's",
+        "dictionaries/0/weights": "weights 0",
+        "dictionaries/0/cfg.json": "",
+        "dictionaries/1/weights": "weights 1weights 1",
+        "dictionaries/1/cfg.json": "",
+        "seeds/1/dictionaries/a/cfg.json": "second",
+    }
+    for rank, files in enumerate(found("files-apart", 2)):
+        own = {".lock": f"{rank}", "activations/train/activations.npy": f"{rank}", "same.json": f"that of {rank}"}
+        assert files == {**everyones, **own}
+
+
+@pytest.mark.parametrize(
+    ("where", "computed"), [("nowhere", None), ("on the first", 4), ("on the second", 4), ("on both", 0)]
+)
+def test_what_a_machine_has_cached_is_brought_to_the_others_and_not_computed(found, where, computed):
+    (single,) = found("cache-1", 1)
+    apart = found(f"cache-apart-{where}", 2)
+    assert sum(sum(process["calls"]) for process in apart) == (sum(single["calls"]) if computed is None else computed)
+    for process in apart:
+        assert torch.equal(process["states"], single["states"])
+        assert torch.equal(process["norms"], single["norms"])
+
+
+def test_a_process_that_is_silent_is_lost_to_those_that_wait_and_those_at_work(found):
+    told = found("silent", 3)
+    assert len(told) == 2
+    for process in told:
+        assert process["message"].startswith("another process of this run has ended or cannot be reached (")
+        assert process["seconds"] < 8
+
+
 class TestEndingTogether:
     def test_a_single_process_is_like_itself(self):
         check_alike({"lr": 0.1})
 
     def test_what_differs_is_named_in_the_order_of_processes(self, monkeypatch):
-        def gathered(everyones, own, _group):
-            everyones[:] = [{**own, "lr": "0.1", "output": "'a'"}, own]
-
-        monkeypatch.setattr("bae_lens.distributed.n_processes", lambda: 2)
-        monkeypatch.setattr("torch.distributed.all_gather_object", gathered)
+        monkeypatch.setattr("bae_lens.distributed.gather", lambda own: [{**own, "lr": "0.1", "output": "'a'"}, own])
         check_alike({"lr": 0.1, "output": "a"})
         with pytest.raises(ValueError, match=r"must be started alike, .* \(lr: 0.1 and 0.2; output: 'a' and nothing\)"):
             check_alike({"lr": 0.2})
 
-    def test_a_process_that_is_told_to_end_says_what_goes_on_unless_it_has_an_error_of_its_own(self, monkeypatch):
-        launched(monkeypatch, LOCAL_WORLD_SIZE="2")
-        monkeypatch.setattr("torch.distributed.init_process_group", lambda **_: None)
-        monkeypatch.setattr("torch.distributed.new_group", lambda **_: None)
-        monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    def test_another_version_of_the_package_is_a_difference(self, monkeypatch):
+        monkeypatch.setattr("bae_lens.distributed.gather", lambda own: [{**own, "bae_lens": "'0.0.1'"}, own])
+        with pytest.raises(ValueError, match=r"must be started alike, .* \(bae_lens: '0.0.1' and '\d"):
+            check_alike({"lr": 0.1})
+
+    def test_a_process_that_is_told_to_end_says_what_goes_on_unless_it_has_an_error_of_its_own(
+        self, monkeypatch, tmp_path
+    ):
+        launched(monkeypatch, LOCAL_WORLD_SIZE="2", GROUP_RANK="0")
+        for name in ("connect", "find_homes", "disconnect"):
+            monkeypatch.setattr(f"bae_lens.distributed.{name}", lambda *_, **__: None)
         before = signal.getsignal(signal.SIGTERM)
-        with joined("cpu"):
+        with joined("cpu", tmp_path, {}):
             with pytest.raises(ConnectionError, match=r"this process was told to end, .* goes on from what is"):
                 os.kill(os.getpid(), signal.SIGTERM)
             try:
@@ -290,25 +375,24 @@ class TestEndingTogether:
 
 
 class TestRefusals:
-    def test_processes_share_one_setting_of_a_binary_code_only(self, monkeypatch):
+    def test_processes_share_the_steps_of_a_binary_code_only(self, monkeypatch):
         bae, topk = TrainingBAEConfig(d_in=4, d_sae=8), TopKTrainingSAEConfig(d_in=4, d_sae=8)
-        check_processes("any", topk, n_trials=3)
+        check_processes("any", topk)
         monkeypatch.setattr("bae_lens.training.trainer.n_processes", lambda: 2)
         check_processes("mine", bae)
-        with pytest.raises(ValueError, match=r"2 processes cannot share mine, a topk dictionary, .* without torchrun"):
+        with pytest.raises(ValueError, match=r"2 processes cannot share the steps of mine, a topk dictionary"):
             check_processes("mine", topk)
-        with pytest.raises(ValueError, match="2 processes cannot share mine, 3 trials of a dictionary"):
-            check_processes("mine", bae, n_trials=3)
 
     def test_other_commands_refuse_torchrun(self, monkeypatch, capsys):
         for name, value in {"TORCHELASTIC_RUN_ID": "0", "WORLD_SIZE": "2", "RANK": "1"}.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["bae-lens", "demo"])
+        monkeypatch.setattr(sys, "argv", ["bae-lens", "entropy"])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         assert stop.value.code == 2
         output = capsys.readouterr()
-        assert output.err.startswith("error in process 1: torchrun started 2 processes, but only train shares them")
+        assert output.err.startswith("error in process 1: torchrun started 2 processes, which share demo, train, ")
+        assert "but not entropy; run it without torchrun" in output.err
         assert output.out == ""
 
 

@@ -1,9 +1,9 @@
-"""Activations of a language model on disk: one pass over chosen contexts, then as many trainings as wanted."""
+"""Activations of a language model on disk, as `cache_writer` writes them: for as many trainings as wanted."""
 
 import os
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,30 +13,16 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from bae_lens.activations.batch_order import BLOCK_ROWS, NAME, WINDOW_BLOCKS, EpochOrder, epochs, n_blocks_of
 from bae_lens.activations.contexts import PADDING, Contexts
-from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
-from bae_lens.activations.forward import hook_widths, run_at_hooks
-from bae_lens.activations.models import resolve_hook
-from bae_lens.activations.precision import STORED, Dtype, as_tensor, stored, torch_dtype
-from bae_lens.distributed import any_process, barrier, is_main_process, n_processes, process_index, shard
+from bae_lens.activations.fingerprint import tensor_fingerprint
+from bae_lens.activations.precision import as_tensor
+from bae_lens.distributed import is_first_at_home, shard
 from bae_lens.functional.outliers import is_outlier
-from bae_lens.saes.saelens_compat import PrefetchingIterator, get_special_token_ids
+from bae_lens.saes.saelens_compat import PrefetchingIterator
 from bae_lens.saes.standardization import Standardization
-from bae_lens.storage import (
-    checksum,
-    claim,
-    load_array,
-    locked,
-    make_array,
-    open_array,
-    read_json,
-    save_array,
-    validated,
-    write_json,
-)
+from bae_lens.storage import checksum, load_array, read_json, validated, write_json
 
 SOURCE_FILE = "source.json"  # the model, contexts and hooks, by content
 COMPLETE_FILE = "complete.json"  # the checksum of all norms, once everything is there
@@ -162,7 +148,7 @@ class CachedActivations:
     def _check(self, contexts: Int[np.ndarray, " n_contexts"]) -> None:
         contexts = contexts[self._unchecked[contexts]]
         norms = self.norms.unflatten(0, self.contexts.tokens.shape).numpy()
-        if damaged := _damaged(contexts, self._checksums, norms, self.activations):
+        if damaged := damaged_contexts(contexts, self._checksums, norms, self.activations):
             self._give_up(f"{len(damaged)} contexts")
         self._unchecked[contexts] = False
 
@@ -201,7 +187,7 @@ class CachedActivations:
             raise ValueError("the activations are all the same, so there is nothing to learn from them")
         found = Standardization((origin[0] + shift).float(), (self.d_in / mean_square) ** 0.5)
         self._check(np.arange(len(self._unchecked)))
-        if is_main_process():
+        if is_first_at_home():
             with suppress(OSError):  # a cache that cannot be written to is read again the next time
                 path = self.folder / self.hook_name / STANDARDIZATION_FILE
                 write_json(path, _Measured(*stamp, len(self.content), found.mean.tolist(), found.scale))
@@ -264,131 +250,11 @@ class CachedActivations:
                 os.posix_fadvise(file.fileno(), begin + block * n_bytes, n_bytes, os.POSIX_FADV_WILLNEED)
 
 
-@torch.no_grad()
-def cache_activations(
-    model: Any,
-    contexts: Contexts,
-    hook_names: Sequence[str],
-    folder: Path,
-    batch_size: int = 16,
-    dtype: Dtype = "float32",
-) -> dict[str, CachedActivations]:
-    """Runs the model over the contexts once, up to the deepest hook's layer, and keeps the activations at all hooks.
-
-    They lie in `folder` in this dtype, and are returned under the names that were asked for. By the norms at all hooks
-    it is decided which tokens are outliers. A complete cache is opened as it is. One that was interrupted, or in
-    which damage was found, goes on with the batches that are missing; contexts that are no longer what was written are
-    computed again, and a warning gives their number. Several processes share the batches, and the folder.
-    Raises ValueError for no hook, an unknown one, one that is not one vector a token, activations that are not finite
-    or too large for the dtype (naming the batch), a folder that holds activations of other hooks, another model, other
-    contexts or another dtype, or at which another process is at work, and OSError for a disk without room for all of
-    them.
-    """
-    if not hook_names:
-        raise ValueError("choose at least one hook, got none")
-    resolved = {hook_name: resolve_hook(model, hook_name) for hook_name in hook_names}
-    names = list(dict.fromkeys(resolved.values()))
-    source = {
-        "model": model_fingerprint(model),
-        "contexts": tensor_fingerprint(contexts.tokens, contexts.document),
-        "hook_names": names,
-        "special_tokens": sorted(get_special_token_ids(model.tokenizer)),
-        **({} if torch_dtype(dtype) == torch.float32 else {"dtype": dtype}),
-    }
-    working = is_main_process() and not (folder / COMPLETE_FILE).exists()
-    with locked(folder) if working else nullcontext():
-        claim(folder / SOURCE_FILE, source)
-        (complete,) = any_process((folder / COMPLETE_FILE).exists())
-        if not complete:
-            widths = hook_widths(model, names)
-            _make_arrays(folder, contexts, {name: widths[name] for name in names}, dtype)
-            _forget_damaged(folder, names)
-            _cache_missing(model, contexts, names, folder, batch_size, dtype)
-            _complete(folder, names)
-    return {hook_name: CachedActivations(folder, name) for hook_name, name in resolved.items()}
-
-
-def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int], dtype: Dtype) -> None:
-    """Everything that will be written, before anything is computed."""
-    if is_main_process():
-        save_array(folder / "tokens.npy", contexts.tokens)
-        save_array(folder / "document.npy", contexts.document)
-        n, context_size = contexts.tokens.shape
-        make_array(folder / NORMS_FILE, (n, context_size, len(widths)))
-        for hook_name, width in widths.items():
-            make_array(folder / hook_name / ARRAY_FILE, (n, context_size, width), STORED[dtype])
-            make_array(folder / hook_name / CHECKSUMS_FILE, (n,), np.int64)
-    barrier()
-
-
-def _forget_damaged(folder: Path, hook_names: list[str]) -> None:
-    """Contexts whose activations do not have the checksum that they were written with count as missing."""
-    norms, damaged = load_array(folder / NORMS_FILE, mmap_mode="r"), set()
-    for hook_name in hook_names:
-        activations, sums = (
-            load_array(folder / hook_name / ARRAY_FILE, "r"),
-            open_array(folder / hook_name / CHECKSUMS_FILE),
-        )
-        written = sums.nonzero()[0][process_index() :: n_processes()]
-        at_hook = _damaged(tqdm(written, desc="checking what is on disk", unit="context"), sums, norms, activations)
-        sums[at_hook] = 0
-        sums.flush()
-        damaged |= set(at_hook)
-    if damaged:
-        warnings.warn(
-            f"{len(damaged)} of {len(norms)} contexts in {folder} are damaged and computed again", stacklevel=4
-        )
-    barrier()
-
-
-def _damaged(
+def damaged_contexts(
     contexts: Iterable[Any],
     sums: Int[np.ndarray, " n"],
     norms: Float[np.ndarray, "n size hooks"],
     activations: np.ndarray,
 ) -> list[int]:
+    """Those of the given contexts that were written with another checksum; 0 stands for one that was not written."""
     return [int(i) for i in contexts if sums[i] != checksum([norms[i], activations[i]])]
-
-
-def _cache_missing(
-    model: Any, contexts: Contexts, hook_names: list[str], folder: Path, batch_size: int, dtype: Dtype
-) -> None:
-    """By process, every so many batches."""
-    n = len(contexts.tokens)
-    norms = open_array(folder / NORMS_FILE)
-    arrays = {hook_name: open_array(folder / hook_name / ARRAY_FILE) for hook_name in hook_names}
-    sums = {hook_name: open_array(folder / hook_name / CHECKSUMS_FILE) for hook_name in hook_names}
-
-    def written(rows: slice = slice(None)) -> Bool[np.ndarray, " n"]:
-        return np.all([at_hook[rows] != 0 for at_hook in sums.values()], axis=0)
-
-    missing = [rows for start in range(0, n, batch_size) if not written(rows := slice(start, start + batch_size)).all()]
-    barrier()  # before one of them is done
-    description = f"activations at {', '.join(hook_names)}"
-    with tqdm(
-        total=n, initial=int(written().sum()), desc=description, unit="context", disable=not is_main_process()
-    ) as progress:
-        for rows in missing[process_index() :: n_processes()]:
-            try:
-                batch = run_at_hooks(model, contexts.tokens[rows].clamp(min=0), hook_names)
-                on_disk = {hook_name: stored(activations, dtype) for hook_name, activations in batch.items()}
-            except ValueError as error:
-                raise ValueError(f"batch {rows.start // batch_size}: {error}") from error
-            at_hooks = [torch.linalg.vector_norm(batch[name], dim=-1, dtype=torch.float64) for name in hook_names]
-            norms[rows] = torch.stack(at_hooks, dim=-1).float().numpy()
-            norms.flush()
-            for hook_name, activations in on_disk.items():
-                arrays[hook_name][rows] = activations
-                arrays[hook_name].flush()
-                sums[hook_name][rows] = [checksum(parts) for parts in zip(norms[rows], activations, strict=True)]
-                sums[hook_name].flush()
-            progress.update(int(written().sum()) - progress.n)
-    barrier()
-
-
-def _complete(folder: Path, hook_names: list[str]) -> None:
-    if is_main_process():
-        if not all(load_array(folder / hook_name / CHECKSUMS_FILE).all() for hook_name in hook_names):
-            raise ValueError(f"not all contexts arrived in {folder}; the processes must share it")
-        write_json(folder / COMPLETE_FILE, {"norms": checksum([load_array(folder / NORMS_FILE)])})
-    barrier()

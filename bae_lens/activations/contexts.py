@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.sources import texts
-from bae_lens.distributed import is_main_process
+from bae_lens.distributed import is_first_at_home, is_main_process
 from bae_lens.storage import load_array, read_json, save_array, write_json, written_whole
 
 Split = Literal["train", "tune", "test"]
@@ -138,7 +138,7 @@ def kept_contexts(folder: Path, choose: Callable[[], dict[str, Contexts]]) -> di
     if folder.exists():
         return _kept(folder)
     contexts = choose()
-    if is_main_process():
+    if is_first_at_home():
         with written_whole(folder) as partial:
             for split, chosen in contexts.items():
                 (partial / split).mkdir(parents=True)

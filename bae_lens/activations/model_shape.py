@@ -8,6 +8,18 @@ from typing import Any
 from bae_lens.activations.demo_model import demo_model_config
 from bae_lens.activations.models import DEMO_MODEL, known_to_transformers
 
+RESIDUAL = (
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_in",
+    "hook_mlp_out",
+    "hook_normalized",
+    "hook_embed",
+)
+INSIDE_MLP = ("mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post")
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -29,6 +41,18 @@ class ModelShape:
         """Of its weights in float32, in which models are run."""
         return 4 * self.n_parameters
 
+    def width_at(self, hook_name: str) -> int:
+        """Of the activations at a hook. Raises ValueError for a hook whose width does not follow from the shape."""
+        kind = hook_name.rsplit(".", 1)[-1]
+        if kind in RESIDUAL or hook_name.endswith(("mlp.hook_in", "mlp.hook_out", "attn.hook_in", "attn.hook_out")):
+            return self.d_model
+        if hook_name.endswith(INSIDE_MLP):
+            return self.d_mlp
+        raise ValueError(
+            f"the width at {hook_name} does not follow from the model's config; a plan is for the residual stream, and "
+            "for what MLPs read, hold and write"
+        )
+
 
 def model_shape(name: str) -> ModelShape:
     """Of a model as `load_model` takes it, or of the path of a config.json; no weights are read.
@@ -39,7 +63,7 @@ def model_shape(name: str) -> ModelShape:
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = _config(name)
+    config = model_config(name)
     try:
         text = config.get_text_config()
         with torch.device("meta"):
@@ -54,7 +78,12 @@ def model_shape(name: str) -> ModelShape:
     return ModelShape(*sizes, d_mlp, n_parameters)
 
 
-def _config(name: str) -> Any:
+def model_config(name: str) -> Any:
+    """The config that transformers knows of a model, by name, or of the path of a config.json.
+
+    Raises ValueError for a name whose config neither is here nor can be had from the hub; ImportError if the embedded
+    model is not installed.
+    """
     from transformers import AutoConfig
 
     path = Path(name)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,8 @@ from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.precision import STORED, Dtype, as_tensor, stored
 from bae_lens.activations.windows import Windows
+from bae_lens.distributed import barrier, is_first_at_home, is_main_process, n_processes, place_at_home, process_index
+from bae_lens.file_exchange import all_homes, bring_rows
 from bae_lens.functional.outliers import SINK_NORM, is_outlier
 from bae_lens.storage import (
     checksum,
@@ -138,7 +141,8 @@ def collect(
     `batch_size` is in windows; by default they hold about a thousand tokens, on a GPU eight thousand. `dtype` is what
     activations are kept in: those of 16 bits take half the disk.
     An interrupted pass goes on after its last complete batch; a complete one is opened as it is. Windows whose
-    activations are no longer what was written are computed again, and a warning gives their number.
+    activations are no longer what was written are computed again, and a warning gives their number. Several processes
+    share the batches; what a machine that shares no folder with the others has is brought to them.
     Raises ValueError for a hook the model does not have or that is not one vector a token, hooks of different widths, a
     position beyond the windows or windows beyond the model's context, activations that are not finite or beyond the
     dtype, and a folder that holds activations of something else or at which another process is at work; OSError for a
@@ -168,18 +172,22 @@ def collect(
         "dtype": dtype,
     }
     n, width = len(windows.tokens), widths[hooks[0]]
-    with locked(folder):
+    with locked(folder) if is_first_at_home() else nullcontext():
         claim(folder / SOURCE_FILE, source)
-        if not _is_complete(folder):
-            save_array(folder / DOCUMENTS_FILE, windows.document)
-            make_array(folder / ARRAY_FILE, (len(hooks), len(positions), n, width), STORED[dtype])
-            make_array(folder / NORMS_FILE, (len(hooks), len(positions), n))
-            make_array(folder / CHECKSUMS_FILE, (len(hooks), len(positions), n), np.int64)
+        if not all_homes(_is_complete(folder)):
+            if is_first_at_home():
+                save_array(folder / DOCUMENTS_FILE, windows.document)
+                make_array(folder / ARRAY_FILE, (len(hooks), len(positions), n, width), STORED[dtype])
+                make_array(folder / NORMS_FILE, (len(hooks), len(positions), n))
+                make_array(folder / CHECKSUMS_FILE, (len(hooks), len(positions), n), np.int64)
+            barrier()
             _forget_damaged(folder)
             batch_size = batch_size or max(1, tokens_at_a_time(str(model.cfg.device)) // length)
             _collect_missing(model, windows.tokens, hooks, columns, folder, batch_size, dtype)
-            sums = {"documents": windows.document.numpy(), "norms": load_array(folder / NORMS_FILE)}
-            write_json(folder / COMPLETE_FILE, {name: checksum([array]) for name, array in sums.items()})
+            if is_first_at_home():
+                sums = {"documents": windows.document.numpy(), "norms": load_array(folder / NORMS_FILE)}
+                write_json(folder / COMPLETE_FILE, {name: checksum([array]) for name, array in sums.items()})
+            barrier()
     return PositionActivations(folder)
 
 
@@ -198,11 +206,17 @@ def _collect_missing(
     dtype: Dtype,
 ) -> None:
     array, norms, sums = (open_array(folder / name) for name in (ARRAY_FILE, NORMS_FILE, CHECKSUMS_FILE))
-    n = len(tokens)
-    written = _written(sums)
+    by_window = [np.moveaxis(each, 2, 0) for each in (norms, array, sums)]
+    bring_rows(by_window, _written(sums), batch_size)
+    n, written = len(tokens), _written(sums)
     missing = [rows for start in range(0, n, batch_size) if not written[rows := slice(start, start + batch_size)].all()]
-    with tqdm(total=n, initial=int(written.sum()), desc="activations by position", unit="window") as progress:
-        for rows in missing:
+    own = missing[process_index() :: n_processes()]
+    left = sum(int((~written[rows]).sum()) for rows in own)
+    barrier()  # before one of them is done
+    with tqdm(
+        total=n, initial=n - left, desc="activations by position", unit="window", disable=not is_main_process()
+    ) as progress:
+        for rows in own:
             length = int(columns[rows].max()) + 1
             batch = run_at_hooks(model, tokens[rows, :length].long(), hooks, columns=columns[rows])
             for index, hook in enumerate(hooks):
@@ -212,6 +226,8 @@ def _collect_missing(
                 at_positions = zip(written_rows, norms[index, :, rows], strict=True)
                 sums[index, :, rows] = [_checksums(*at_position) for at_position in at_positions]
             progress.update(int((~written[rows]).sum()))
+    barrier()
+    bring_rows(by_window, _written(sums), batch_size)
 
 
 def _written(sums: Int[np.ndarray, "hooks positions n"]) -> Bool[np.ndarray, " n"]:
@@ -234,14 +250,17 @@ def _forget_damaged(folder: Path) -> None:
     array, norms = (load_array(folder / name, mmap_mode="r") for name in (ARRAY_FILE, NORMS_FILE))
     sums = open_array(folder / CHECKSUMS_FILE)
     damaged = set[int]()
-    for pair in np.ndindex(*array.shape[:2]):
+    own, n_readers = place_at_home()
+    for pair in list(np.ndindex(*array.shape[:2]))[own::n_readers]:
         for start in range(0, array.shape[2], ROWS_AT_A_TIME):
             block = slice(start, start + ROWS_AT_A_TIME)
             damaged |= {start + i for i in _damaged(array[pair][block], norms[pair][block], sums[pair][block])}
+    barrier()  # before the sums of other pairs are taken back
     sums[:, :, sorted(damaged)] = 0
     if damaged:
         n = sums.shape[2]
         warnings.warn(f"{len(damaged)} of {n} windows in {folder} are damaged and computed again", stacklevel=4)
+    barrier()
 
 
 def _damaged(

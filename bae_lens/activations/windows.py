@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.activations.sources import texts
+from bae_lens.distributed import is_first_at_home, is_main_process
 from bae_lens.storage import checksum, load_array, read_json, save_array, write_json, written_whole
 
 WINDOWS_PER_DOCUMENT = 8  # at most, so that a few long documents do not make the sample
@@ -110,7 +111,7 @@ def _cut(
     tokens[:, : len(bos)] = torch.tensor(bos)
     document = torch.empty(n_windows, dtype=torch.int64)
     found = too_short = longest = 0
-    with tqdm(total=n_windows, desc="choosing windows", unit="window") as progress:
+    with tqdm(total=n_windows, desc="choosing windows", unit="window", disable=not is_main_process()) as progress:
         for number, text in enumerate(texts(documents)):
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             longest = max(longest, len(ids))
@@ -150,14 +151,19 @@ def kept_windows(folder: Path, source: dict[str, Any], cut: Callable[[], Windows
                 f"windows are kept without ends, got those of {windows.ends.shape[1]} demonstrations; make them anew "
                 "with prompt_windows"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(folder) as partial:
-            partial.mkdir()
-            for name in ARRAYS:
-                save_array(partial / f"{name}.npy", getattr(windows, name))
-            kept = {"starts_with_bos": windows.starts_with_bos, "too_short": windows.too_short}
-            write_json(partial / SOURCE_FILE, {"source": source, "checksum": _checksum(windows), "windows": kept})
+        if is_first_at_home():
+            _keep(windows, source, folder)
     return windows
+
+
+def _keep(windows: Windows, source: dict[str, Any], folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder) as partial:
+        partial.mkdir()
+        for name in ARRAYS:
+            save_array(partial / f"{name}.npy", getattr(windows, name))
+        kept = {"starts_with_bos": windows.starts_with_bos, "too_short": windows.too_short}
+        write_json(partial / SOURCE_FILE, {"source": source, "checksum": _checksum(windows), "windows": kept})
 
 
 def _read(folder: Path, source: dict[str, Any]) -> Windows | None:

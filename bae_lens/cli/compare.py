@@ -2,7 +2,8 @@
 
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,13 +11,27 @@ import tyro
 
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.model_shape import model_config, model_shape
 from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
-from bae_lens.cli.device import DEFAULT_DEVICE
+from bae_lens.cli.device import DEFAULT_DEVICE, check_device, resources
 from bae_lens.cli.experiment import run_experiment, summary
-from bae_lens.comparison.dictionaries import ARCHITECTURES, DictionarySpec, as_given, default_spec, read_specs
+from bae_lens.comparison.dictionaries import (
+    ARCHITECTURES,
+    DictionarySpec,
+    WidthsAt,
+    as_given,
+    default_spec,
+    read_specs,
+)
 from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.comparison.plan import Timings, plan_comparison
+from bae_lens.comparison.timing import seconds_per_layer_and_token, time_dictionary
+from bae_lens.distributed import joined
+from bae_lens.planning import Plan
+from bae_lens.report.plan import plan_text
+from bae_lens.storage import existing_folder, flat
 from bae_lens.training.recipe import TrainingSettings
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -70,13 +85,23 @@ class Compare:
     cache_dtype: Dtype = "float32"
     """In which activations are kept on disk. In bfloat16 or float16 they take half of the room; a BAE on layer 10 of
     SmolLM2 explained as much of the variance with either as with float32, to .001; two seeds differ by .003."""
+    share_steps: bool = False
+    """Whether the processes of torchrun train binary codes together, one after another, as is of use where one of them
+    could not hold a dictionary's batch; by default each trains dictionaries of its own."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    plan: bool = False
+    """Say what this would take in disk, memory and time, and whether it fits, and run nothing but a few steps of each
+    part to time them. For this --model may also be a config.json."""
+    gpu_memory: float | None = None
+    """GB of a GPU that --plan counts on; by default what it has, or 80 where there is none at hand."""
+    disk: float | None = None
+    """GB of disk that --plan counts on; by default what is free in the output folder."""
 
     def run(self) -> str:
-        """Compares, writes the results into `output`, and returns the table.
+        """Compares, writes the results into `output`, and returns the table; or returns the plan.
 
         Raises ValueError for flags that contradict one another.
         """
@@ -86,7 +111,24 @@ class Compare:
             raise ValueError(f"architectures must be different, got {', '.join(self.architectures)}")
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, got {self.trials}")
-        experiment = Experiment(
+        if self.plan:
+            plan, note = self.planned()
+            return f"{plan_text(plan)}\n{note}".rstrip()
+        with joined(self.device, self.output, flat(asdict(self))) as device:
+            comparison = run_experiment(
+                self.experiment,
+                self.contenders,
+                self.output,
+                device,
+                model_device=self.model_device,
+                share_steps=self.share_steps,
+            )
+            return summary(comparison, self.output)
+
+    @property
+    def experiment(self) -> Experiment:
+        """What the dictionaries share."""
+        return Experiment(
             self.model,
             self.dataset,
             self.hook_name,
@@ -101,20 +143,60 @@ class Compare:
             self.model_dtype,
             self.cache_dtype,
         )
-        comparison = run_experiment(
-            experiment, self.contenders, self.output, self.device, model_device=self.model_device
-        )
-        return summary(comparison, self.output)
 
     def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
         """The dictionaries of the config file, or those of `architectures` at the width of the hook."""
-        d_sae = self.expansion * hook_widths(model, [hook_name])[hook_name]
+        return self._contenders(partial(hook_widths, model), hook_name)
+
+    def _contenders(self, widths_at: WidthsAt, hook_name: str) -> dict[str, Contender]:
+        d_sae = self.expansion * widths_at([hook_name])[hook_name]
         specs = self.dictionaries or dict(
             default_spec(architecture, self.l0, d_sae, self.trials) for architecture in self.architectures
         )
         return {
-            name: spec.contender(model, hook_name, self.expansion, self.training.steps) for name, spec in specs.items()
+            name: spec.contender_by_width(widths_at, hook_name, self.expansion, self.training.steps)
+            for name, spec in specs.items()
         }
+
+    def planned(self) -> tuple[Plan, str]:
+        """The plan, with times if the device is here and what is asked for fits on it, and what is to be said of them.
+
+        Raises ValueError for a model whose config is not to be had, and for hooks whose width does not follow from it.
+        """
+        shape = model_shape(self.model)
+        contenders = self._contenders(lambda hooks: {hook: shape.width_at(hook) for hook in hooks}, self.hook_name)
+        room = resources(self.output, self.device, self.disk, self.gpu_memory)
+        beside = self.model_device in (None, self.device)
+        plan = plan_comparison(shape, self.experiment, contenders, room, beside)
+        if plan.misfits:
+            return plan, ""
+        if room.on_gpu and not self.device.startswith("cuda"):
+            return plan, "times are taken on the GPU itself: plan there, with --device cuda"
+        check_device(self.device)
+        seconds, reason = self._seconds_of_the_pass(contenders)
+        of_dictionaries = {
+            name: time_dictionary(contender.trials[0], self.training, float(self.l0), self.device)
+            for name, contender in contenders.items()
+        }
+        plan = plan_comparison(shape, self.experiment, contenders, room, beside, Timings(seconds, of_dictionaries))
+        return plan, f"-: {reason}; the rest is what this machine took for a few steps, times their number"
+
+    def _seconds_of_the_pass(self, contenders: dict[str, Contender]) -> tuple[float | None, str]:
+        """For each token and layer, or None and why."""
+        hooks = {hook for contender in contenders.values() for hook in contender.hooks(self.hook_name)}
+        try:
+            seconds = seconds_per_layer_and_token(
+                model_config(self.model),
+                len({self.hook_name, *hooks}),
+                self.contexts.context_size,
+                existing_folder(self.output),
+                self.model_device or self.device,
+                self.model_dtype,
+                self.cache_dtype,
+            )
+        except ValueError as error:
+            return None, f"not timed ({error})"
+        return seconds, "not timed"
 
     @classmethod
     def defaults(cls, arguments: Sequence[str]) -> "Compare":
@@ -132,7 +214,7 @@ class Compare:
 def _filled(default: Any, content: Any, path: Path) -> Any:
     """A dataclass with the values of a mapping, for nested ones likewise."""
     known = {known_field.name: known_field.type for known_field in fields(default)}
-    for name in ("output", "config", "dictionaries"):
+    for name in ("output", "config", "dictionaries", "plan", "gpu_memory", "disk"):
         known.pop(name, None)
     if not isinstance(content, dict) or not content.keys() <= known.keys():
         raise ValueError(

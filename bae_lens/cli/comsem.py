@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,8 +26,10 @@ from bae_lens.comsem.judges.local_server import LOCAL_MODEL, local_label, local_
 from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.spending import Budget, Price
 from bae_lens.comsem.scores.catalog import ScoreName
+from bae_lens.distributed import is_main_process, joined
+from bae_lens.file_exchange import bring_together
 from bae_lens.report.comsem import write_comsem_report
-from bae_lens.storage import RUN_FILE, check_same, locked, read_json, validated
+from bae_lens.storage import RUN_FILE, check_same, flat, locked, read_json, validated
 
 CACHE_FILE = "answers.sqlite"
 TIMEOUT = 60.0  # seconds
@@ -133,10 +135,18 @@ class Comsem:
 
     def run(self) -> str:
         """The table, or the estimate."""
+        with joined(self.device, self.run_folder, flat(asdict(self))) as device:
+            bring_together(self.run_folder)
+            return replace(self, device=device)._run_here()
+
+    def _run_here(self) -> str:
+        """In one process, which with others shares the collecting of instances; the first alone asks."""
         check_device(self.device)
         run = self._read_run()
         prices = self._prices()
         folder = self.output or self.run_folder / "comsem"
+        if not is_main_process():
+            return self._run(run, {"judge": None}, folder)
         with locked(folder), self._judges(folder, prices) as judges:
             return self._run(run, judges, folder)
 
@@ -161,6 +171,9 @@ class Comsem:
             load_text(run.dataset, run.text_column, run.dataset_split), run.seed, self.setting == "paper"
         )
         saes = self._dictionary_folders(run)
+        if not is_main_process():
+            comsem.collect(self._model(run), saes, text)
+            return ""
         if self.dry_run:
             estimate = comsem.estimate(self._model(run), saes, text)
             return f"{estimate.estimate}; nothing was asked"

@@ -1,7 +1,7 @@
 """`bae-lens demo`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from bae_lens.cli.experiment import LOADING, REPORT, run_experiment, summary
 from bae_lens.cli.progress import Progress
 from bae_lens.comparison.dictionaries import ARCHITECTURES, default_spec
 from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.distributed import joined
+from bae_lens.storage import flat
 from bae_lens.training.recipe import TrainingSettings
 
 CONTEXTS = ContextSettings(cached_tokens=49_152, held_out_tokens=8_192, loss_contexts=16)
@@ -63,11 +65,12 @@ class Demo:
             seeds=(self.seed,),
             every_help=self.full,
         )
-        progress = Progress(self.expected_seconds())
-        comparison = run_experiment(
-            experiment, self.contenders, self.output, self.device, progress.on_stage, progress.on_measured
-        )
-        return summary(comparison, self.output)
+        with joined(self.device, self.output, flat(asdict(self))) as device:
+            progress = Progress(self.expected_seconds())
+            comparison = run_experiment(
+                experiment, self.contenders, self.output, device, progress.on_stage, progress.on_measured
+            )
+            return summary(comparison, self.output)
 
     def contenders(self, model: Any, hook_name: str) -> dict[str, Contender]:
         """The demo's dictionaries at the width of the hook."""

@@ -1,13 +1,10 @@
 """`bae-lens dynamics`."""
 
 import json
-import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-import psutil
 
 from bae_lens.activations.model_shape import model_shape
 from bae_lens.activations.models import DEMO_MODEL, load_model
@@ -22,18 +19,19 @@ from bae_lens.activations.windows import (
     text_fingerprint,
     tokenizer_fingerprint,
 )
-from bae_lens.cli.device import DEFAULT_DEVICE, check_device
+from bae_lens.cli.device import DEFAULT_DEVICE, check_device, resources
+from bae_lens.distributed import barrier, is_first_at_home, is_main_process, joined
 from bae_lens.entropy.dynamics import FEW_VECTORS, SHARED, DynamicsSettings, entropy_dynamics
-from bae_lens.entropy.plan import DynamicsPlan, Resources, plan_dynamics
+from bae_lens.entropy.plan import DynamicsPlan, plan_dynamics
 from bae_lens.entropy.presets import PAPER_BATCH, PAPER_MAX_POSITION, PAPER_WINDOWS, paper_settings
 from bae_lens.entropy.results import Dictionaries, EntropyDynamics
 from bae_lens.report.demonstrations import write_demonstrations
-from bae_lens.report.dynamics import plan_text, write_dynamics
-from bae_lens.storage import WINDOWS_FOLDER, check_folder, claimed, write_text
+from bae_lens.report.dynamics import write_dynamics
+from bae_lens.report.plan import plan_text
+from bae_lens.storage import WINDOWS_FOLDER, check_folder, claimed, flat, write_text
 
 LAYERS = 4  # looked at by default, evenly spaced
 WINDOWS, MAX_POSITION = 4096, 64
-GPU_MEMORY = 80.0  # GB, where none is at hand
 
 Preset = Literal["default", "paper"]
 
@@ -109,9 +107,11 @@ class Dynamics:
         self._check()
         if self.plan:
             return plan_text(self._plan())
-        check_device(self.device)
-        check_folder(self.output)
-        return self._in_context() if self.prompts else self._by_position()
+        with joined(self.device, self.output, flat(asdict(self))) as device:
+            check_device(device)
+            check_folder(self.output)
+            here = replace(self, device=device)
+            return here._in_context() if self.prompts else here._by_position()
 
     def _check(self) -> None:
         """Before anything is loaded."""
@@ -151,6 +151,8 @@ class Dynamics:
         windows = self._windows(model.tokenizer)
         loading = time.monotonic() - start
         dynamics = self._dynamics(model, windows, self._positions, settings, self.output, loading)
+        if not is_main_process():
+            return ""
         table = write_dynamics(dynamics, self.output, self.explained_variance)
         return f"{table}\n\nresults and figure are in {self.output}"
 
@@ -160,7 +162,9 @@ class Dynamics:
             path = Path(str(self.prompts))
             if self.prompts == DEMO_TEXT:
                 path = self.output / "prompts.jsonl"
-                write_text(path, "".join(f"{json.dumps(row)}\n" for row in century_prompts(seed=self.seed)))
+                if is_first_at_home():
+                    write_text(path, "".join(f"{json.dumps(row)}\n" for row in century_prompts(seed=self.seed)))
+                barrier()
             prompts = read_prompts(path, self.marker and self.marker.replace("\\n", "\n"))
             model = load_model(self.model, self.device)
             groups = prompt_windows(model.tokenizer, prompts)
@@ -170,6 +174,8 @@ class Dynamics:
             for group, windows in groups.items():
                 settings = self._settings(model.cfg.d_model, len(windows.tokens))
                 found[group] = self._dynamics(model, windows, positions, settings, self.output / group, loading)
+            if not is_main_process():
+                return ""
             table = write_demonstrations(found, self.output, self.explained_variance)
         return f"{table}\n\nresults and figure are in {self.output}"
 
@@ -245,22 +251,8 @@ class Dynamics:
             self._n_windows,
             self._settings(shape.d_model, self._n_windows),
             self.states_dtype,
-            self._resources(),
+            resources(self.output, self.device, self.disk, self.gpu_memory),
         )
-
-    def _resources(self) -> Resources:
-        """That the flags or this machine have."""
-        folder = next(path for path in (self.output.absolute(), *self.output.absolute().parents) if path.exists())
-        disk = shutil.disk_usage(folder).free if self.disk is None else int(self.disk * 1e9)
-        on_gpu = self.device.startswith("cuda") or self.gpu_memory is not None
-        return Resources(disk, self._gpu_bytes() if on_gpu else psutil.virtual_memory().total, on_gpu)
-
-    def _gpu_bytes(self) -> int:
-        import torch
-
-        if self.gpu_memory is None and torch.cuda.is_available():
-            return torch.cuda.mem_get_info()[1]
-        return int((self.gpu_memory or GPU_MEMORY) * 1e9)
 
     @property
     def _paper(self) -> bool:

@@ -14,6 +14,7 @@ from bae_lens.cli.device import check_device
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import TABLE, Comparison
 from bae_lens.comparison.run import OnMeasured, compare
+from bae_lens.distributed import is_main_process
 from bae_lens.extras import COMMANDS, missing_packages
 from bae_lens.report.card import write_cards
 from bae_lens.storage import OnStage, check_folder, unwatched
@@ -31,6 +32,8 @@ def run_experiment(
     on_stage: OnStage = unwatched,
     on_measured: OnMeasured = unwatched,
     model_device: str | None = None,
+    *,
+    share_steps: bool = False,
     shard_features: bool = False,
 ) -> Comparison:
     """Loads what the experiment names, compares, and writes results, cards and, if its libraries are there, a report.
@@ -38,7 +41,7 @@ def run_experiment(
     `contenders` makes the dictionaries for the loaded model and the hook. The text is read once: what a later start in
     `folder` needs of it is kept there. The model runs on `model_device`, if that is another one. Raises ValueError,
     before anything is written, for sizes, devices, folders, texts, models and hooks that cannot be. `on_stage` and
-    `on_measured` are told how it goes on; see `compare`.
+    `on_measured` are told how it goes on; see `compare`. Of several processes the first writes what is not a result.
     """
     model_device = model_device or device
     check_device(device)
@@ -55,7 +58,14 @@ def run_experiment(
     loading = time.monotonic() - start
     on_stage(LOADING, loading)
     watched = (loading, on_stage, on_measured)
-    comparison = compare(model, text, made, experiment, folder, device, *watched, shard_features)
+    shared = {"share_steps": share_steps, "shard_features": shard_features}
+    comparison = compare(model, text, made, experiment, folder, device, *watched, **shared)
+    if is_main_process():
+        _write_report(comparison, folder, on_stage)
+    return comparison
+
+
+def _write_report(comparison: Comparison, folder: Path, on_stage: OnStage) -> None:
     if not missing_packages(REPORT_LIBRARIES):
         from bae_lens.report.page import write_report
         from bae_lens.report.png import write_pictures
@@ -66,7 +76,6 @@ def run_experiment(
         write_report(comparison, folder)
         on_stage(REPORT, time.monotonic() - start)
     write_cards(comparison, folder)
-    return comparison
 
 
 def summary(comparison: Comparison, folder: Path) -> str:

@@ -24,6 +24,7 @@ COMMANDS = {
     "compress": "write the code of activations to a .bae file",
     "decompress": "write the vectors in a .bae file to a .npy file",
 }
+SHARED = ("demo", "train", "compare", "comsem", "dynamics")  # by the processes that torchrun starts
 STARTING_OVER = {"export", "entropy", "compress", "decompress"}  # what these write is there whole or not at all
 
 
@@ -55,12 +56,15 @@ def _parser() -> ArgumentParser:
 
 
 def _run(name: str, arguments: list[str]) -> None:
-    from bae_lens.distributed import launch_index, n_launched
+    from bae_lens.distributed import end, launch_index, n_launched
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
-        if n_launched() > 1 and name != "train":
-            raise ValueError(f"torchrun started {n_launched()} processes, but only train shares them; run {name} alone")
+        if n_launched() > 1 and name not in SHARED:
+            raise ValueError(
+                f"torchrun started {n_launched()} processes, which share {', '.join(SHARED)}, but not {name}; run it "
+                "without torchrun"
+            )
         with naming_the_command():
             print(_command(name, arguments).run())
     except KeyboardInterrupt:
@@ -71,7 +75,7 @@ def _run(name: str, arguments: list[str]) -> None:
     except (ValueError, OSError, ImportError) as error:
         process = f" in process {launch_index()}" if launch_index() > 0 else ""
         print(f"error{process}: {error}", file=sys.stderr)
-        sys.exit(2)
+        end(2)
 
 
 def _command(name: str, arguments: list[str]) -> Any:

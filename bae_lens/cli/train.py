@@ -13,7 +13,7 @@ from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import run_experiment, summary
 from bae_lens.comparison.dictionaries import DictionarySpec
 from bae_lens.comparison.experiment import Contender, Experiment
-from bae_lens.distributed import check_alike, joined
+from bae_lens.distributed import joined
 from bae_lens.saes.training_config import Preset
 from bae_lens.storage import flat
 from bae_lens.training.recipe import TrainingSettings
@@ -23,7 +23,7 @@ from bae_lens.training.recipe import TrainingSettings
 class Train:
     """Train one dictionary on a language model's activations and measure it on held-out documents.
 
-    Several processes train one binary code: torchrun --nproc-per-node 2 -m bae_lens train ...
+    Several processes train one binary code together: torchrun --nproc-per-node 2 -m bae_lens train ...
     """
 
     hook_name: str
@@ -92,14 +92,14 @@ class Train:
         def contenders(model: Any, hook_name: str) -> dict[str, Contender]:
             return {self.architecture: spec.contender(model, hook_name, self.expansion, self.training.steps)}
 
-        with joined(self.device) as device:
-            check_alike(flat(asdict(self)))
+        with joined(self.device, self.output, flat(asdict(self))) as device:
             comparison = run_experiment(
                 experiment,
                 contenders,
                 self.output,
                 device,
                 model_device=self.model_device,
+                share_steps=True,
                 shard_features=self.shard_features,
             )
             return summary(comparison, self.output)

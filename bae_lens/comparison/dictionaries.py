@@ -4,8 +4,9 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ TRIAL_FACTOR = 1.6  # between neighboring trials of a default grid
 WARM_UP_SHARE = 8  # a sparsity penalty grows over an eighth of the steps
 BINARY = ("bae", "binary_transcoder")
 CONFIG_BYTES = 2**18  # of a config file; fifty dictionaries, described in full, take a tenth
+WidthsAt = Callable[[Sequence[str]], Mapping[str, int]]
 ARCHITECTURES = ("bae", "standard", "topk", "gated", "topk_transcoder")  # compared if nothing else is said
 
 
@@ -68,6 +70,10 @@ class DictionarySpec:
         Raises ValueError for hooks that the model does not have, fields that the config does not have, values that it
         refuses, and a transcoder's hooks given to an SAE.
         """
+        return self.contender_by_width(partial(hook_widths, model), hook_name, expansion, training_steps)
+
+    def contender_by_width(self, widths_at: WidthsAt, hook_name: str, expansion: int, training_steps: int) -> Contender:
+        """As `contender`, where `widths_at` gives the widths at some hooks."""
         if self.is_transcoder:
             layer = re.match(r"(.*\.\d+)\.", hook_name)
             if layer is None and not (self.hook_name and self.hook_name_out):
@@ -81,7 +87,7 @@ class DictionarySpec:
             raise ValueError(f"only transcoders take hook_name and hook_name_out, and {self.architecture} is none")
         else:
             hooks = [hook_name]
-        at_hook = hook_widths(model, hooks)
+        at_hook = widths_at(hooks)
         widths = {side: at_hook[hook] for side, hook in zip(("d_in", "d_out"), hooks, strict=False)}
         recipes = tuple(self._recipe(trial, widths, expansion, training_steps) for trial in self.trials)
         return Contender(recipes, *(hooks if self.is_transcoder else ()))

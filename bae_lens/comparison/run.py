@@ -3,15 +3,17 @@
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from math import log
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
 
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import CONTEXTS_FOLDER, choose_contexts, kept_contexts
 from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.forward import hook_widths
@@ -25,15 +27,32 @@ from bae_lens.comparison.results import (
     Trial,
     corpus_of,
 )
-from bae_lens.distributed import leave_the_rest_to_the_first, n_processes
+from bae_lens.distributed import barrier, gather, is_first_at_home, is_main_process, share
 from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
 from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary
 from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
+from bae_lens.file_exchange import bring_together
 from bae_lens.functional.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantization, sign_coding
-from bae_lens.storage import OnStage, Stopwatch, claimed, read_json, unwatched, validated, write_json, written_whole
+from bae_lens.storage import (
+    ACTIVATIONS_FOLDER,
+    OnStage,
+    Stopwatch,
+    claimed,
+    read_json,
+    unwatched,
+    validated,
+    write_json,
+    written_whole,
+)
 from bae_lens.training.recipe import Recipe
-from bae_lens.training.trainer import TrainedDictionary, check_processes, check_widths, train_dictionary
+from bae_lens.training.trainer import (
+    TrainedDictionary,
+    can_share_steps,
+    check_processes,
+    check_widths,
+    train_dictionary,
+)
 
 L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
 BASELINE_ROWS = 65_536  # training tokens on which PCA is fitted, at most
@@ -51,6 +70,8 @@ def compare(
     loading_seconds: float = 0.0,
     on_stage: OnStage = unwatched,
     on_measured: OnMeasured = unwatched,
+    *,
+    share_steps: bool = False,
     shard_features: bool = False,
 ) -> Comparison:
     """Trains and measures all contenders on the activations of one pass of the model over the text.
@@ -67,13 +88,16 @@ def compare(
     other trials under `trials`), `result.json` and SAEBench's keys in `saebench`. An interrupted comparison goes on
     where it stopped, and nothing that is finished is done again. `loading_seconds` is what model and text took to load,
     for the report. `on_stage` is told of stages as by a `Stopwatch`, `on_measured` of each dictionary as soon as it is
-    measured. Several processes share the pass and the training, by rows of a batch or, with `shard_features`, by
-    features; all but the first end after it.
+    measured.
+
+    Several processes share the pass, and each trains and measures dictionaries of its own, one after the other; with
+    `share_steps` all train those together that can be, one at a time, by rows of a batch, or with `shard_features` by
+    features. The result, which all of them return, does not depend on their number, but for rounding where steps are
+    shared. Machines that share no folder end with the same files, but for the result, which is written on the first.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
     does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
-    than the model's, for a split without documents, for a folder that holds anything else, and for what several
-    processes cannot share.
+    than the model's, for a split without documents, and for a folder that holds anything else.
     """
     experiment = replace(experiment, hook_name=resolve_hook(model, experiment.hook_name))
     contenders = {name: contender.resolved(model) for name, contender in contenders.items()}
@@ -84,12 +108,14 @@ def compare(
     reads = {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()}
     hooks = list(dict.fromkeys([experiment.hook_name, *chain.from_iterable(reads.values())]))
     recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
-    _check_hooks(contenders, experiment, hook_widths(model, hooks), shard_features)
+    share_steps |= shard_features
+    _check_hooks(contenders, experiment, hook_widths(model, hooks), share_steps, shard_features)
     for site in dict.fromkeys(reads.values()):
         check_attachable(model, site)
     weights = model_fingerprint(model)
     with claimed(folder, {**asdict(experiment), "model_weights": weights, "recipes": recipes, "hooks": reads}):
         stopwatch = Stopwatch(folder, on_stage)
+        bring_together(folder)
         stopwatch.add("load model and text", loading_seconds)
         with stopwatch.stage("choose contexts"):
             tune = any(len(contender.trials) > 1 for contender in contenders.values())
@@ -101,14 +127,16 @@ def compare(
         with stopwatch.stage("activations"):
             splits = {
                 split: cache_activations(
-                    model, chosen, hooks, folder / "activations" / split, dtype=experiment.cache_dtype
+                    model, chosen, hooks, folder / ACTIVATIONS_FOLDER / split, dtype=experiment.cache_dtype
                 )
                 for split, chosen in contexts.items()
             }
-        comparison = _Comparing(
+        comparing = _Comparing(
             model, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features
-        ).result()
-        comparison.save(folder)
+        )
+        comparison = comparing.result(share_steps)
+        if is_main_process():
+            comparison.save(folder)
         return comparison
 
 
@@ -122,6 +150,19 @@ class Baselines:
     """Of Gaussian activations with the same covariance."""
     sign_coding: list[RatePoint]
     """Of signs of the activations' own dimensions."""
+
+
+class _Training(NamedTuple):
+    """A dictionary to be trained, and the folder in whose `dictionaries` it is kept."""
+
+    name: str
+    recipe: Recipe
+    seed: int
+    folder: Path
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "dictionaries" / self.name
 
 
 class _Comparing:
@@ -153,70 +194,97 @@ class _Comparing:
             "exclude_special_tokens": test.special_tokens,
         }
 
-    def result(self) -> Comparison:
-        chosen = {name: self._choose(name, contender) for name, contender in self.contenders.items()}
-        trained = {}
-        for name, (recipe, _) in chosen.items():
-            for seed in self.experiment.seeds:
-                trained[name, seed] = self._train(name, recipe, seed, self.experiment.seed_folder(self.folder, seed))
-                if n_processes() == 1:  # several measure when all trainings, which they share, are done
-                    self.on_measured(name, self._measure(name, seed, trained[name, seed].sae))
-        leave_the_rest_to_the_first()
-        metrics = {(name, seed): self._measure(name, seed, trained[name, seed].sae) for name, seed in trained}
+    def result(self, share_steps: bool) -> Comparison:
+        tried = {name: self._tried(name, contender) for name, contender in self.contenders.items()}
+        self._share(list(chain.from_iterable(tried.values())), self._try, share_steps)
+        chosen = {name: self._choose(name, trainings) for name, trainings in tried.items()}
+        barrier()  # before the dictionaries that are chosen are looked for
+        trainings = [self._training(name, chosen[name][0], seed) for name in chosen for seed in self.experiment.seeds]
+        self._share(trainings, self._train_and_measure, share_steps)
+        trained = {(each.name, each.seed): self._trained(each) for each in trainings}
         losses = self._language_model_losses({key: dictionary.sae for key, dictionary in trained.items()})
-        train, test = self._states("train"), self._states("test")
-        baselines = self._baselines(train, test)
+        metrics = {(each.name, each.seed): self._measure(each, trained[each.name, each.seed].sae) for each in trainings}
+        first = self.experiment.seeds[0]
+        dashboards = {
+            name: partial(self._dashboards, name, trained[name, first].sae, metrics[name, first].code.firing_rates)
+            for name in chosen
+        }
+        share([self._baselines, *dashboards.values()], lambda make: make())
+        bring_together(self.folder)
+        self.stopwatch.compare_notes()
+        baselines = self._baselines()
         return Comparison(
             self.experiment,
-            corpus_of(train, self.model.tokenizer),
-            corpus_of(test, self.model.tokenizer),
+            corpus_of(self._states("train"), self.model.tokenizer),
+            corpus_of(self._states("test"), self.model.tokenizer),
             list(self.stopwatch.stages.values()),
             baselines.pca,
             baselines.gaussian_bound,
             baselines.sign_coding,
             [
-                self._dictionary_result(name, recipe, trials, trained, metrics, losses)
+                self._dictionary_result(name, recipe, trials, trained, metrics, losses, dashboards[name]())
                 for name, (recipe, trials) in chosen.items()
             ],
         )
 
+    def _share(self, trainings: list[_Training], work: Callable[[_Training], None], share_steps: bool) -> None:
+        """Each is worked on in one process; but first, if so wished, all train those that can be trained together."""
+        for training in trainings:
+            if share_steps and can_share_steps(training.recipe.cfg):
+                self._train(training)
+        share(trainings, work)
+        bring_together(self.folder)
+        self.stopwatch.compare_notes()
+
     def _states(self, split: str) -> CachedActivations:
         return self.splits[split][self.experiment.hook_name]
 
-    def _home(self, name: str, seed: int) -> Path:
-        return self.experiment.seed_folder(self.folder, seed) / "dictionaries" / name
+    def _training(self, name: str, recipe: Recipe, seed: int) -> _Training:
+        return _Training(name, recipe, seed, self.experiment.seed_folder(self.folder, seed))
 
-    def _choose(self, name: str, contender: Contender) -> tuple[Recipe, list[Trial]]:
-        """The recipe to use, and what it was chosen from; its dictionary of the first seed is trained already."""
+    def _tried(self, name: str, contender: Contender) -> list[_Training]:
+        """What there is to choose from; nothing if there is a single recipe."""
         if len(contender.trials) == 1:
-            return contender.trials[0], []
-        trials = [self._try(name, index, recipe) for index, recipe in enumerate(contender.trials)]
-        best = best_trial(trials, self.experiment.l0)
-        home = self._home(name, self.experiment.seeds[0])
-        if not home.exists():
+            return []
+        first, trials = self.experiment.seeds[0], self.folder / "trials"
+        return [_Training(name, recipe, first, trials / str(i)) for i, recipe in enumerate(contender.trials)]
+
+    def _try(self, training: _Training) -> None:
+        trained, path = self._train(training), training.home / "trial.json"
+        if not path.exists():
+            with self.stopwatch.stage(f"tune {training.name}"):
+                metrics = self._evaluate(training.name, trained.sae, "tune")
+            explained = (metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
+            write_json(path, Trial(training.recipe.to_dict(), *explained))
+
+    def _choose(self, name: str, tried: list[_Training]) -> tuple[Recipe, list[Trial]]:
+        """The recipe to use, and what it was chosen from; its dictionary of the first seed is trained already."""
+        if not tried:
+            return self.contenders[name].trials[0], []
+        paths = [training.home / "trial.json" for training in tried]
+        trials = [validated(Trial, read_json(path), str(path)) for path in paths]
+        best = tried[best_trial(trials, self.experiment.l0)]
+        home = self._training(*best[:3]).home
+        if is_first_at_home() and not home.exists():
             home.parent.mkdir(exist_ok=True)
             with written_whole(home) as partial:
-                shutil.copytree(self.folder / "trials" / str(best) / "dictionaries" / name, partial)
-        return contender.trials[best], trials
+                shutil.copytree(best.home, partial)
+        return best.recipe, trials
 
-    def _try(self, name: str, index: int, recipe: Recipe) -> Trial:
-        folder = self.folder / "trials" / str(index)
-        trained = self._train(name, recipe, self.experiment.seeds[0], folder)
-        path = folder / "dictionaries" / name / "trial.json"
-        if not path.exists():
-            with self.stopwatch.stage(f"tune {name}"):
-                metrics = self._evaluate(name, trained.sae, "tune")
-            trial = Trial(recipe.to_dict(), metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
-            write_json(path, trial)
-        return validated(Trial, read_json(path), str(path))
+    def _train_and_measure(self, training: _Training) -> None:
+        self.on_measured(training.name, self._measure(training, self._train(training).sae))
 
-    def _train(self, name: str, recipe: Recipe, seed: int, folder: Path) -> TrainedDictionary:
+    def _train(self, training: _Training) -> TrainedDictionary:
+        with self.stopwatch.stage(f"train {training.name}"):
+            return self._trained(training)
+
+    def _trained(self, training: _Training) -> TrainedDictionary:
+        name, recipe, seed, folder = training
         contender, train = self.contenders[name], self.splits["train"]
         sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
         states = sides[0] if contender.hook_name is None else PairedActivations(*sides)
-        with self.stopwatch.stage(f"train {name}"):
-            training, placed = self.experiment.training, (self.device, self.metadata, self.shard_features)
-            return train_dictionary(name, recipe, states, training, folder, seed, *placed)
+        placed = (self.device, self.metadata, self.shard_features)
+        return train_dictionary(name, recipe, states, self.experiment.training, folder, seed, *placed)
 
     def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
         hooks = self.contenders[name].hooks(self.experiment.hook_name)
@@ -224,23 +292,26 @@ class _Comparing:
         inputs, *targets = [side.rows(side.content) for side in sides]
         return evaluate_dictionary(sae, inputs, *targets, optimize=self.experiment.every_help and split == "test")
 
-    def _measure(self, name: str, seed: int, sae: SAE[Any]) -> DictionaryMetrics:
-        path = self._home(name, seed) / "metrics.json"
+    def _measure(self, training: _Training, sae: SAE[Any]) -> DictionaryMetrics:
+        path = training.home / "metrics.json"
         if not path.exists():
-            with self.stopwatch.stage(f"measure {name}"):
-                write_json(path, self._evaluate(name, sae, "test"))
+            with self.stopwatch.stage(f"measure {training.name}"):
+                write_json(path, self._evaluate(training.name, sae, "test"))
         return validated(DictionaryMetrics, read_json(path), str(path))
 
     def _language_model_losses(self, saes: dict[tuple[str, int], SAE[Any]]) -> dict[tuple[str, int], LanguageModelLoss]:
         paths = {key: self._home(*key) / "language_model.json" for key in saes}
-        missing = {"/".join(map(str, key)): sae for key, sae in saes.items() if not paths[key].exists()}
+        missing = {key for there in gather([key for key in saes if not paths[key].exists()]) for key in there}
         if missing:
             with self.stopwatch.stage("language model's loss"):
-                losses = self.loss_meter(missing)
-            for key, path in paths.items():
-                if not path.exists():
-                    write_json(path, losses["/".join(map(str, key))])
+                losses = self.loss_meter({"/".join(map(str, key)): saes[key] for key in saes if key in missing})
+            for key in missing if is_first_at_home() else ():
+                write_json(paths[key], losses["/".join(map(str, key))])
+            barrier()
         return {key: validated(LanguageModelLoss, read_json(path), str(path)) for key, path in paths.items()}
+
+    def _home(self, name: str, seed: int) -> Path:
+        return self.experiment.seed_folder(self.folder, seed) / "dictionaries" / name
 
     def _dashboards(self, name: str, sae: SAE[Any], firing_rates: list[float]) -> list[FeatureDashboard]:
         path = self._home(name, self.experiment.seeds[0]) / "features.json"
@@ -251,8 +322,8 @@ class _Comparing:
             write_json(path, [asdict(dashboard) for dashboard in dashboards])
         return [validated(FeatureDashboard, dashboard, str(path)) for dashboard in read_json(path)]
 
-    def _baselines(self, train: CachedActivations, test: CachedActivations) -> Baselines:
-        path = self.folder / "baselines.json"
+    def _baselines(self) -> Baselines:
+        path, train, test = self.folder / "baselines.json", self._states("train"), self._states("test")
         if not path.exists():
             with self.stopwatch.stage("PCA and Gaussian bound"):
                 known = train.rows(train.content[:: -(-len(train.content) // BASELINE_ROWS)])
@@ -272,6 +343,7 @@ class _Comparing:
         trained: dict[tuple[str, int], TrainedDictionary],
         metrics: dict[tuple[str, int], DictionaryMetrics],
         losses: dict[tuple[str, int], LanguageModelLoss],
+        features: list[FeatureDashboard],
     ) -> DictionaryResult:
         seeds, hooks = self.experiment.seeds, self.contenders[name].hooks(self.experiment.hook_name)
         runs = [
@@ -294,7 +366,7 @@ class _Comparing:
             trials=trials,
             recipe=recipe.to_dict(),
             runs=runs,
-            features=self._dashboards(name, trained[name, seeds[0]].sae, runs[0].metrics.code.firing_rates),
+            features=features,
         )
 
 
@@ -308,7 +380,11 @@ def best_trial(trials: list[Trial], l0: float | None) -> int:
 
 
 def _check_hooks(
-    contenders: Mapping[str, Contender], experiment: Experiment, widths: dict[str, int], shard_features: bool
+    contenders: Mapping[str, Contender],
+    experiment: Experiment,
+    widths: dict[str, int],
+    share_steps: bool,
+    shard_features: bool,
 ) -> None:
     """`widths` are those of all hooks, in the order in which the model reaches them."""
     order = list(widths)
@@ -317,5 +393,6 @@ def _check_hooks(
         if order.index(hooks[0]) > order.index(hooks[-1]):
             raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
         for recipe in contender.trials:
-            check_processes(name, recipe.cfg, len(contender.trials), shard_features)
+            if share_steps and can_share_steps(recipe.cfg):
+                check_processes(name, recipe.cfg, shard_features)
             check_widths(name, recipe.cfg, {hook: widths[hook] for hook in hooks})

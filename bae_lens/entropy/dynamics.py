@@ -16,12 +16,14 @@ from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.position_cache import PositionActivations, collect
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.windows import Windows
+from bae_lens.distributed import gather, is_main_process, n_processes, share
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, fit_tree
 from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_curves
 from bae_lens.entropy.memory import TrainingMemory, bytes_for_training
 from bae_lens.entropy.results import Cell, Dictionaries, EntropyDynamics
+from bae_lens.file_exchange import bring_together
 from bae_lens.saes.bae import check_max_flips
-from bae_lens.storage import Stopwatch, claimed, read_json, validated, write_json
+from bae_lens.storage import ACTIVATIONS_FOLDER, Stopwatch, claimed, read_json, validated, write_json
 
 HELD_OUT = 5  # one window in so many at least is not trained on
 PRICES = (0.01, 0.1, 0.7, 4.0, 16.0)  # from nearly lossless codes to coarse ones
@@ -85,7 +87,8 @@ def entropy_dynamics(
     One pass of the model collects everything in `folder`, where finished entropies are kept too: an interrupted run
     goes on. BAEs are trained on `device`, by default the model's, together, as many as fit: on a CPU in two gibibytes,
     on a GPU beside the model in `gpu_bytes`, or all that there is. `states_dtype` is what activations are kept in.
-    `stages.json` says how long it took, with the `loading_seconds` of model and windows.
+    `stages.json` says how long it took, with the `loading_seconds` of model and windows. Several processes share the
+    pass, and each trains the BAEs of hooks, or of positions, of its own; all return the same.
 
     Raises ValueError as `collect`, `fit_baes` and `claimed` do, and, before the model runs, for windows of a single
     document or fewer than a batch to train on.
@@ -100,14 +103,15 @@ def entropy_dynamics(
         "settings": asdict(settings),
     }
     with claimed(folder, purpose):
+        bring_together(folder)
         stopwatch = Stopwatch(folder)
         stopwatch.add("model and windows", loading_seconds)
         with stopwatch.stage("activations"):
-            states = collect(model, windows, hook_names, positions, folder / "activations", dtype=states_dtype)
+            states = collect(model, windows, hook_names, positions, folder / ACTIVATIONS_FOLDER, dtype=states_dtype)
         distinct = [len(windows.tokens_at(p)[states.kept].unique()) for p in positions]
         with stopwatch.stage("entropies"):
             at = torch.device(model.cfg.device if device is None else device)
-            cells = _entropies(states, settings, folder / "cells.json", at, gpu_bytes)
+            cells = _entropies(states, settings, folder, at, gpu_bytes)
     return EntropyDynamics(
         model=model.cfg.model_name,
         hook_names=states.hook_names,
@@ -172,34 +176,44 @@ def position_entropies(
 def _entropies(
     states: PositionActivations,
     settings: DynamicsSettings,
-    path: Path,
+    folder: Path,
     device: torch.device,
     gpu_bytes: int | None,
 ) -> list[Cell]:
-    """Hooks, or, with a BAE for each position, positions of hooks: as many at a time as fit."""
+    """Of hooks, or, with a BAE for each position, of positions of hooks: as many at a time as fit and fall to each
+    process. Those of each are kept in a file.
+    """
     held_out(states.documents, settings.fit.batch_size, len(states.all_documents) - len(states.documents))
-    cells = [validated(Cell, cell, str(path)) for cell in read_json(path)] if path.exists() else []
     hooks, positions = range(len(states.hook_names)), range(len(states.positions))
-    prices = settings.entropy_coefficients
     groups = [[(hook, p) for p in positions] for hook in hooks]
     if settings.dictionaries == "per position":
         groups = [[pair] for group in groups for pair in group]
+    paths = [folder / "cells" / f"{index:05}.json" for index in range(len(groups))]
+    missing: list[int] = gather([index for index, path in enumerate(paths) if not path.exists()])[0]
     memory = training_memory(len(states.documents), len(positions), states.d_in, settings)
-    together = max(1, memory.sets_at_a_time(bytes_for_training(device, gpu_bytes)))
-    n_cells = len(groups) * len(groups[0]) * len(prices)
-    with tqdm(total=n_cells, initial=len(cells), desc="entropies", unit="cell") as progress:
-        while len(cells) < n_cells:
-            first = len(cells) // (len(groups[0]) * len(prices))
-            part = groups[first : first + together]
+    fitting = max(1, memory.sets_at_a_time(bytes_for_training(device, gpu_bytes)))
+    together = max(1, min(fitting, -(-len(missing) // n_processes())))
+    (folder / "cells").mkdir(exist_ok=True)
+    initial = len(paths) - len(missing)
+    with tqdm(
+        total=len(paths), initial=initial, desc="entropies", unit="dictionary", disable=not is_main_process()
+    ) as progress:
+
+        def measure(indices: list[int]) -> None:
+            part = [groups[index] for index in indices]
             vectors = states.vectors([pair for group in part for pair in group], device).unflatten(0, (len(part), -1))
-            measured = position_entropies(vectors, states.documents, settings)
-            grid = [(*pair, price) for group in part for pair, price in product(group, prices)]
-            for (hook, position, price), (estimate, whole) in zip(grid, measured, strict=True):
-                place = (states.hook_names[hook], states.positions[position])
-                cells.append(Cell(*place, price, estimate, whole))
-            write_json(path, [asdict(cell) for cell in cells])
-            progress.update(len(grid))
-    return cells
+            measured = iter(position_entropies(vectors, states.documents, settings))
+            for index, group in zip(indices, part, strict=True):
+                cells = [
+                    Cell(states.hook_names[hook], states.positions[position], price, *next(measured))
+                    for (hook, position), price in product(group, settings.entropy_coefficients)
+                ]
+                write_json(paths[index], [asdict(cell) for cell in cells])
+            progress.update(len(indices))
+
+        share([missing[start : start + together] for start in range(0, len(missing), together)], measure)
+    bring_together(folder)
+    return [validated(Cell, cell, str(path)) for path in paths for cell in read_json(path)]
 
 
 def training_memory(n_windows: int, n_positions: int, d_in: int, settings: DynamicsSettings) -> TrainingMemory:

@@ -8,15 +8,14 @@ from bae_lens.entropy.estimate import ROWS
 from bae_lens.entropy.fit import ENCODED_AT_A_TIME, FitSettings
 from bae_lens.functional.covariance import TILE
 from bae_lens.functional.tree_entropy import ENTRIES, MOST_FEATURES
+from bae_lens.planning import FLOAT, GPU_SHARE, LONG
 
-FLOAT, LONG = 4, 8  # bytes
 COPIES_OF_VECTORS = 2  # all, and those that are trained on
 # Of every weight of a BAE: itself, its gradient, two moments of the optimizer, and the finished BAE's own.
 COPIES_OF_A_WEIGHT = 5
 # Of a batch's vectors and of its codes, in the forward and backward pass of a step.
 COPIES_OF_A_BATCH, COPIES_OF_A_CODE = 6, 8
 CPU_BYTES = 2 * 2**30  # at a time on a CPU, where more BAEs together are no faster
-GPU_SHARE = 0.9  # of a GPU's memory; the rest is the driver's, and lost between blocks
 
 
 @dataclass(frozen=True)

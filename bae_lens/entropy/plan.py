@@ -8,45 +8,14 @@ from bae_lens.activations.position_cache import ROWS_AT_A_TIME, tokens_at_a_time
 from bae_lens.activations.precision import STORED, Dtype
 from bae_lens.entropy.dynamics import DynamicsSettings, training_memory
 from bae_lens.entropy.estimate import RESAMPLINGS
-from bae_lens.entropy.memory import CPU_BYTES, FLOAT, GPU_SHARE, LONG, TrainingMemory
-
-INT = 4  # bytes of a token
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What there is, in bytes."""
-
-    disk: int
-    """Free."""
-    memory: int
-    """Of the device: a GPU's, or the host's."""
-    on_gpu: bool
-    """Whether the device is a GPU."""
+from bae_lens.entropy.memory import CPU_BYTES, TrainingMemory
+from bae_lens.planning import FLOAT, INT, LONG, Plan, Resources, StagePlan, gb
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """A part of the work."""
+class DynamicsPlan(Plan):
+    """What the entropies of a model take, stage by stage."""
 
-    name: str
-    """As in `stages.json`."""
-    work: str
-    """How much of what."""
-    disk: int
-    """Bytes of the arrays that it writes."""
-    host: int
-    """Bytes of the host's memory at most, without what the system keeps of files."""
-    device: int
-    """Bytes of the GPU's memory at most; 0 without one."""
-
-
-@dataclass(frozen=True)
-class DynamicsPlan:
-    """What a run takes, stage by stage."""
-
-    stages: list[StagePlan]
-    """In their order."""
     n_tokens: int
     """That go through the model, BOS included."""
     n_baes: int
@@ -55,23 +24,6 @@ class DynamicsPlan:
     """Of each BAE."""
     sets_at_a_time: int
     """Sets of activations, each with its BAEs, that are trained on together."""
-    misfits: list[str]
-    """What does not fit, and by what to shrink, in a sentence each."""
-
-    @property
-    def disk(self) -> int:
-        """Bytes of all stages together."""
-        return sum(stage.disk for stage in self.stages)
-
-    @property
-    def host(self) -> int:
-        """Bytes of the stage that takes most of the host's memory."""
-        return max(stage.host for stage in self.stages)
-
-    @property
-    def device(self) -> int:
-        """Bytes of the stage that takes most of the GPU's memory."""
-        return max(stage.device for stage in self.stages)
 
 
 def plan_dynamics(
@@ -95,8 +47,7 @@ def plan_dynamics(
     n_baes = n_sets * memory.n_prices
     windows, norms = INT * n_tokens + LONG * n_windows, FLOAT * states
     running = _running_bytes(shape, len(layers), length + 1, "cuda" if resources.on_gpu else "cpu")
-    usable = int(GPU_SHARE * resources.memory)
-    beside = usable - shape.n_bytes
+    beside = resources.usable - shape.n_bytes
     at_a_time = min(n_sets, max(1, memory.sets_at_a_time(beside if resources.on_gpu else min(beside, CPU_BYTES))))
     trained = memory.n_bytes(at_a_time)
     reading = norms + 3 * FLOAT * ROWS_AT_A_TIME * shape.d_model
@@ -123,25 +74,24 @@ def plan_dynamics(
             trained,
         ),
     ]
-    plan = DynamicsPlan(stages, n_tokens, n_baes, settings.fit.steps, at_a_time, [])
-    where = "the GPU" if resources.on_gpu else "the machine"
+    plan = DynamicsPlan(stages, [], n_tokens, n_baes, settings.fit.steps, at_a_time)
     if plan.disk > resources.disk:
         fewer = n_windows * resources.disk // plan.disk
         plan.misfits.append(
-            f"{_gb(plan.disk)} of disk are needed and {_gb(resources.disk)} are free; ask for at most {fewer:,} "
+            f"{gb(plan.disk)} of disk are needed and {gb(resources.disk)} are free; ask for at most {fewer:,} "
             f"windows in place of {n_windows:,}, fewer layers or positions, or activations in 16 bits if they are in 32"
         )
     if running > beside:
         plan.misfits.append(
-            f"running the model takes {_gb(shape.n_bytes + running)} of memory and {where} has {_gb(usable)} for it; "
-            "choose a smaller model, or a lower position"
+            f"running the model takes {gb(shape.n_bytes + running)} of memory and {resources.where} has "
+            f"{gb(resources.usable)} for it; choose a smaller model, or a lower position"
         )
     elif memory.n_bytes(1) > beside:
         fewer = _windows_that_fit(memory, beside) * n_windows // memory.n_vectors
         instead = f"at most {fewer:,} windows in place of {n_windows:,}, or for " if fewer else ""
         plan.misfits.append(
-            f"training on one set of activations takes {_gb(memory.n_bytes(1))} of memory and {where} has "
-            f"{_gb(beside)} beside the model; ask for {instead}fewer features or prices, or smaller batches"
+            f"training on one set of activations takes {gb(memory.n_bytes(1))} of memory and {resources.where} has "
+            f"{gb(beside)} beside the model; ask for {instead}fewer features or prices, or smaller batches"
         )
     return plan
 
@@ -161,7 +111,3 @@ def _windows_that_fit(memory: TrainingMemory, n_bytes: int) -> int:
         fits = replace(memory, n_vectors=middle).n_bytes(1) <= n_bytes
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
-
-
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.3g} GB"

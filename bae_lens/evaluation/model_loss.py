@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import PADDING
 from bae_lens.activations.forward import start_layer
+from bae_lens.distributed import gather_rows, is_main_process, shard
 from bae_lens.evaluation.hooking import Captured, replaced, resolved_hooks
 
 TOKENS_PER_PASS = 1024  # of the model, or a single context: its logits are the largest thing here
@@ -81,17 +82,19 @@ class LossMeter:
     def __call__(self, saes: Mapping[str, SAE[Any]]) -> dict[str, LanguageModelLoss]:
         """The loss with each dictionary, all of them against the same clean predictions, which are made once.
 
-        Dictionaries take raw activations. Raises ValueError for hooks that the model does not have, and for a
-        transcoder that reads after it writes.
+        Several processes share the contexts. Dictionaries take raw activations. Raises ValueError for hooks that the
+        model does not have, and for a transcoder that reads after it writes.
         """
         hooks = {name: resolved_hooks(self.model, sae) for name, sae in saes.items()}
         layer = start_layer(self.model, [hook_name for pair in hooks.values() for hook_name in pair])
-        clean: list[Tensor] = []
-        ablated: dict[str, list[Tensor]] = {hook_name_out: [] for _, hook_name_out in hooks.values()}
-        spliced: dict[str, list[Tensor]] = {name: [] for name in saes}
+        nothing = torch.zeros(0, 2, dtype=torch.float64)
+        clean = [nothing]
+        ablated = {hook_name_out: [nothing] for _, hook_name_out in hooks.values()}
+        spliced = {name: [nothing] for name in saes}
         batches = [part.split(self.batch_size) for part in (self.tokens, self.content, self.scored)]
-        progress = tqdm(zip(*batches, strict=True), "loss with each dictionary", len(batches[0]), unit="batch")
-        for tokens, content, scored in progress:
+        own = shard(torch.arange(len(batches[0]))).tolist()
+        for batch in tqdm(own, "loss with each dictionary", unit="batch", disable=not is_main_process()):
+            tokens, content, scored = (part[batch] for part in batches)
             start, logits = self._clean_pass(tokens, layer)
             targets = _Targets.of(logits, tokens, scored)
             clean.append(targets.losses(logits))
@@ -100,10 +103,11 @@ class LossMeter:
                 losses.append(targets.losses(self._predictions(start, _zeros(hook_name, content))))
             for name, losses in spliced.items():
                 losses.append(targets.losses(self._predictions(start, self._stand_in(saes[name], content))))
+        n_tokens, of_clean = int(self.scored.sum()), gather_rows(torch.cat(clean))
+        of_ablated = {hook_name_out: gather_rows(torch.cat(parts)) for hook_name_out, parts in ablated.items()}
+        of_spliced = {name: gather_rows(torch.cat(parts)) for name, parts in spliced.items()}
         return {
-            name: _language_model_loss(
-                int(self.scored.sum()), *(torch.cat(part) for part in (clean, spliced[name], ablated[hook_name_out]))
-            )
+            name: _language_model_loss(n_tokens, of_clean, of_spliced[name], of_ablated[hook_name_out])
             for name, (_, hook_name_out) in hooks.items()
         }
 

@@ -1,10 +1,9 @@
-"""Entropy dynamics as files and as a table, and what they would take."""
+"""Entropy dynamics as files and as a table."""
 
 import math
 from dataclasses import asdict
 from pathlib import Path
 
-from bae_lens.entropy.plan import DynamicsPlan
 from bae_lens.entropy.results import NEAR_CAP, OVERFITTED, CurvePoint, EntropyDynamics, Mark, View
 from bae_lens.entropy.saturation import Saturation
 from bae_lens.report.entropy import view_chart
@@ -88,23 +87,3 @@ def _sentence(s: Saturation) -> str:
         f"{s.hook_name} tends to {s.level:.0f} bits ({low:.0f} to {high:.0f}) and has 95 % of its rise by position "
         f"{s.position:.0f} ({first:.0f} to {last:.0f})"
     )
-
-
-def plan_text(plan: DynamicsPlan) -> str:
-    """The plan as a Markdown table, and whether it fits."""
-    rows = [
-        ["stage", "work", "disk", "host memory", "GPU memory"],
-        ["---", "---", "---:", "---:", "---:"],
-        *([s.name, s.work, *map(_size, (s.disk, s.host, s.device))] for s in plan.stages),
-        ["in all", "disk added up, memory at its peak", *map(_size, (plan.disk, plan.host, plan.device))],
-    ]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    verdict = [f"does not fit: {misfit}" for misfit in plan.misfits] or ["it fits"]
-    return "\n".join([*lines, "", *verdict])
-
-
-def _size(n_bytes: int) -> str:
-    """Or MB; nothing as a dash."""
-    if n_bytes >= 1e9:
-        return f"{n_bytes / 1e9:.1f} GB"
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes else "-"

@@ -25,10 +25,12 @@ from bae_lens.distributed import (
     barrier,
     clip_gradients_together,
     gather_rows,
+    is_first_at_home,
     is_main_process,
     n_processes,
     sum_gradients,
 )
+from bae_lens.file_exchange import bring_together
 from bae_lens.functional.sparse_matmul import SparseProducts
 from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.loading import load_dictionary
@@ -104,7 +106,6 @@ def train_dictionary(
     checkpoint that cannot be read.
     """
     check_widths(name, recipe.cfg, activations.widths)
-    check_processes(name, recipe.cfg, shard_features=shard_features)
     finished, checkpoints = folder / "dictionaries" / name, folder / "checkpoints" / name
     source = {
         "recipe": recipe.to_dict(),
@@ -116,12 +117,13 @@ def train_dictionary(
         **({} if activations.order is None else {"order": activations.order}),
     }
     if not finished.exists():
+        check_processes(name, recipe.cfg, shard_features)
         cfg = _at_hooks(recipe.cfg, activations, metadata or {})
         shards = shard_features and n_processes() > 1
         _Run(name, cfg, recipe.lr, activations, settings, checkpoints, source, device, shards).finish(finished)
     report = _read_report(finished)
     check_same(report.source, source, finished)
-    if is_main_process():
+    if is_first_at_home():
         shutil.rmtree(checkpoints, ignore_errors=True)  # also those that a kill after the end had left
     sae = load_dictionary(finished, device)
     sae.turn_off_forward_pass_hook_z_reshaping()
@@ -142,16 +144,20 @@ def check_widths(name: str, cfg: TrainingSAEConfig, widths: Mapping[str, int]) -
             raise ValueError(f"{name} has {field} {configured}, but the activations at {hook_name} are {width} wide")
 
 
-def check_processes(name: str, cfg: TrainingSAEConfig, n_trials: int = 1, shard_features: bool = False) -> None:
-    """Raises ValueError if there are several processes and they cannot share this training.
+def can_share_steps(cfg: TrainingSAEConfig) -> bool:
+    """Whether several processes can train such a dictionary together.
 
     They share what a BAE's loss needs of the whole batch; other architectures have statistics of their own.
     """
-    if n_processes() > 1 and not (isinstance(cfg, TrainingBAEConfig) and n_trials == 1):
-        kind = f"{n_trials} trials of a dictionary" if n_trials > 1 else f"a {cfg.architecture()} dictionary"
+    return isinstance(cfg, TrainingBAEConfig)
+
+
+def check_processes(name: str, cfg: TrainingSAEConfig, shard_features: bool = False) -> None:
+    """Raises ValueError if there are several processes and they cannot share the steps of this training."""
+    if n_processes() > 1 and not can_share_steps(cfg):
         raise ValueError(
-            f"{n_processes()} processes cannot share {name}, {kind}, but only one setting of a bae or a "
-            "binary_transcoder; train it in a single process, without torchrun"
+            f"{n_processes()} processes cannot share the steps of {name}, a {cfg.architecture()} dictionary, but only "
+            "those of a bae or a binary_transcoder; train it in one of them, as `distributed.share` does"
         )
     if shard_features and isinstance(cfg, TrainingBAEConfig):
         check_features_can_be_shared(name, cfg)
@@ -176,6 +182,36 @@ def _at_hooks(
     return cfg
 
 
+def trainer_of(
+    sae: TrainingSAE[Any], lr: float, settings: TrainingSettings, device: str
+) -> SAETrainer[TrainingSAE[Any], Any]:
+    """SAELens' trainer, to be driven step by step."""
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=settings.steps * settings.batch_size,
+            train_batch_size_samples=settings.batch_size,
+            lr=lr,
+            lr_end=lr,
+            lr_decay_steps=round(settings.lr_decay * settings.steps),
+            device=device,
+            autocast=settings.autocast,
+            dead_feature_window=max(1, min(1000, settings.steps // DEAD_WINDOW_SHARE)),
+        ),
+        sae,
+        data_provider=iter(()),
+    )
+    for group in trainer.optimizer.param_groups:
+        group["fused"] = True
+    return trainer
+
+
+def take_step(trainer: SAETrainer[Any, Any], batch: Tensor) -> TrainStepOutput:
+    """A step on a batch of standardized activations, with sums of rows where a code is sparse."""
+    on_cpu = trainer.sae.device.type == "cpu"
+    with SparseProducts() if on_cpu and not is_binary(trainer.sae) else nullcontext():
+        return trainer.step(batch)
+
+
 class _Run:
     """One training, driving SAELens' `SAETrainer` through the seams it has for coordinators."""
 
@@ -197,22 +233,7 @@ class _Run:
         sae = get_sae_training_class(cfg.architecture())[0](cfg)
         sae = (own_share(sae) if shards else sae).to(device)
         _check_foldable(sae, activations)
-        self.trainer = SAETrainer(
-            SAETrainerConfig(
-                total_training_samples=settings.steps * settings.batch_size,
-                train_batch_size_samples=settings.batch_size,
-                lr=lr,
-                lr_end=lr,
-                lr_decay_steps=round(settings.lr_decay * settings.steps),
-                device=device,
-                autocast=settings.autocast,
-                dead_feature_window=max(1, min(1000, settings.steps // DEAD_WINDOW_SHARE)),
-            ),
-            sae,
-            data_provider=iter(()),
-        )
-        for group in self.trainer.optimizer.param_groups:
-            group["fused"] = True
+        self.trainer = trainer_of(sae, lr, settings, device)
         if shards:
             clip_gradients_together(sae, alike=("b_dec", "W_skip"))
         else:
@@ -233,12 +254,14 @@ class _Run:
         if (whole := self._whole()) is not None:
             self._save(whole, folder)
         barrier()
+        if self.shards:
+            bring_together(folder.parent)
 
     def _whole(self) -> SAETrainer[Any, Any] | None:
         """The trainer of all features, in the process that writes."""
         if self.shards:
             return gathered(self.trainer, self.cfg)
-        return self.trainer if is_main_process() else None
+        return self.trainer if is_first_at_home() else None
 
     def _save(self, whole: SAETrainer[Any, Any], folder: Path) -> None:
         sae = whole.sae.to(dtype=torch.promote_types(whole.sae.dtype, torch.float32))
@@ -278,8 +301,7 @@ class _Run:
         trainer, settings = self.trainer, self.settings
         start = time.perf_counter()
         trainer.maybe_reset_sparsity()
-        with SparseProducts() if self.on_cpu and not is_binary(trainer.sae) else nullcontext():
-            output = trainer.step(gather_rows(batch) if self.shards else batch)
+        output = take_step(trainer, gather_rows(batch) if self.shards else batch)
         self.loss = output.loss.detach()
         charted = trainer.n_training_steps % math.ceil(settings.steps / CURVE_POINTS) == 0
         if self.on_cpu or charted or trainer.n_training_steps + 1 == settings.steps:

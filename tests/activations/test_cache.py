@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bae_lens.activations import batch_order
 from bae_lens.activations import cache as cache_module
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import PADDING, Contexts, ContextSettings, choose_contexts
 from bae_lens.activations.forward import hook_widths
 from bae_lens.saes.standardization import Standardization
@@ -178,7 +179,7 @@ def test_damaged_norms_and_tokens_are_found_when_the_cache_is_opened(tiny_model,
 
 
 def test_complete_cache_is_opened_without_reading_its_activations(states, tiny_model, contexts, monkeypatch):
-    monkeypatch.setattr("bae_lens.activations.cache._damaged", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("bae_lens.activations.cache.damaged_contexts", lambda *_: pytest.fail("read"))
     monkeypatch.setattr(tiny_model, "run_with_cache", lambda *_, **__: pytest.fail("ran"))
     opened = cache_activations(tiny_model, contexts, [HOOK], states.folder)[HOOK]
     assert torch.equal(opened.content, states.content)

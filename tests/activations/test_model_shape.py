@@ -5,6 +5,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from bae_lens.activations.demo_model import demo_model_config, load_demo_model
+from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.model_shape import ModelShape, model_shape
 from bae_lens.activations.models import load_model
 
@@ -62,3 +63,23 @@ def test_shape_of_the_embedded_model(tmp_path):
     assert (shape.d_model, shape.n_layers, shape.n_heads, shape.d_mlp) == (576, 30, 9, 1536)
     assert shape.n_parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=2e-3)
     assert demo_model_config(tmp_path).hidden_size == 576
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "hook_embed",
+        "blocks.1.hook_resid_mid",
+        "blocks.1.mlp.hook_in",
+        "blocks.1.hook_mlp_out",
+        "blocks.1.mlp.hook_post",
+    ],
+)
+def test_widths_are_those_that_the_model_has(tiny_model, hook):
+    shape = ModelShape(d_model=16, n_layers=2, n_heads=2, d_mlp=32, n_parameters=0)
+    assert shape.width_at(hook) == hook_widths(tiny_model, [hook])[hook]
+
+
+def test_width_that_does_not_follow_from_the_shape_is_refused():
+    with pytest.raises(ValueError, match=r"the width at blocks.1.attn.hook_z does not follow from the model's config"):
+        ModelShape(16, 2, 2, 32, 0).width_at("blocks.1.attn.hook_z")

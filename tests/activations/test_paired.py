@@ -5,7 +5,8 @@ import torch
 from sae_lens import Transcoder, TranscoderConfig
 
 from bae_lens import BinaryTranscoder, BinaryTranscoderConfig, TrainingTopKTranscoder, TrainingTopKTranscoderConfig
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.saes.standardization import PairStandardization, Standardization
 

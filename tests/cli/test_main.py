@@ -195,7 +195,7 @@ def test_full_disk_ends_with_one_line(train, tmp_path, capsys):
 def test_second_run_reuses_everything(train, tmp_path, monkeypatch):
     train()
     first = json.loads((tmp_path / "run" / "result.json").read_text())
-    monkeypatch.setattr("bae_lens.activations.cache._cache_missing", lambda *_: pytest.fail("cached again"))
+    monkeypatch.setattr("bae_lens.activations.cache_writer._cache_missing", lambda *_: pytest.fail("cached again"))
     monkeypatch.setattr("bae_lens.training.trainer._Run", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr("bae_lens.comparison.run.evaluate_dictionary", lambda *_: pytest.fail("measured again"))
     train()

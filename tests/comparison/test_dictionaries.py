@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from bae_lens.activations.cache import cache_activations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.comparison.dictionaries import BINARY, DictionarySpec, default_spec, read_specs
 from bae_lens.training.recipe import TrainingSettings

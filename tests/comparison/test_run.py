@@ -308,7 +308,7 @@ def test_finished_comparison_does_nothing_again(run, monkeypatch):
     for name in ("evaluate_dictionary", "feature_dashboards", "pca_quantization"):
         monkeypatch.setattr(comparing, name, lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr("bae_lens.training.trainer._Run", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr("bae_lens.activations.cache._cache_missing", lambda *_: pytest.fail("cached again"))
+    monkeypatch.setattr("bae_lens.activations.cache_writer._cache_missing", lambda *_: pytest.fail("cached again"))
     monkeypatch.setattr(LossMeter, "__call__", lambda *_: pytest.fail("spliced again"))
     again = run(made)
     assert again.dictionaries == first.dictionaries

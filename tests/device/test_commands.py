@@ -12,7 +12,7 @@ from tests.cli.test_comsem import LetterJudge
 
 SIZES = "--cached-tokens 600 --held-out-tokens 300 --context-size 16 --training-tokens 640 --batch-size 32"
 THE_SAME_AS_COMPARE = {"demo"}  # with the embedded model
-COMPUTING_NOTHING = {"upload"}
+COMPUTING_NOTHING = {"upload", "export"}
 
 
 @pytest.fixture
@@ -61,6 +61,7 @@ def test_train_comsem_compress_and_decompress(run, trained, tmp_path, shadow, mo
     np.testing.assert_allclose(arrays[shadow], arrays["cpu"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compare(run, tmp_path, shadow):
     architectures = ["--architectures", "bae", "topk", "gated", "binary_transcoder", "--l0", 6]
     for device in ("cpu", shadow):
@@ -69,7 +70,7 @@ def test_compare(run, tmp_path, shadow):
     assert explained(tmp_path / shadow) == pytest.approx(explained(tmp_path / "cpu"), rel=1e-3)
 
 
-@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("swapped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_model_on_another_device_than_its_dictionary(run, tmp_path, shadow, swapped):
     devices = [shadow, "cpu"] if swapped else ["cpu", shadow]
     where = ["--output", tmp_path / "two", "--device", devices[0], "--model-device", devices[1]]
@@ -90,6 +91,7 @@ def test_entropy(run, tmp_path, shadow):
     assert bits[1] == pytest.approx(bits[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_dynamics(run, tmp_path, shadow):
     bits = []
     for device in ("cpu", shadow):

@@ -88,6 +88,8 @@ CALLS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "step": lambda t: [binarize.step(t["pre"], surrogate) for surrogate in ("sigmoid", "straight_through", "authors")],
     "step_of_largest": lambda t: binarize.step_of_largest(t["pre"], 4),
     "code_times_signs": lambda t: [covariance.code_times_signs(t["code"], part, 2) for part in (0, 1)],
+    "others_times_signs": lambda t: covariance.others_times_signs(t["code"][:, :25], t["code"][:, 25:]),
+    "absolute_covariance": lambda t: covariance.absolute_covariance(t["code"], covariance.code_times_signs),
     "covariance_penalty": lambda t: [
         covariance.covariance_penalty(t["code"]),
         covariance.covariance_penalty(t["pre"]),
@@ -150,12 +152,21 @@ CALLS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "PairCounts": along_a_tree,
     "PairTree": along_a_tree,
 }
-NUMBERS_ALONE = {"check_tangent", "running_mean_weight", "bits_at", "weights_at", "RatePoint", "GeometricBits"}
+NUMBERS_ALONE = {
+    "check_tangent",
+    "drawn_features",
+    "running_mean_weight",
+    "bits_at",
+    "weights_at",
+    "RatePoint",
+    "GeometricBits",
+}
 OF_ARRAYS = {"bernoulli_bits", "conditional_bits", "spanning_forest", "pair_tree", "pair_bits"}
 OF_THE_CPU = {"sums_rows", "NonzeroEntries", "SparseProducts"}  # asked whether the CPU's shortcuts apply, or these
 GRADIENTS = {
     "step": ["pre"],
     "step_of_largest": ["pre"],
+    "absolute_covariance": ["code"],
     "covariance_penalty": ["code", "pre"],
     "reconstruction_error": ["x"],
     "marginal_entropy": ["rate"],

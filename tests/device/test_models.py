@@ -39,7 +39,7 @@ from bae_lens import (
     run_evals,
     train_dictionary,
 )
-from bae_lens.activations.cache import cache_activations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.comsem.collect.collector import collect

@@ -43,7 +43,11 @@ def test_a_cpu_trains_few_at_a_time():
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="cannot ask for the peak of memory")
 @pytest.mark.parametrize(
     ("n", "d_in", "d_sae", "n_sets", "n_prices", "covariance"),
-    [(60_000, 256, 128, 3, 1, 0.0), (60_000, 256, 128, 1, 2, 0.0), (4096, 256, 2048, 2, 2, 0.1)],
+    [
+        (60_000, 256, 128, 3, 1, 0.0),
+        (60_000, 256, 128, 1, 2, 0.0),
+        pytest.param(4096, 256, 2048, 2, 2, 0.1, marks=pytest.mark.slow),
+    ],
 )
 def test_training_takes_no_more_than_said_and_not_much_less(n, d_in, d_sae, n_sets, n_prices, covariance):
     fit = FitSettings(steps=2, batch_size=256, elimination=False, covariance_coefficient=covariance)

@@ -11,8 +11,9 @@ from bae_lens.entropy import dynamics as dynamics_module
 from bae_lens.entropy import memory as memory_module
 from bae_lens.entropy.dynamics import DynamicsSettings, entropy_dynamics, training_memory
 from bae_lens.entropy.fit import FitSettings
-from bae_lens.entropy.plan import Resources, plan_dynamics
+from bae_lens.entropy.plan import plan_dynamics
 from bae_lens.entropy.presets import paper_settings
+from bae_lens.planning import Resources
 
 LLAMA = ModelShape(d_model=2048, n_layers=16, n_heads=32, d_mlp=8192, n_parameters=1_498_482_688)
 PAPER = (LLAMA, range(16), 11, 1024)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bae_lens import BinaryTranscoder, BinaryTranscoderConfig, TrainingBAE
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.evaluation.features import feature_dashboards
 from bae_lens.evaluation.metrics import evaluate_dictionary
 from bae_lens.training.recipe import Recipe, TrainingSettings

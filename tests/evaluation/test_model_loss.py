@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens import HookedTransformerConfig
 
 from bae_lens import BinaryTranscoder, BinaryTranscoderConfig
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import PADDING, Contexts
 from bae_lens.evaluation import model_loss
 from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter

@@ -133,6 +133,7 @@ def run_in_new_process(arguments: list[str], folder: Path, hub: Hub) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_readme_uploads_a_bae_and_loads_it_again(hub, tmp_path):
     (example,) = re.findall(r"```python\n([^`]*upload_saes_to_huggingface.*?)```", README, re.DOTALL)
     bae = BAE(BAEConfig(d_in=4, d_sae=8, metadata=SAEMetadata(hook_name=HOOK, model_name="smollm2")))
@@ -152,6 +153,7 @@ def test_readme_uploads_a_bae_and_loads_it_again(hub, tmp_path):
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_command_uploads_a_run_with_its_cards_and_pictures(hub, make_comparison, tmp_path):
     comparison = make_comparison(("BAE", "Top-k"))
     for home in ("dictionaries/BAE", "seeds/1/dictionaries/BAE", "dictionaries/Top-k", "seeds/1/dictionaries/Top-k"):

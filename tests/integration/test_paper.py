@@ -45,7 +45,7 @@ def bits_and_unexplained_variance(rank: int, entropy: float, covariance: float) 
     return marginal_entropy(code.mean(0)).item(), unexplained.item()
 
 
-@pytest.mark.parametrize("rank", [4, 8])
+@pytest.mark.parametrize("rank", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_r_fair_coins_have_r_bits(rank):
     bits, unexplained_variance = bits_and_unexplained_variance(rank, entropy=1e-2, covariance=1e-3)
 
@@ -53,6 +53,7 @@ def test_r_fair_coins_have_r_bits(rank):
     assert unexplained_variance < 1e-2
 
 
+@pytest.mark.slow
 def test_without_the_penalties_the_code_says_everything_several_times():
     bits, unexplained_variance = bits_and_unexplained_variance(rank=4, entropy=0.0, covariance=0.0)
 

@@ -89,8 +89,8 @@ def test_relu_transcoder_trains_into_sae_lens_own():
     "first",
     [
         LIGHT_AND_WITHOUT_NETWORK + RELOADED,
-        "from sae_lens import SAE\nimport bae_lens\n" + RELOADED,
-        "import bae_lens.saes.bae",
+        pytest.param("from sae_lens import SAE\nimport bae_lens\n" + RELOADED, marks=pytest.mark.slow),
+        pytest.param("import bae_lens.saes.bae", marks=pytest.mark.slow),
     ],
     ids=["package first", "SAELens first", "a module first"],
 )

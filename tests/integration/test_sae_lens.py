@@ -185,7 +185,7 @@ class TestTrainer:
 
         assert_identical(state(resumed), state(uninterrupted))
 
-    @pytest.mark.parametrize("target_l0", [3.0, 6.0])
+    @pytest.mark.parametrize("target_l0", [3.0, pytest.param(6.0, marks=pytest.mark.slow)])
     def test_target_l0_is_met(self, bae_config, target_l0):
         sae = TrainingBAE(bae_config(target_l0=target_l0, encoder_bias_init=-2.0, tangent_rate=0.03))
 

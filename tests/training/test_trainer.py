@@ -17,7 +17,8 @@ from bae_lens import (
     TrainingTranscoderConfig,
 )
 from bae_lens.activations import batch_order, cache
-from bae_lens.activations.cache import CachedActivations, cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.functional.sparse_matmul import SparseProducts
 from bae_lens.saes.running_standardization import RunningStandardization
 from bae_lens.training import trainer

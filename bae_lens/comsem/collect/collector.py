@@ -2,12 +2,12 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, repeat
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from bae_lens.comsem.collect.sampling import (
     TokenRows,
     read_instance,
 )
+from bae_lens.distributed import gather, is_main_process, n_processes, process_index
 from bae_lens.evaluation.metrics import activated_features, is_binary
 from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.saelens_compat import get_special_token_ids, heads_concatenated
@@ -55,6 +56,7 @@ def collect(
     The strengths of a binary dictionary's bits are relative to its exact firing rates over these tokens, whatever its
     own `prior`; its codes wait for them in a temporary file. Dictionaries stay as they are; at hook_z they take heads
     concatenated for the time being. Memory depends on the dictionaries, not on the length of the corpus.
+    Several processes share the batches; each samples from all of them in order, and returns what a single one would.
     Raises ValueError for an unknown hook, a dictionary of another width, and a text without tokens of content.
     """
     hooks = {name: resolve_hook(model, str(sae.cfg.metadata.hook_name)) for name, sae in dictionaries.items()}
@@ -72,21 +74,32 @@ def collect(
             stack.enter_context(heads_concatenated(sae))
         contexts = text_contexts(model.tokenizer, documents, corpus, sampling.seed)
         batches = iter(lambda: list(islice(contexts, batch_size)), [])
-        runs = ((batch, *_run(model, batch, sorted(set(hooks.values())), special)) for batch in batches)
-        first = list(islice(runs, -(-CONTEXTS_OF_MEDIAN // batch_size)))
-        medians = _median_norms([(activations, content) for _, activations, content in first])
-        with tqdm(total=corpus.tokens, desc="collecting instances", unit="token") as progress:
-            for batch, activations, content in chain(first, runs):
-                for hook, median in medians.items():
-                    content &= ~is_outlier(activations[hook].norm(dim=-1), median)
+        first = list(islice(batches, -(-CONTEXTS_OF_MEDIAN // batch_size)))
+        at_hooks = sorted(set(hooks.values()))
+        runs = [_run(model, batch, at_hooks, special) for batch in first]  # in every process, for the medians
+        medians = _median_norms(runs)
+
+        def encoded(batch: list[TextContext], run: _Run | None) -> _Encoded:
+            activations, content = run or _run(model, batch, at_hooks, special)
+            for hook, median in medians.items():
+                content &= ~is_outlier(activations[hook].norm(dim=-1), median)
+            return _Encoded(
+                content,
+                {name: _code(sae, name, activations[hooks[name]][content]) for name, sae in dictionaries.items()},
+            )
+
+        every = zip(chain(first, batches), chain(runs, repeat(None)), strict=False)
+        with tqdm(
+            total=corpus.tokens, desc="collecting instances", unit="token", disable=not is_main_process()
+        ) as progress:
+            for batch, (content, found) in _shared(every, encoded):
                 rows = counts.rows(batch, content, [store.write(context) for context in batch])
                 background.add(rows.sampled(torch.arange(len(rows.index))))
-                for name, sae in dictionaries.items():
-                    feature_acts = _encode(sae, name, activations[hooks[name]][content])
-                    if is_binary(sae):
-                        _write(codes[name], rows, feature_acts)
+                for name, (activated, code) in found.items():
+                    if activated is None:
+                        _write(codes[name], rows, code)
                     else:
-                        samplers[name].add(rows, activated_features(sae, feature_acts), informative(sae, feature_acts))
+                        samplers[name].add(rows, activated, code)
                 progress.update(sum(len(context.tokens) for context in batch))
         if counts.tokens == 0:
             raise ValueError("the text holds no tokens of content to analyze")
@@ -112,6 +125,43 @@ def collect(
             dictionaries=collected,
             background=[read_instance(store, item) for item in background.outside(shown)],
         )
+
+
+_Run = tuple[dict[str, Float[Tensor, "n position d_in"]], Bool[Tensor, "n position"]]
+
+
+class _Code(NamedTuple):
+    """What a dictionary says of the tokens of content of a batch."""
+
+    activated: Int[Tensor, "n k"] | None
+    """The features that each activates; None for a binary dictionary, where it depends on rates not known yet."""
+    code: Bool[Tensor, "n d_sae"]
+    """The code, or, of a dictionary that is not binary, which features are informative."""
+
+
+class _Encoded(NamedTuple):
+    """A batch as all dictionaries see it."""
+
+    content: Bool[Tensor, "n position"]
+    codes: dict[str, _Code]
+
+
+def _shared(
+    batches: Iterator[tuple[list[TextContext], _Run | None]],
+    encoded: Callable[[list[TextContext], _Run | None], _Encoded],
+) -> Iterator[tuple[list[TextContext], _Encoded]]:
+    """All batches in order, each encoded by one of the processes."""
+    for together in iter(lambda: list(islice(batches, n_processes())), []):
+        own = together[process_index() : process_index() + 1]
+        everyones = gather([encoded(*batch) for batch in own])
+        yield from zip((batch for batch, _ in together), chain.from_iterable(everyones), strict=True)
+
+
+def _code(sae: SAE[Any], name: str, x: Float[Tensor, "n d_in"]) -> _Code:
+    feature_acts = _encode(sae, name, x)
+    if is_binary(sae):
+        return _Code(None, feature_acts.bool())
+    return _Code(activated_features(sae, feature_acts), informative(sae, feature_acts))
 
 
 @dataclass
@@ -160,9 +210,7 @@ def _median_norms(
     return {hook: torch.cat(of_contexts[:CONTEXTS_OF_MEDIAN]).median() for hook, of_contexts in norms.items()}
 
 
-def _run(
-    model: Any, batch: list[TextContext], hooks: list[str], special: Int[Tensor, " n_special"]
-) -> tuple[dict[str, Float[Tensor, "n position d_in"]], Bool[Tensor, "n position"]]:
+def _run(model: Any, batch: list[TextContext], hooks: list[str], special: Int[Tensor, " n_special"]) -> _Run:
     """Activations at the hooks, and which tokens are neither special nor padding."""
     size = max(len(context.tokens) for context in batch)
     tokens = _pad([context.tokens for context in batch], size)
@@ -201,8 +249,8 @@ def _encode(sae: SAE[Any], name: str, x: Float[Tensor, "n d_in"]) -> Float[Tenso
     return (feature_acts.to_dense() if feature_acts.is_sparse else feature_acts).float().cpu()
 
 
-def _write(file: IO[bytes], rows: TokenRows, code: Float[Tensor, "n d_sae"]) -> None:
-    np.save(file, np.packbits(code.bool().numpy(), axis=1))
+def _write(file: IO[bytes], rows: TokenRows, code: Bool[Tensor, "n d_sae"]) -> None:
+    np.save(file, np.packbits(code.numpy(), axis=1))
     np.save(file, rows.stack().numpy())
 
 

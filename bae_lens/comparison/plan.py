@@ -1,0 +1,200 @@
+"""What `compare` would take in disk, memory and time, from sizes and from what a few steps took."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bae_lens.activations.forward import stop_layer
+from bae_lens.activations.model_shape import ModelShape
+from bae_lens.activations.precision import STORED, torch_dtype
+from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.comparison.timing import CONTEXTS, Timing
+from bae_lens.entropy.memory import COPIES_OF_A_BATCH, COPIES_OF_A_CODE, COPIES_OF_A_WEIGHT
+from bae_lens.functional.optimized_code import LARGEST_COUPLINGS
+from bae_lens.planning import FLOAT, LONG, Plan, Resources, StagePlan, gb
+from bae_lens.saes.transcoder import output_width
+
+CHECKPOINTS = 2  # on the disk at a time, one of which is being written
+COPIES_IN_A_CHECKPOINT = 3  # of every weight: itself and two moments of the optimizer
+MEASURED_ROWS = 2048  # at a time
+CODES_MEASURED = 6  # of these rows at a time
+BASELINE_ROWS, COPIES_FOR_BASELINES = 65_536, 5  # of activations for PCA, as numbers of 4 bytes
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What was timed; see `timing`."""
+
+    layer_and_token: float | None
+    """Seconds that a token takes in a layer of the model's pass; None if the model could not be timed."""
+    dictionaries: Mapping[str, Timing]
+    """By name."""
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Of a dictionary and its training."""
+
+    d_in: int
+    d_out: int
+    d_sae: int
+    batch_size: int
+
+    @classmethod
+    def of(cls, cfg: Any, batch_size: int) -> "_Size":
+        return cls(cfg.d_in, output_width(cfg), cfg.d_sae, batch_size)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of its file."""
+        return FLOAT * (self.d_sae * (self.d_in + self.d_out + 2) + self.d_out)
+
+    @property
+    def training(self) -> int:
+        """Bytes of memory in a step, at most."""
+        vectors = COPIES_OF_A_BATCH * (self.d_in + self.d_out)
+        return COPIES_OF_A_WEIGHT * self.weights + FLOAT * self.batch_size * (vectors + COPIES_OF_A_CODE * self.d_sae)
+
+    def features_that_fit(self, n_bytes: int) -> int:
+        """The largest `d_sae` with which a step takes so many bytes."""
+        one, two = (_Size(self.d_in, self.d_out, d_sae, self.batch_size).training for d_sae in (1, 2))
+        return max(0, 1 + (n_bytes - one) // (two - one))
+
+
+def plan_comparison(
+    shape: ModelShape,
+    experiment: Experiment,
+    contenders: Mapping[str, Contender],
+    resources: Resources,
+    model_beside: bool = True,
+    timings: Timings | None = None,
+) -> Plan:
+    """Of a comparison whose documents are as long as its contexts, by a tokenizer with BOS.
+
+    `model_beside` says whether the model runs where dictionaries are trained. Memory is an upper bound of what tensors
+    take, to which Python and its libraries add about a gigabyte on the host. Time is that of one process, without what
+    is not timed: choosing contexts, measuring with every help, the model's loss and the report.
+    """
+    contexts, training = experiment.contexts, experiment.training
+    hooks = {hook for contender in contenders.values() for hook in contender.hooks(experiment.hook_name)}
+    widths = [shape.width_at(hook) for hook in sorted({experiment.hook_name, *hooks})]
+    tuned = any(len(contender.trials) > 1 for contender in contenders.values())
+    tokens = [contexts.cached_tokens, contexts.held_out_tokens, *([contexts.tuning_tokens] if tuned else [])]
+    n_contexts = sum(-(-n // (contexts.context_size - 1)) for n in tokens)
+    rows = n_contexts * contexts.context_size
+    chosen = LONG * (rows + n_contexts)
+    cached = len(widths) * LONG + contexts.context_size * (
+        STORED[experiment.cache_dtype]().itemsize * sum(widths) + FLOAT * len(widths)
+    )  # of a context
+    n_layers = stop_layer([experiment.hook_name, *hooks]) or shape.n_layers
+    model = shape.n_parameters * torch_dtype(experiment.model_dtype).itemsize
+    running = _running_bytes(shape, experiment, len(widths))
+    sizes = {name: _Size.of(contender.trials[0].cfg, training.batch_size) for name, contender in contenders.items()}
+    held_out = FLOAT * contexts.held_out_tokens * 2 * max(widths)
+    layer_and_token = timings and timings.layer_and_token
+
+    def stage(name: str, work: str, disk: int, on_host: int, on_device: int, seconds: float | None = None) -> StagePlan:
+        placed = (on_host + model, on_device) if not model_beside else (on_host, on_device + model)
+        host, device = placed if resources.on_gpu else (sum(placed), 0)
+        return StagePlan(name, work, disk, host, device, seconds)
+
+    stages = [
+        stage("load model and text", f"{shape.n_parameters:,} parameters", 0, model if model_beside else 0, 0),
+        stage("choose contexts", f"{n_contexts:,} of {contexts.context_size:,} tokens", chosen, 2 * chosen, 0),
+        stage(
+            "activations",
+            f"{rows:,} tokens through {n_layers} layers",
+            n_contexts * cached + chosen,
+            chosen + 2 * FLOAT * CONTEXTS * contexts.context_size * sum(widths),
+            running if model_beside else 0,
+            layer_and_token and layer_and_token * rows * n_layers,
+        ),
+    ]
+    finished = 0
+    for name, contender in contenders.items():
+        size, timing = sizes[name], timings and timings.dictionaries[name]
+        tried, n_seeds = len(contender.trials), len(experiment.seeds)
+        trained = n_seeds if tried == 1 else tried + n_seeds - 1
+        stages.append(
+            stage(
+                f"train {name}",
+                f"{trained} x {training.steps:,} steps of {training.batch_size:,}, {size.d_sae:,} features",
+                size.weights * (trained + (tried > 1)),
+                chosen + CHECKPOINTS * FLOAT * size.d_in,
+                finished + size.training,
+                timing and timing.step * training.steps * trained,
+            )
+        )
+        finished += n_seeds * size.weights
+        measured = contexts.held_out_tokens * n_seeds + (contexts.tuning_tokens * tried if tried > 1 else 0)
+        couplings = FLOAT * min(size.d_sae**2, LARGEST_COUPLINGS) if experiment.every_help else 0
+        stages.append(
+            stage(
+                f"measure {name}",
+                f"{measured:,} tokens{', with every help' if experiment.every_help else ''}",
+                0,
+                held_out,
+                finished + CODES_MEASURED * FLOAT * MEASURED_ROWS * size.d_sae + couplings,
+                timing and (None if experiment.every_help else timing.measured_token * measured),
+            )
+        )
+    baselines = COPIES_FOR_BASELINES * FLOAT * min(BASELINE_ROWS, contexts.cached_tokens) * max(widths)
+    stages.append(
+        stage(
+            "language model's loss and baselines",
+            f"{contexts.loss_contexts:,} contexts with each dictionary",
+            CHECKPOINTS * COPIES_IN_A_CHECKPOINT * max(size.weights for size in sizes.values()),
+            baselines + held_out,
+            finished,
+        )
+    )
+    beside = resources.usable - (model if model_beside or not resources.on_gpu else 0)
+    misfits = [
+        *_disk_misfits(sum(stage.disk for stage in stages), cached + 2 * chosen // n_contexts, experiment, resources),
+        *(_model_misfits(model, running, experiment, resources) if model_beside or not resources.on_gpu else []),
+        *_training_misfits(sizes, beside, resources),
+    ]
+    return Plan(stages, misfits)
+
+
+def _running_bytes(shape: ModelShape, experiment: Experiment, n_hooks: int) -> int:
+    """What a batch of contexts takes inside the model: what the hooks keep, a layer's attention, and a layer's MLP."""
+    length, itemsize = experiment.contexts.context_size, torch_dtype(experiment.model_dtype).itemsize
+    attention = 4 * shape.n_heads * CONTEXTS * length**2
+    return itemsize * (CONTEXTS * length * ((n_hooks + 12) * shape.d_model + 4 * shape.d_mlp) + attention)
+
+
+def _disk_misfits(disk: int, bytes_of_a_context: int, experiment: Experiment, resources: Resources) -> list[str]:
+    if disk <= resources.disk:
+        return []
+    contexts, too_many = experiment.contexts, -(-(disk - resources.disk) // bytes_of_a_context)
+    fewer = contexts.cached_tokens - too_many * (contexts.context_size - 1)
+    instead = f"cache at most {fewer:,} tokens in place of {contexts.cached_tokens:,}" if fewer > 0 else ""
+    narrower = "keep them in bfloat16" if experiment.cache_dtype == "float32" else ""
+    remedy = ", or ".join(filter(None, (instead, narrower, "choose another disk")))
+    return [f"{gb(disk)} of disk are needed and {gb(resources.disk)} are free; {remedy}"]
+
+
+def _model_misfits(model: int, running: int, experiment: Experiment, resources: Resources) -> list[str]:
+    if model + running <= resources.usable:
+        return []
+    narrower = "--model-dtype bfloat16, " if experiment.model_dtype == "float32" else ""
+    return [
+        f"running the model takes {gb(model + running)} of memory and {resources.where} has {gb(resources.usable)} for "
+        f"it; choose {narrower}shorter contexts, or another --model-device"
+    ]
+
+
+def _training_misfits(sizes: Mapping[str, _Size], beside: int, resources: Resources) -> list[str]:
+    misfits, finished = [], 0
+    for name, size in sizes.items():
+        if finished + size.training > beside:
+            fewer = size.features_that_fit(beside - finished)
+            instead = f"ask for at most {fewer:,} features in place of {size.d_sae:,}, or for " if fewer else "ask for "
+            misfits.append(
+                f"training {name} takes {gb(finished + size.training)} of memory, with the dictionaries before it, and "
+                f"{resources.where} has {gb(max(0, beside))} for it; {instead}smaller batches, run the model on "
+                "another --model-device, or train it with train --shard-features in several processes"
+            )
+        finished += size.weights
+    return misfits

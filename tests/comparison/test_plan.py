@@ -1,0 +1,129 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from sae_lens import StandardTrainingSAEConfig
+
+from bae_lens import Contender, Experiment, Recipe, TrainingBAEConfig, TrainingSettings, compare
+from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.model_shape import ModelShape
+from bae_lens.comparison.plan import Timings, plan_comparison
+from bae_lens.comparison.timing import Timing
+from bae_lens.planning import Resources
+
+LLAMA = ModelShape(d_model=2048, n_layers=16, n_heads=32, d_mlp=8192, n_parameters=1_498_482_688)
+EXPERIMENT = Experiment(
+    "llama",
+    "text",
+    "blocks.11.hook_resid_post",
+    contexts=ContextSettings(context_size=1024, cached_tokens=1_000_000),
+    training=TrainingSettings(training_tokens=512_000),
+)
+AMPLE = Resources(10**12, 10**12, on_gpu=False)
+
+
+def gpu(memory: float, disk: float = 500.0) -> Resources:
+    return Resources(int(disk * 1e9), int(memory * 1e9), on_gpu=True)
+
+
+def contenders(d_sae: int = 8192, trials: int = 1) -> dict[str, Contender]:
+    recipes = tuple(Recipe(TrainingBAEConfig(d_in=2048, d_sae=d_sae), lr=1e-3 * (i + 1)) for i in range(trials))
+    relu = Recipe(StandardTrainingSAEConfig(d_in=2048, d_sae=8), lr=1e-3)
+    return {"BAE": Contender(recipes), "ReLU": Contender(trials * (relu,))}
+
+
+def planned(plan_of: Experiment = EXPERIMENT, resources: Resources = AMPLE, **options):
+    return plan_comparison(LLAMA, plan_of, options.pop("contenders", contenders()), resources, **options)
+
+
+def number_after(words: str, sentence: str) -> int:
+    found = re.search(rf"{words} ([\d,]+)", sentence)
+    assert found is not None
+    return int(found[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_disk_and_tokens_are_those_of_a_run(tiny_model, tiny_dataset, tmp_path: Path, dtype):
+    experiment = Experiment(
+        "tiny",
+        "words",
+        "blocks.0.hook_resid_post",
+        contexts=ContextSettings(context_size=16, cached_tokens=600, held_out_tokens=300, tuning_tokens=150),
+        training=TrainingSettings(training_tokens=320, batch_size=32),
+        every_help=False,
+        cache_dtype=dtype,
+    )
+    relu = Recipe(StandardTrainingSAEConfig(d_in=16, d_sae=64), lr=1e-3)
+    two = {"ReLU": Contender((relu, replace(relu, lr=2e-3)))}
+    documents = [" ".join(text.split()[:15]) for text in tiny_dataset["text"][:800]]  # as long as a context
+    compare(tiny_model, Dataset.from_dict({"text": documents}), two, experiment, tmp_path / "run")
+    arrays = sum(np.load(path, mmap_mode="r").nbytes for path in tmp_path.rglob("*.npy"))
+    weights = sum(path.stat().st_size for path in tmp_path.rglob("sae_weights.safetensors"))
+    stages = plan_comparison(ModelShape(16, 2, 2, 32, 4096), experiment, two, AMPLE).stages
+    assert sum(stage.disk for stage in stages[:3]) == arrays
+    assert sum(stage.disk for stage in stages[3:-1]) == pytest.approx(weights, rel=0.1)  # files have headers
+
+
+def test_by_hand():
+    plan = planned(replace(EXPERIMENT, seeds=(0, 1), every_help=False))
+    assert [stage.name for stage in plan.stages[2:5]] == ["activations", "train BAE", "measure BAE"]
+    n_contexts = 978 + 17  # of 1023 tokens besides BOS, rounded up
+    rows = 1024 * n_contexts
+    assert plan.stages[2].work == f"{rows:,} tokens through 12 layers"
+    assert plan.stages[2].disk == rows * (4 * 2048 + 4) + 8 * n_contexts + 8 * (rows + n_contexts)
+    assert plan.stages[3].work == "2 x 1,000 steps of 512, 8,192 features"
+    assert plan.misfits == []
+    assert plan.seconds is None
+    assert plan.device == 0
+
+
+def test_seconds_are_those_of_the_steps():
+    timings = Timings(1e-6, {name: Timing(step=0.5, measured_token=0.01) for name in ("BAE", "ReLU")})
+    plan = planned(replace(EXPERIMENT, seeds=(0, 1), every_help=False), timings=timings)
+    seconds = {stage.name: stage.seconds for stage in plan.stages}
+    assert seconds["train BAE"] == 2 * 1000 * 0.5
+    assert seconds["measure BAE"] == pytest.approx(2 * 16_384 * 0.01)
+    assert seconds["activations"] == pytest.approx(1e-6 * 1_018_880 * 12)
+    assert seconds["choose contexts"] is None
+    assert plan.seconds == pytest.approx(sum(filter(None, seconds.values())))
+    assert planned(timings=timings).stages[4].seconds is None  # every help is not timed
+    assert planned(contenders=contenders(trials=3), timings=timings).stages[3].seconds == 3 * 1000 * 0.5
+
+
+def test_half_of_a_gpu_that_is_missing_says_by_what_to_shrink():
+    half = planned().host / 1e9 / 2
+    for misfit in planned(resources=gpu(half)).misfits:
+        assert re.search(r"takes .* GB of memory.* and the GPU has .*; (choose|ask for)", misfit)
+
+
+def test_features_that_fit_a_gpu_do_and_no_more():
+    wide = contenders(d_sae=200_000)
+    (misfit,) = planned(resources=gpu(20), contenders=wide, model_beside=False).misfits
+    assert misfit.startswith("training BAE takes")
+    assert misfit.endswith("or train it with train --shard-features in several processes")
+    fewer = number_after("ask for at most", misfit)
+    for d_sae, n_misfits in ((fewer, 0), (fewer + 1, 1)):
+        alone = {"BAE": contenders(d_sae)["BAE"]}
+        assert len(planned(resources=gpu(20), contenders=alone, model_beside=False).misfits) == n_misfits
+
+
+def test_disk_that_is_too_small_says_how_many_tokens_fit():
+    (misfit,) = planned(resources=gpu(80, disk=4)).misfits
+    assert misfit.endswith("or keep them in bfloat16, or choose another disk")
+    fewer = number_after("cache at most", misfit)
+    contexts = replace(EXPERIMENT.contexts, cached_tokens=fewer)
+    assert planned(replace(EXPERIMENT, contexts=contexts), gpu(80, disk=4)).misfits == []
+    contexts = replace(EXPERIMENT.contexts, cached_tokens=round(1.02 * fewer))
+    assert planned(replace(EXPERIMENT, contexts=contexts), gpu(80, disk=4)).misfits != []
+
+
+def test_model_that_does_not_fit_can_be_narrower_or_elsewhere():
+    (misfit,) = planned(resources=gpu(12)).misfits[:1]
+    assert misfit.startswith("running the model takes")
+    assert "choose --model-dtype bfloat16, shorter contexts, or another --model-device" in misfit
+    narrow = replace(EXPERIMENT, model_dtype="bfloat16")
+    assert "bfloat16" not in planned(narrow, gpu(4)).misfits[0]
+    assert planned(resources=gpu(12), model_beside=False).misfits == []
