@@ -83,7 +83,6 @@ class ComSem:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.setting not in ("paper", "robust"):
             raise ValueError(f"setting must be 'paper' or 'robust', got {self.setting!r}")
-        check_scores(self.scores, self.judge)
 
     def score(
         self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str
@@ -99,6 +98,7 @@ class ComSem:
         dictionary does not fit the model, OSError if the judge left too many of its cases unanswered to tell, and what
         the judge raises.
         """
+        check_scores(self.scores, self.judge)
         tested = None if self.judge.needs_background else self._tested()
         model, saes, collection = self.collect(model, sae, dataset)
         self._prepare(collection.background)
@@ -115,6 +115,7 @@ class ComSem:
         """
         if not self._clients:
             raise ValueError(f"{self.judge.name} costs nothing, so there is nothing to estimate")
+        check_scores(self.scores, self.judge)
         model, saes, collection = self.collect(model, sae, dataset)
         self._prepare(collection.background)
         return self._estimate(saes, collection)
