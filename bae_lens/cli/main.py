@@ -25,7 +25,7 @@ COMMANDS = {
     "decompress": "write the vectors in a .bae file to a .npy file",
 }
 SHARED = ("demo", "train", "compare", "comsem", "dynamics")  # by the processes that torchrun starts
-STARTING_OVER = {"export", "entropy", "compress", "decompress"}  # what these write is there whole or not at all
+STARTING_OVER = {"agreement", "export", "entropy", "compress", "decompress"}  # these write all of something, or nothing
 
 
 def main() -> None:

@@ -136,8 +136,8 @@ class Agreement:
         """How scores agree in each run, and how each changes between runs, as tables in Markdown."""
         tables = [_markdown(["rank correlation", *(run.name for run in self.runs)], _pair_rows(self.runs))]
         if self.changes:
-            headings = ["of each score with itself", *(f"{change.first}, {change.second}" for change in self.changes)]
-            tables.append(_markdown(headings, _change_rows(self.changes)))
+            names = [f"{change.first} and {change.second}" for change in self.changes]
+            tables.append(_markdown(["of each score with itself", *names], _change_rows(self.changes)))
         return "\n\n".join(tables)
 
     def to_dict(self) -> dict[str, Any]:

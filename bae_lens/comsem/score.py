@@ -106,7 +106,6 @@ class ComSem:
                 raise ValueError(
                     "the authors' questions come with worked examples: give LanguageModelJudge(worked_examples=True)"
                 )
-        check_scores(self.scores, self.judge)
 
     def score(
         self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str
@@ -122,6 +121,7 @@ class ComSem:
         dictionary does not fit the model, OSError if the judge left too many of its cases unanswered to tell, and what
         the judge raises.
         """
+        check_scores(self.scores, self.judge)
         tested = None if self.judge.needs_background else self._tested()
         model, saes, collection = self.collect(model, sae, dataset)
         self._prepare(collection.background)
@@ -138,6 +138,7 @@ class ComSem:
         """
         if not self._clients:
             raise ValueError(f"{self.judge.name} costs nothing, so there is nothing to estimate")
+        check_scores(self.scores, self.judge)
         model, saes, collection = self.collect(model, sae, dataset)
         self._prepare(collection.background)
         return self._estimate(saes, collection)

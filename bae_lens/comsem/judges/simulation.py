@@ -25,18 +25,19 @@ SIMULATOR = (
     "you are told literally. Repeat each line, followed by a tab and a whole number from 0 (the feature does not fire) "
     "to 10 (it fires most strongly), and nothing else. On most tokens a feature does not fire."
 )
-EXAMPLE = (
-    "For example, for kinds of wet weather and the lines After, the, rain, we, ran you would answer:\n"
-    "After\t0\nthe\t0\nrain\t10\nwe\t0\nran\t0"
-)
+QUESTION = 'The feature fires on: "{}"\n\nThe lines:\n{}'
+EXAMPLE = [
+    {"role": "user", "content": QUESTION.format("kinds of wet weather", "After\nthe\nrain\nwe\nran")},
+    {"role": "assistant", "content": "After\t0\nthe\t0\nrain\t10\nwe\t0\nran\t0"},
+]
 
 
 def simulation_messages(explanation: str, excerpt: Excerpt) -> list[dict[str, str]]:
-    """Asks for a number for each token."""
+    """Asks for a number for each token, after an example."""
     shown = [json.dumps(token, ensure_ascii=False)[1:-1] for token in excerpt.token_texts]  # a line end as two letters
     lines = "\n".join(token if token.strip() else WHITE_SPACE for token in shown)
-    text = f'{EXAMPLE}\n\nThe feature fires on: "{explanation}"\n\nThe lines:\n{lines}'
-    return [{"role": "system", "content": SIMULATOR}, {"role": "user", "content": text}]
+    asked = {"role": "user", "content": QUESTION.format(explanation, lines)}
+    return [{"role": "system", "content": SIMULATOR}, *EXAMPLE, asked]
 
 
 def simulation_fault(text: str, n: int) -> str | None:

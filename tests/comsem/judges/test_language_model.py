@@ -460,7 +460,7 @@ def test_simulation_reads_expectations_and_keeps_them(chat_server, cache_file):
         assert prediction.activations == pytest.approx([0, 7, 0])
     (body,) = chat_server.bodies
     assert (body["logprobs"], body["top_logprobs"]) == (True, 11)
-    assert body["messages"][1]["content"].endswith("the\nrain\nfell")
+    assert body["messages"][-1]["content"].endswith("the\nrain\nfell")
 
 
 def test_a_simulation_that_leaves_tokens_out_is_counted_and_not_scored(chat_server):

@@ -54,7 +54,7 @@ def test_what_is_missing_in_an_answer_is_named():
 
 def test_every_token_is_a_line_of_its_own():
     excerpt = Excerpt("a\n\tb", [(0, 1), (1, 2), (2, 3), (3, 4)], [0.0] * 4)
-    lines = simulation_messages("letters", excerpt)[1]["content"].partition("The lines:\n")[2].split("\n")
+    lines = simulation_messages("letters", excerpt)[-1]["content"].partition("The lines:\n")[2].split("\n")
     assert lines == ["a", "\\n", "\\t", "b"]
     space = Excerpt("a  ", [(0, 1), (1, 3)], [0.0, 0.0])
-    assert simulation_messages("letters", space)[1]["content"].endswith("a\n(space)")
+    assert simulation_messages("letters", space)[-1]["content"].endswith("a\n(space)")
