@@ -117,6 +117,8 @@ def connect(backend: str, init_method: str = "env://", rank: int = -1, world_siz
     with _naming_the_cause():
         meeting = rendezvous(init_method, rank, world_size, timeout=JOIN_TIMEOUT)
         store, rank, world_size = next(iter(meeting))
+        # torchrun keeps its store when it starts all processes again, and with it the addresses of those that ended.
+        store = PrefixStore(f"start {store.add(f'starts of {rank}', 1)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=JOIN_TIMEOUT)
         _group = dist.new_group(timeout=WORK_TIMEOUT)
         _store = PrefixStore("bae_lens", store)

@@ -17,6 +17,7 @@ import torch
 import tyro
 from machine import machine
 from sae_lens import TopKTrainingSAEConfig
+from torch.multiprocessing.spawn import spawn
 
 from bae_lens import (
     ContextSettings,
@@ -54,7 +55,7 @@ class Scaling:
         about = machine()
         print(about)
         with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(_take_turns, (self, Path(folder)), nprocs=2)
+            spawn(_take_turns, (self, Path(folder)), nprocs=2)
             measured = json.loads((Path(folder) / "measured.json").read_text())
         rows = [{"work": work, **_summary(rounds)} for work, rounds in measured.items()]
         for row in rows:

@@ -36,7 +36,6 @@ own = importlib.metadata.version
 importlib.metadata.version = lambda name: "0.0.1" if name == "bae-lens" else own(name)
 """
 STATIC = ("--master-addr", "10.77.0.1", "--master-port", "29400")
-ELASTIC = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29400", "--rdzv-id", "run", "--max-restarts", "2")
 
 pytestmark = pytest.mark.slow
 
@@ -69,9 +68,8 @@ class Hosts:
         """Runs a command of bae-lens on both, with these folders of theirs under the path `at`."""
         for number, (name, folder) in enumerate(zip(self.names, own, strict=True)):
             folder.mkdir(exist_ok=True)
-            role = ["--node-rank", str(number)] if launcher == STATIC else ["--rdzv-conf", f"is_host={1 - number}"]
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-            torchrun += ["--local-addr", f"10.77.0.{number + 1}", "--monitor-interval", "0.5", *launcher, *role]
+            torchrun += ["--local-addr", f"10.77.0.{number + 1}", "--node-rank", str(number), *STATIC, *launcher]
             mounting = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", str(folder), str(self.at)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
             environment |= {"PYTHONPATH": str(ROOT), **((on_second or {}) if number else {})}
@@ -153,7 +151,7 @@ def test_hosts_that_share_no_folder_and_no_clock_find_what_one_process_does(host
         shutil.copytree(tmp_path / "alone" / kept, first / "run" / kept)
     shutil.copy(tmp_path / "alone" / "run.json", first / "run")
     output = ["--output", str(hosts.at / "run")]
-    hosts.start((first, second), STATIC, *command, *output, on_second=_clock_ahead(tmp_path))
+    hosts.start((first, second), (), *command, *output, on_second=_clock_ahead(tmp_path))
     codes, logs = hosts.wait()
     assert codes == [0, 0], logs
     assert _result(first / "run") == _result(tmp_path / "alone")
@@ -168,7 +166,7 @@ def test_hosts_that_share_no_folder_and_no_clock_find_what_one_process_does(host
 def test_a_run_that_lost_a_process_goes_on_by_itself(hosts, settings, tmp_path):
     shared = tmp_path / "shared"
     command = ["compare", *settings, "--training-tokens", "9900", "--share-steps", "--output", str(hosts.at / "run")]
-    hosts.start((shared, shared), ELASTIC, *command)
+    hosts.start((shared, shared), ("--max-restarts", "2"), *command)
     hosts.wait_for("training BAE")
     (killed,) = (
         process
@@ -190,7 +188,7 @@ def _pids(name: str) -> list[int]:
 def test_when_the_cable_is_pulled_both_end_within_half_a_minute(hosts, settings, tmp_path):
     command = ["compare", *settings, "--training-tokens", "33000000", "--share-steps"]
     command += ["--output", str(hosts.at / "run")]
-    hosts.start((tmp_path / "first", tmp_path / "second"), STATIC, *command)
+    hosts.start((tmp_path / "first", tmp_path / "second"), (), *command)
     hosts.wait_for("training BAE")
     hosts.unplug()
     pulled = time.monotonic()
@@ -207,7 +205,7 @@ def test_another_version_of_the_package_is_named(hosts, settings, tmp_path):
     (shim / "sitecustomize.py").write_text(OTHER_VERSION)
     other = {"PYTHONPATH": f"{shim}{os.pathsep}{ROOT}"}
     command = ["compare", *settings, "--output", str(hosts.at / "run")]
-    hosts.start((tmp_path / "first", tmp_path / "second"), STATIC, *command, on_second=other)
+    hosts.start((tmp_path / "first", tmp_path / "second"), (), *command, on_second=other)
     codes, logs = hosts.wait()
     assert codes == [1, 1]
     for log in logs:
