@@ -26,6 +26,7 @@ from bae_lens.comparison.results import (
     Run,
     Trial,
     corpus_of,
+    earlier_comsem,
 )
 from bae_lens.distributed import barrier, gather, is_first_at_home, is_main_process, share
 from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
@@ -137,7 +138,7 @@ def compare(
         comparing = _Comparing(
             model, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features, tracking
         )
-        comparison = comparing.result(share_steps)
+        comparison = replace(comparing.result(share_steps), comsem=earlier_comsem(folder))
         if is_main_process():
             comparison.save(folder)
         return comparison
