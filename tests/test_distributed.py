@@ -420,11 +420,14 @@ def test_torchrun_shows_help_once_and_fails_if_a_process_does(tiny_model_folder,
     help_text = _run(*TORCHRUN, "-m", "bae_lens", "train", "--help")
     assert (help_text.returncode, help_text.stdout.count("usage: bae-lens train")) == (0, 1)
     command = ["-m", "bae_lens", "train", "--model", str(tiny_model_folder), "--dataset", str(text), *SMALL.split()]
-    command += ["--architecture", "topk", "--set", "k", "4", "--hook-name", "blocks.0.hook_resid_post"]
-    command += ["--output", str(tmp_path / "run")]
-    refused = _run(*TORCHRUN, *command)
+    command += ["--architecture", "topk", "--set", "k", "4", "--output", str(tmp_path / "run"), "--hook-name"]
+    refused = _run(*TORCHRUN, *command, "blocks.9.hook_resid_post")
     assert refused.returncode == 1
-    assert "error: 2 processes cannot share topk, a topk dictionary" in refused.stderr
+    assert "error: the model has no hook 'blocks.9.hook_resid_post'" in refused.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
+    of_one = _run(*TORCHRUN, *command, "blocks.0.hook_resid_post")
+    assert of_one.returncode == 0, of_one.stderr[-3000:]
+    assert of_one.stdout.count("\ntopk  ") == 1
 
 
 def _unlike(tmp_path: Path, command: list[str], *other: str) -> list[str]:

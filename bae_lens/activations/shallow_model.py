@@ -5,8 +5,6 @@ from typing import Any
 
 from bae_lens.activations.precision import Dtype, torch_dtype
 
-VOCABULARY = 1024  # enough for random tokens, and little to make
-
 
 def shallow_model(config: Any, n_layers: int, context_size: int, device: str, dtype: Dtype) -> Any:
     """A `HookedSAETransformer` of so many layers, by a config of transformers, without a tokenizer.
@@ -19,7 +17,7 @@ def shallow_model(config: Any, n_layers: int, context_size: int, device: str, dt
 
     from bae_lens.saes.saelens_compat import convert_hf_model_config
 
-    values = {**config.to_dict(), "num_hidden_layers": n_layers, "vocab_size": VOCABULARY}
+    values = {**config.to_dict(), "num_hidden_layers": n_layers}
     if values.get("layer_types"):
         values["layer_types"] = values["layer_types"][:n_layers]
     try:

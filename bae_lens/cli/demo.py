@@ -17,6 +17,7 @@ from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.distributed import joined
 from bae_lens.storage import flat
 from bae_lens.training.recipe import TrainingSettings
+from bae_lens.training.tracking import UNTRACKED, Tracking
 
 CONTEXTS = ContextSettings(cached_tokens=49_152, held_out_tokens=8_192, loss_contexts=16)
 TRAINING = TrainingSettings(training_tokens=196_608)
@@ -51,6 +52,8 @@ class Demo:
     """Seed of the choice of documents, the order of tokens and the initial weights."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
+    tracking: Tracking = UNTRACKED
+    """Where metrics go while dictionaries train."""
 
     def run(self) -> str:
         """Compares, saying how it goes on, writes the results into `output`, and returns the table."""
@@ -68,7 +71,13 @@ class Demo:
         with joined(self.device, self.output, flat(asdict(self))) as device:
             progress = Progress(self.expected_seconds())
             comparison = run_experiment(
-                experiment, self.contenders, self.output, device, progress.on_stage, progress.on_measured
+                experiment,
+                self.contenders,
+                self.output,
+                device,
+                progress.on_stage,
+                progress.on_measured,
+                tracking=self.tracking,
             )
             return summary(comparison, self.output)
 

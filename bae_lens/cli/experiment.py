@@ -18,6 +18,7 @@ from bae_lens.distributed import is_main_process
 from bae_lens.extras import COMMANDS, missing_packages
 from bae_lens.report.card import write_cards
 from bae_lens.storage import OnStage, check_folder, unwatched
+from bae_lens.training.tracking import UNTRACKED, Tracking
 
 REPORT_LIBRARIES = ("jinja2", "markupsafe", "matplotlib", "plotly")
 LOADING, REPORT = "load model and text", "report"
@@ -35,6 +36,7 @@ def run_experiment(
     *,
     share_steps: bool = False,
     shard_features: bool = False,
+    tracking: Tracking = UNTRACKED,
 ) -> Comparison:
     """Loads what the experiment names, compares, and writes results, cards and, if its libraries are there, a report.
 
@@ -58,8 +60,18 @@ def run_experiment(
     loading = time.monotonic() - start
     on_stage(LOADING, loading)
     watched = (loading, on_stage, on_measured)
-    shared = {"share_steps": share_steps, "shard_features": shard_features}
-    comparison = compare(model, text, made, experiment, folder, device, *watched, **shared)
+    comparison = compare(
+        model,
+        text,
+        made,
+        experiment,
+        folder,
+        device,
+        *watched,
+        share_steps=share_steps,
+        shard_features=shard_features,
+        tracking=tracking,
+    )
     if is_main_process():
         _write_report(comparison, folder, on_stage)
     return comparison

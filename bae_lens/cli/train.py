@@ -17,6 +17,7 @@ from bae_lens.distributed import joined
 from bae_lens.saes.training_config import Preset
 from bae_lens.storage import flat
 from bae_lens.training.recipe import TrainingSettings
+from bae_lens.training.tracking import UNTRACKED, Tracking
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Train:
     """Where the model and the dictionary run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    tracking: Tracking = UNTRACKED
+    """Where metrics go while dictionaries train."""
     shard_features: bool = False
     """Several processes share the features of the dictionary, and not the rows of each batch, for one that is too wide
     for a single device. (Each needs the memory of the host for the whole, once, without the optimizer's.)"""
@@ -101,6 +104,7 @@ class Train:
                 model_device=self.model_device,
                 share_steps=True,
                 shard_features=self.shard_features,
+                tracking=self.tracking,
             )
             return summary(comparison, self.output)
 

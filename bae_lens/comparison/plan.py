@@ -8,7 +8,7 @@ from bae_lens.activations.forward import stop_layer
 from bae_lens.activations.model_shape import ModelShape
 from bae_lens.activations.precision import STORED, torch_dtype
 from bae_lens.comparison.experiment import Contender, Experiment
-from bae_lens.comparison.timing import CONTEXTS, Timing
+from bae_lens.comparison.timing import CONTEXTS, DictionaryTiming, PassTiming
 from bae_lens.entropy.memory import COPIES_OF_A_BATCH, COPIES_OF_A_CODE, COPIES_OF_A_WEIGHT
 from bae_lens.functional.optimized_code import LARGEST_COUPLINGS
 from bae_lens.planning import FLOAT, LONG, Plan, Resources, StagePlan, gb
@@ -25,9 +25,9 @@ BASELINE_ROWS, COPIES_FOR_BASELINES = 65_536, 5  # of activations for PCA, as nu
 class Timings:
     """What was timed; see `timing`."""
 
-    layer_and_token: float | None
-    """Seconds that a token takes in a layer of the model's pass; None if the model could not be timed."""
-    dictionaries: Mapping[str, Timing]
+    model: PassTiming | None
+    """None if it could not be timed."""
+    dictionaries: Mapping[str, DictionaryTiming]
     """By name."""
 
 
@@ -73,7 +73,7 @@ def plan_comparison(
 
     `model_beside` says whether the model runs where dictionaries are trained. Memory is an upper bound of what tensors
     take, to which Python and its libraries add about a gigabyte on the host. Time is that of one process, without what
-    is not timed: choosing contexts, measuring with every help, the model's loss and the report.
+    is not timed: choosing contexts, measuring with every help, dashboards and the report.
     """
     contexts, training = experiment.contexts, experiment.training
     hooks = {hook for contender in contenders.values() for hook in contender.hooks(experiment.hook_name)}
@@ -91,7 +91,7 @@ def plan_comparison(
     running = _running_bytes(shape, experiment, len(widths))
     sizes = {name: _Size.of(contender.trials[0].cfg, training.batch_size) for name, contender in contenders.items()}
     held_out = FLOAT * contexts.held_out_tokens * 2 * max(widths)
-    layer_and_token = timings and timings.layer_and_token
+    of_model = timings and timings.model
 
     def stage(name: str, work: str, disk: int, on_host: int, on_device: int, seconds: float | None = None) -> StagePlan:
         placed = (on_host + model, on_device) if not model_beside else (on_host, on_device + model)
@@ -107,7 +107,7 @@ def plan_comparison(
             n_contexts * cached + chosen,
             chosen + 2 * FLOAT * CONTEXTS * contexts.context_size * sum(widths),
             running if model_beside else 0,
-            layer_and_token and layer_and_token * rows * n_layers,
+            of_model and of_model.layer * rows * n_layers,
         ),
     ]
     finished = 0
@@ -141,11 +141,15 @@ def plan_comparison(
     baselines = COPIES_FOR_BASELINES * FLOAT * min(BASELINE_ROWS, contexts.cached_tokens) * max(widths)
     stages.append(
         stage(
-            "language model's loss and baselines",
+            "language model's loss",
             f"{contexts.loss_contexts:,} contexts with each dictionary",
             CHECKPOINTS * COPIES_IN_A_CHECKPOINT * max(size.weights for size in sizes.values()),
             baselines + held_out,
             finished,
+            of_model
+            and contexts.loss_contexts
+            * contexts.context_size
+            * _seconds_of_predictions(of_model, shape.n_layers, contenders, experiment),
         )
     )
     beside = resources.usable - (model if model_beside or not resources.on_gpu else 0)
@@ -155,6 +159,16 @@ def plan_comparison(
         *_training_misfits(sizes, beside, resources),
     ]
     return Plan(stages, misfits)
+
+
+def _seconds_of_predictions(
+    timing: PassTiming, n_layers: int, contenders: Mapping[str, Contender], experiment: Experiment
+) -> float:
+    """Of a token: as the model is, then with zeros at each hook and with each dictionary, from its layer on."""
+    written = [contender.hooks(experiment.hook_name)[-1] for contender in contenders.values()]
+    below = min((stop_layer(contender.hooks(experiment.hook_name)) or 1) for contender in contenders.values()) - 1
+    n_passes = len(set(written)) + len(written) * len(experiment.seeds)
+    return timing.layer * (n_layers + n_passes * (n_layers - below)) + timing.prediction * (1 + n_passes)
 
 
 def _running_bytes(shape: ModelShape, experiment: Experiment, n_hooks: int) -> int:

@@ -8,11 +8,12 @@ from typing import Any
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.comparison.experiment import Experiment
+from bae_lens.comsem.table1 import Table1
 from bae_lens.evaluation.features import FeatureDashboard
 from bae_lens.evaluation.metrics import DictionaryMetrics, OptimizedCode
 from bae_lens.evaluation.model_loss import LanguageModelLoss
 from bae_lens.functional.rate_distortion import RatePoint
-from bae_lens.storage import Stage, validated, write_json
+from bae_lens.storage import Stage, read_json, validated, write_json
 
 RESULT_FILE = "result.json"
 AS_TRAINED, REFITTED, OPTIMIZED = "as trained", "best values", "with every help"
@@ -116,6 +117,8 @@ class Comparison:
     """Of the signs of the activations' own dimensions, learned and measured as PCA."""
     dictionaries: list[DictionaryResult]
     """In the order in which they were given."""
+    comsem: Table1 | None = None
+    """What a judge says of their features; None as long as `bae-lens comsem` has not asked."""
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -140,6 +143,13 @@ class Comparison:
         rows = [list(TABLE), ["---", *["---:"] * (len(TABLE) - 1)]]
         rows += [[cell(dictionary) for cell in TABLE.values()] for dictionary in self.dictionaries]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def earlier_comsem(folder: Path) -> Table1 | None:
+    """What `bae-lens comsem` has added to the result in a folder; None if nothing or if there is no result."""
+    path = folder / RESULT_FILE
+    content = read_json(path).get("comsem") if path.exists() else None
+    return None if content is None else validated(Table1, content, str(path))
 
 
 def over_seeds(values: list[int] | list[float], digits: int) -> str:

@@ -26,6 +26,7 @@ from bae_lens.comparison.results import (
     Run,
     Trial,
     corpus_of,
+    earlier_comsem,
 )
 from bae_lens.distributed import barrier, gather, is_first_at_home, is_main_process, share
 from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
@@ -46,6 +47,7 @@ from bae_lens.storage import (
     written_whole,
 )
 from bae_lens.training.recipe import Recipe
+from bae_lens.training.tracking import UNTRACKED, Tracking
 from bae_lens.training.trainer import (
     TrainedDictionary,
     can_share_steps,
@@ -73,6 +75,7 @@ def compare(
     *,
     share_steps: bool = False,
     shard_features: bool = False,
+    tracking: Tracking = UNTRACKED,
 ) -> Comparison:
     """Trains and measures all contenders on the activations of one pass of the model over the text.
 
@@ -94,6 +97,7 @@ def compare(
     `share_steps` all train those together that can be, one at a time, by rows of a batch, or with `shard_features` by
     features. The result, which all of them return, does not depend on their number, but for rounding where steps are
     shared. Machines that share no folder end with the same files, but for the result, which is written on the first.
+    `tracking` says where metrics go while dictionaries train.
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
     does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
@@ -132,9 +136,9 @@ def compare(
                 for split, chosen in contexts.items()
             }
         comparing = _Comparing(
-            model, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features
+            model, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features, tracking
         )
-        comparison = comparing.result(share_steps)
+        comparison = replace(comparing.result(share_steps), comsem=earlier_comsem(folder))
         if is_main_process():
             comparison.save(folder)
         return comparison
@@ -179,10 +183,11 @@ class _Comparing:
         device: str,
         on_measured: OnMeasured,
         shard_features: bool,
+        tracking: Tracking,
     ) -> None:
         self.model, self.splits, self.contenders, self.experiment = model, splits, contenders, experiment
         self.folder, self.stopwatch, self.device = folder, stopwatch, device
-        self.on_measured, self.shard_features = on_measured, shard_features
+        self.on_measured, self.shard_features, self.tracking = on_measured, shard_features, tracking
         test = splits["test"][experiment.hook_name]
         self.loss_meter = LossMeter(model, test, experiment.contexts.loss_contexts)
         self.metadata = {
@@ -283,7 +288,7 @@ class _Comparing:
         contender, train = self.contenders[name], self.splits["train"]
         sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
         states = sides[0] if contender.hook_name is None else PairedActivations(*sides)
-        placed = (self.device, self.metadata, self.shard_features)
+        placed = (self.device, self.metadata, self.shard_features, self.tracking)
         return train_dictionary(name, recipe, states, self.experiment.training, folder, seed, *placed)
 
     def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:

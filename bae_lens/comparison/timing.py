@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import TrainingSAE
+from sae_lens import StandardSAE, StandardSAEConfig, TrainingSAE
 from torch import Tensor
 
-from bae_lens.activations.cache import cache_activations
+from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import Contexts
 from bae_lens.activations.precision import Dtype
-from bae_lens.activations.shallow_model import VOCABULARY, shallow_model
+from bae_lens.activations.shallow_model import shallow_model
 from bae_lens.evaluation.metrics import evaluate_dictionary
+from bae_lens.evaluation.model_loss import LossMeter
 from bae_lens.saes.loading import load_dictionary
 from bae_lens.saes.saelens_compat import get_sae_training_class
 from bae_lens.training.recipe import Recipe, TrainingSettings
@@ -26,10 +28,21 @@ LAYERS = 2  # of the model that is timed
 CONTEXTS = 16  # in a batch, as `cache_activations` takes them
 WARM_UP, STEPS = 2, 7
 MEASURED_ROWS = 128
+PREDICTED_CONTEXTS = 8
 
 
 @dataclass(frozen=True)
-class Timing:
+class PassTiming:
+    """Of a language model, in seconds for each token."""
+
+    layer: float
+    """In one layer, with a share of what it takes to bring activations to the disk."""
+    prediction: float
+    """From the last layer to a loss."""
+
+
+@dataclass(frozen=True)
+class DictionaryTiming:
     """Of a dictionary, in seconds."""
 
     step: float
@@ -38,28 +51,35 @@ class Timing:
     """Measuring it on a token, without every help."""
 
 
-def seconds_per_layer_and_token(
+def time_pass(
     config: Any, n_hooks: int, context_size: int, folder: Path, device: str, dtype: Dtype, cache_dtype: Dtype
-) -> float:
+) -> PassTiming:
     """Of a pass whose activations at some hooks go to disk, in `folder`. Raises ValueError as `shallow_model`."""
     model = shallow_model(config, LAYERS, context_size, device, dtype)
-    kinds = ("hook_resid_post", "hook_resid_mid", "hook_resid_pre")[:n_hooks]
-    hooks = [f"blocks.{LAYERS - 1}.{kind}" for kind in kinds]
+    hooks = [f"blocks.{LAYERS - 1}.{kind}" for kind in ("hook_resid_post", "hook_resid_mid", "hook_resid_pre")]
+    vocabulary = config.get_text_config().vocab_size
 
-    def of(n_contexts: int) -> float:
-        tokens = torch.randint(VOCABULARY, (n_contexts, context_size))
-        with tempfile.TemporaryDirectory(dir=folder) as part:
-            start = time.perf_counter()
-            cache_activations(model, Contexts(tokens, torch.arange(n_contexts)), hooks, Path(part), dtype=cache_dtype)
-            return time.perf_counter() - start
+    def cached(n_contexts: int, part: Path) -> CachedActivations:
+        tokens = torch.randint(vocabulary, (n_contexts, context_size))
+        contexts = Contexts(tokens, torch.arange(n_contexts))
+        return cache_activations(model, contexts, hooks[:n_hooks], part, dtype=cache_dtype)[hooks[0]]
 
-    of(CONTEXTS)
-    once, thrice = of(CONTEXTS), of(3 * CONTEXTS)
-    return (thrice - once) / (2 * CONTEXTS * context_size * LAYERS)
+    with tempfile.TemporaryDirectory(dir=folder) as parts:
+        activations = cached(CONTEXTS, Path(parts, "warm-up"))
+        once = _timed(lambda: cached(CONTEXTS, Path(parts, "once")))
+        thrice = _timed(lambda: cached(3 * CONTEXTS, Path(parts, "thrice")))
+        meter = LossMeter(model, activations, PREDICTED_CONTEXTS)
+        narrow = StandardSAE(StandardSAEConfig(d_in=activations.d_in, d_sae=1)).to(device)
+        narrow.cfg.metadata.hook_name = hooks[0]
+        predictions = _timed(lambda: meter({"narrow": narrow}))
+    layer = (thrice - once) / (2 * CONTEXTS * context_size * LAYERS)
+    # As the model is, with zeros, and with the dictionary, the last two from the last layer on.
+    passes, layers = 3, LAYERS + 2
+    return PassTiming(layer, max(0.0, predictions / meter.tokens.numel() - layers * layer) / passes)
 
 
-def time_dictionary(recipe: Recipe, settings: TrainingSettings, l0: float | None, device: str) -> Timing:
-    """Of a new dictionary whose biases are moved until about `l0` features fire, as they do after some training."""
+def time_dictionary(recipe: Recipe, settings: TrainingSettings, l0: float | None, device: str) -> DictionaryTiming:
+    """Of a new dictionary of whose features about `l0` fire and an eighth are dead, as they are after some training."""
     cfg: Any = recipe.cfg
     if hasattr(cfg, "entropy_start_step"):
         cfg = replace(cfg, entropy_start_step=0)
@@ -70,6 +90,7 @@ def time_dictionary(recipe: Recipe, settings: TrainingSettings, l0: float | None
     trainer = trainer_of(sae, recipe.lr, settings, device)
 
     def step() -> None:
+        trainer.n_forward_passes_since_fired[::8] = trainer.cfg.dead_feature_window + 1  # Top-k revives them
         take_step(trainer, x).loss.item()
         trainer.n_training_steps += 1
 
@@ -87,7 +108,7 @@ def time_dictionary(recipe: Recipe, settings: TrainingSettings, l0: float | None
 
     measure(MEASURED_ROWS)
     once, all_rows = measure(MEASURED_ROWS), measure(len(x))
-    return Timing(seconds, max(0.0, all_rows - once) / (len(x) - MEASURED_ROWS))
+    return DictionaryTiming(seconds, max(0.0, all_rows - once) / (len(x) - MEASURED_ROWS))
 
 
 @torch.no_grad()

@@ -6,8 +6,9 @@ from itertools import compress
 from typing import Any
 
 from bae_lens.comsem.collect.instances import Instance
+from bae_lens.comsem.firing_rates import frequency_bin, frequency_matched
 from bae_lens.comsem.judges.judge import Verdict
-from bae_lens.comsem.judges.measures import frequency_bin, frequency_matched, mean, standard_error
+from bae_lens.comsem.judges.measures import mean, standard_error
 from bae_lens.comsem.judges.self_test import SelfTest
 from bae_lens.comsem.judges.spending import Usage
 from bae_lens.comsem.scores.catalog import SCORES
@@ -94,6 +95,10 @@ class DictionaryScores:
     """Features with enough instances to be scored."""
     features: list[FeatureScore]
     """Those that were scored: the scoreable ones or a sample of them."""
+    never_fire: int = 0
+    """Features that fire on none of the tokens."""
+    left_out: list[int] = field(default_factory=list)
+    """Features that were asked for and have too few instances to be scored."""
 
     @property
     def scores(self) -> list[float]:
@@ -120,7 +125,7 @@ class DictionaryScores:
         return mean([getattr(feature, measure) for feature in self.features])
 
     def by_frequency(self, measure: str) -> dict[int, tuple[int, float]]:
-        """Number of features and mean of a measure in each bin of the firing rate; see `measures.bin_edges`."""
+        """Number of features and mean of a measure in each bin of the firing rate; see `firing_rates.bin_edges`."""
         bins: dict[int, list[float]] = {}
         for feature in self.features:
             if (value := getattr(feature, measure)) is not None:
@@ -133,7 +138,7 @@ class ComSemReport:
     """Scores of dictionaries by one judge; `to_dict` and `from_dict` are inverse to each other."""
 
     setting: str
-    """"paper" or "robust"."""
+    """"robust", "paper" or "authors"."""
     model: str
     """Name of the language model that the features are of."""
     judge: str
@@ -201,7 +206,7 @@ class ComSemReport:
         headings, *rows = self.rows()
         lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
         notes = [self.self_test.summary, *(test.summary for test in self.score_tests.values())]
-        notes += filter(None, [self.warning, self.lost, self.stopped])
+        notes += filter(None, [self.warning, self.lost, self.too_few, self.stopped])
         return "\n".join([*(f"| {' | '.join(row)} |" for row in lines), "", *notes])
 
     @property
@@ -218,6 +223,16 @@ class ComSemReport:
         if self.unparsable:
             found.append(f"{sum(self.unparsable.values())} answers could not be parsed ({_counts(self.unparsable)})")
         return " and ".join(found) + "; the same command asks them again" if found else ""
+
+    @property
+    def too_few(self) -> str:
+        """Which of the features that were asked for have too few instances; empty if none."""
+        found = [
+            f"{', '.join(map(str, dictionary.left_out))} of {dictionary.name}"
+            for dictionary in self.dictionaries
+            if dictionary.left_out
+        ]
+        return f"too few tokens activate features {'; '.join(found)}; they are not scored" if found else ""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "self_test": self.self_test.to_dict()}

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from tqdm.auto import tqdm
 
@@ -30,7 +30,18 @@ from bae_lens.comsem.scores.catalog import ScoreName, check_scores
 from bae_lens.comsem.scores.score_test import TESTS, ScoreTest
 
 ROBUST_FEATURES = 256  # scored per dictionary by default
-SETTINGS = ("examples", "held_out", "controls", "explanation_controls", "baseline_features", "seed")
+AUTHORS_SENTENCES = 8192  # of the corpus that the authors read
+LONGEST_SENTENCE = 1024  # tokens
+SETTINGS = (
+    "examples",
+    "held_out",
+    "controls",
+    "explanation_controls",
+    "baseline_features",
+    "match_firing_rates",
+    "seed",
+)
+Setting = Literal["robust", "paper", "authors"]
 T = TypeVar("T")
 
 
@@ -49,14 +60,21 @@ class ComSem:
     """Says whether an explanation fits a token."""
     explainer: Judge | None = None
     """Explains; the judge itself by default."""
-    setting: Literal["paper", "robust"] = "robust"
-    """"paper": instances in corpus order, one call for each, the sentence unmarked. "robust": a seeded sample with no
-    sentence twice, the token marked in its sentence, one structured call for all, controls among them."""
+    setting: Setting = "robust"
+    """"robust": a seeded sample with no sentence twice, the token marked in its sentence, one structured call for all,
+    controls among them. "paper": instances in corpus order, one call for each, the sentence unmarked. "authors": as
+    their code, which differs from the paper in that each sentence is read by itself, no token is left out but BOS, and
+    every token activates ten features however weak; a language model must be one with `worked_examples`."""
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
-    """What is analyzed. In the paper's setting all contexts of a document are, in order."""
+    """What is analyzed. In the paper's setting all contexts of a document are, in order; in the authors' the first 8192
+    sentences, up to `tokens`."""
     max_features: int | None = None
-    """Features scored per dictionary, a seeded sample of those with enough instances; 0 for all. By default all in the
-    paper's setting, as published, and 256 in the robust one."""
+    """Features scored per dictionary, a seeded sample of those with enough instances; 0 for all. By default 256 in the
+    robust setting, and all in the others, as published."""
+    features: tuple[int, ...] = ()
+    """Score these of each dictionary instead."""
+    match_firing_rates: bool = False
+    """Draw samples in which all dictionaries' features fire equally often, so far as they have such."""
     examples: int = 5
     """Instances from which a feature is explained (m in the paper)."""
     held_out: int = 8
@@ -81,8 +99,13 @@ class ComSem:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        if self.setting not in ("paper", "robust"):
-            raise ValueError(f"setting must be 'paper' or 'robust', got {self.setting!r}")
+        if self.setting not in get_args(Setting):
+            raise ValueError(f"setting must be one of {', '.join(get_args(Setting))}, got {self.setting!r}")
+        for judge in self._judges if self.setting == "authors" else []:
+            if isinstance(judge, LanguageModelJudge) and not judge.worked_examples:
+                raise ValueError(
+                    "the authors' questions come with worked examples: give LanguageModelJudge(worked_examples=True)"
+                )
 
     def score(
         self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str
@@ -160,28 +183,57 @@ class ComSem:
     def collect(
         self, model: Any, sae: Dictionary | Mapping[str, Dictionary], dataset: Iterable[Any] | str
     ) -> tuple[Any, dict[str, Any], Collection]:
-        """The model, the dictionaries, and the instances to be asked about."""
+        """The model, the dictionaries, and the instances to be asked about.
+
+        Raises ValueError for a text in which no feature has enough instances.
+        """
         model = load_model(model) if isinstance(model, str) else model
         saes = load_dictionaries(sae, str(model.cfg.device))
         documents = load_text(dataset) if isinstance(dataset, str) else dataset
-        paper = self.setting == "paper"
-        excerpts = "simulation" in self.scores
-        sampling = SamplingSettings(self.examples, self.held_out, paper, self._max_features, self.seed, excerpts)
-        return model, saes, collect(model, saes, documents, self._corpus, sampling)
+        sampling = SamplingSettings(
+            examples=self.examples,
+            held_out=self.held_out,
+            in_corpus_order=self._as_published,
+            max_features=self._max_features,
+            features=self.features,
+            match_firing_rates=self.match_firing_rates,
+            seed=self.seed,
+            excerpts="simulation" in self.scores,
+            leave_nothing_out=self.setting == "authors",
+        )
+        collection = collect(model, saes, documents, self._corpus, sampling)
+        if not any(collected.features for collected in collection.dictionaries.values()):
+            never = ", ".join(f"{found.never_fire} of {name}" for name, found in collection.dictionaries.items())
+            raise ValueError(
+                f"no feature {'that was named ' if self.features else ''}has the {self.examples + 1} instances that it "
+                f"takes in {collection.n_tokens:,} tokens (features that never fire: {never}); give more text"
+            )
+        return model, saes, collection
+
+    @property
+    def _as_published(self) -> bool:
+        """Whether instances come in the order of the corpus and are asked about one at a time."""
+        return self.setting != "robust"
 
     @property
     def _corpus(self) -> CorpusSettings:
+        if self.setting == "authors":
+            size = max(LONGEST_SENTENCE, self.corpus.context_size)
+            sentences = self.corpus.sentences or AUTHORS_SENTENCES
+            return replace(self.corpus, contexts_per_document=None, context_size=size, sentences=sentences)
         return replace(self.corpus, contexts_per_document=None) if self.setting == "paper" else self.corpus
 
     @property
     def _max_features(self) -> int | None:
         """None for all."""
-        default = None if self.setting == "paper" else ROBUST_FEATURES
+        if self.features:
+            return None
+        default = None if self._as_published else ROBUST_FEATURES
         return default if self.max_features is None else self.max_features or None
 
     @property
     def _question(self) -> Question:
-        return "token" if self.setting == "paper" else "marked token"
+        return "token" if self._as_published else "marked token"
 
     @property
     def _explainer(self) -> Judge:
@@ -234,7 +286,12 @@ class ComSem:
             explainer=self._explainer.name,
             base_url=self.judge.client.base_url if isinstance(self.judge, LanguageModelJudge) else None,
             settings={name: getattr(self, name) for name in SETTINGS}
-            | {"scores": list(self.scores), "max_features": self._max_features, "corpus": asdict(self._corpus)},
+            | {
+                "scores": list(self.scores),
+                "features": list(self.features),
+                "max_features": self._max_features,
+                "corpus": asdict(self._corpus),
+            },
             self_test=self_test,
             n_tokens=collection.n_tokens,
             n_sentences=collection.n_sentences,
@@ -289,6 +346,8 @@ def _dictionary_scores(
         d_sae=collected.d_sae,
         feature_activated=collected.feature_activated,
         scoreable=collected.scoreable,
+        never_fire=collected.never_fire,
+        left_out=collected.left_out,
         features=features,
     )
 

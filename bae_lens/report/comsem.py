@@ -1,14 +1,18 @@
 """A ComSem report as one HTML page that opens without a network."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from bae_lens.comparison.results import RESULT_FILE, Comparison
 from bae_lens.comsem.collect.instances import Instance
 from bae_lens.comsem.results import ComSemReport, FeatureScore
+from bae_lens.comsem.table1 import HEADINGS, table1
 from bae_lens.report import comsem_figures as plots_comsem
 from bae_lens.report.html import embed, render
-from bae_lens.storage import write_text
+from bae_lens.report.page import write_report
+from bae_lens.storage import read_json, write_json, write_text
 
 COMSEM_FILE = "comsem.html"
 FEATURES_SHOWN = 40  # per dictionary
@@ -20,6 +24,9 @@ def write_comsem_report(report: ComSemReport, folder: Path) -> Path:
         "report_comsem",
         report=report,
         rows=report.rows(),
+        table1=table1(report),
+        table1_headings=HEADINGS,
+        table1_figure=embed(plots_comsem.table1_shares(table1(report)), "table1"),
         kinds=[*report.self_test.kinds.items(), ("all", report.self_test.overall)],
         distribution=embed(plots_comsem.score_distribution(report), "scores"),
         by_frequency=embed(plots_comsem.score_by_frequency(report, "score", "mean score"), "frequency"),
@@ -33,6 +40,17 @@ def write_comsem_report(report: ComSemReport, folder: Path) -> Path:
     path = folder / COMSEM_FILE
     write_text(path, html)
     return path
+
+
+def join_comparison(report: ComSemReport, folder: Path) -> bool:
+    """Adds Table 1 to the result and the report of the comparison in a folder, and says whether there is one."""
+    path = folder / RESULT_FILE
+    if not path.exists():
+        return False
+    comparison = replace(Comparison.from_dict(read_json(path)), comsem=table1(report))
+    write_json(path, comparison)
+    write_report(comparison, folder)
+    return True
 
 
 def worst_first(features: list[FeatureScore]) -> list[FeatureScore]:

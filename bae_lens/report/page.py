@@ -19,10 +19,12 @@ from bae_lens.comparison.results import (
     codes_of,
 )
 from bae_lens.comparison.run import L0_TOLERANCE, best_trial
+from bae_lens.comsem.table1 import HEADINGS
 from bae_lens.functional.strength import INSTANCES_TO_COUNT
 from bae_lens.report import series
 from bae_lens.report.answer import answer
 from bae_lens.report.card import without_folders
+from bae_lens.report.comsem_figures import table1_shares
 from bae_lens.report.explanations import EXPLANATIONS
 from bae_lens.report.figures import draw
 from bae_lens.report.html import embed, render
@@ -80,6 +82,8 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
             for dictionary in comparison.dictionaries
         ],
         settings=_settings(comparison),
+        table1_headings=HEADINGS,
+        table1_figure=embed(table1_shares(comparison.comsem), "table1") if comparison.comsem else "",
         script=Markup((files("bae_lens.report") / "templates" / "report.js").read_text(encoding="utf-8")),
     )
     path = folder / REPORT_FILE

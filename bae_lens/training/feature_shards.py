@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Adam
 
-from bae_lens.distributed import gather_on_first, is_main_process
+from bae_lens.distributed import gather_on_first, gather_rows, is_main_process
 from bae_lens.saes.saelens_compat import (
     ACTIVATION_SCALER_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
@@ -67,6 +67,14 @@ def gathered(trainer: SAETrainer[Any, Any], cfg: TrainingSAEConfig) -> SAETraine
     for name, count in counts.items():
         setattr(whole, name, count)
     return whole
+
+
+def with_all_counts(trainer: SAETrainer[Any, Any]) -> SAETrainer[Any, Any]:
+    """A trainer that knows how often all features fired, for its metrics; all processes ask for it together."""
+    counting = copy(trainer)
+    for name in COUNTS:
+        setattr(counting, name, gather_rows(getattr(trainer, name)))
+    return counting
 
 
 @contextmanager

@@ -39,8 +39,9 @@ from bae_lens.saes.sharing import check_features_can_be_shared
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import check_same, read_json, validated, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
-from bae_lens.training.feature_shards import gathered, own_checkpoint, own_share
+from bae_lens.training.feature_shards import gathered, own_checkpoint, own_share, with_all_counts
 from bae_lens.training.recipe import Recipe, TrainingSettings
+from bae_lens.training.tracking import UNTRACKED, TrackedRun, Tracking, tracked
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
 CURVE_POINTS = 200  # of a loss curve, at most
@@ -86,6 +87,7 @@ def train_dictionary(
     device: str = "cpu",
     metadata: dict[str, Any] | None = None,
     shard_features: bool = False,
+    tracking: Tracking = UNTRACKED,
 ) -> TrainedDictionary:
     """Trains one dictionary on standardized activations, folds the standardization into it and saves it.
 
@@ -99,6 +101,7 @@ def train_dictionary(
     Each has its own rows of a batch or, with `shard_features`, its own features, and their share of what weights,
     gradients, the optimizer and the code take in memory; the two can take turns.
 
+    `tracking` says where metrics go meanwhile.
     `seed` fixes the initial weights and the order of the tokens; `metadata` goes into the SAE's metadata. At hook_z the
     dictionary is saved to take heads apart, and returned to take them concatenated.
     Raises ValueError for a width other than the activations', an architecture whose input cannot be standardized or
@@ -120,7 +123,9 @@ def train_dictionary(
         check_processes(name, recipe.cfg, shard_features)
         cfg = _at_hooks(recipe.cfg, activations, metadata or {})
         shards = shard_features and n_processes() > 1
-        _Run(name, cfg, recipe.lr, activations, settings, checkpoints, source, device, shards).finish(finished)
+        run = _Run(name, cfg, recipe.lr, activations, settings, checkpoints, source, device, shards)
+        with tracked(tracking, name, source, checkpoints) as tracked_run:
+            run.finish(finished, tracked_run)
     report = _read_report(finished)
     check_same(report.source, source, finished)
     if is_first_at_home():
@@ -243,9 +248,9 @@ class _Run:
         self.seconds, self.memory_gib, self.saved_step = 0.0, 0.0, 0
         self._resume()
 
-    def finish(self, folder: Path) -> None:
+    def finish(self, folder: Path, tracked_run: TrackedRun) -> None:
         try:
-            self._train()
+            self._train(tracked_run)
         except ConnectionError as error:
             raise ConnectionError(
                 f"the training of {self.name} stopped at step {self.trainer.n_training_steps}: {error}; the same "
@@ -271,7 +276,7 @@ class _Run:
             sae.save_inference_model(partial)
             write_json(partial / TRAINING_FILE, self._report())
 
-    def _train(self) -> None:
+    def _train(self, tracked_run: TrackedRun) -> None:
         trainer, settings = self.trainer, self.settings
         where = (trainer.n_training_steps, trainer.cfg.device)
         batches = self.activations.shuffled(settings.batch_size, self.source["seed"], *where)
@@ -284,7 +289,7 @@ class _Run:
             torch.cuda.reset_peak_memory_stats(trainer.cfg.device)
         with progress, closing(batches), _interruption() as interrupted:
             while trainer.n_training_steps < settings.steps:
-                self._step(next(batches))
+                self._step(next(batches), tracked_run)
                 progress.update()
                 stop, due = any_process(interrupted.is_set(), time.monotonic() - saved > CHECKPOINT_SECONDS)
                 if stop or due:
@@ -297,9 +302,10 @@ class _Run:
                 if stop:
                     raise KeyboardInterrupt
 
-    def _step(self, batch: Tensor) -> None:
+    def _step(self, batch: Tensor, tracked_run: TrackedRun) -> None:
         trainer, settings = self.trainer, self.settings
         start = time.perf_counter()
+        tracked_run.before_step(trainer, self._counted)
         trainer.maybe_reset_sparsity()
         output = take_step(trainer, gather_rows(batch) if self.shards else batch)
         self.loss = output.loss.detach()
@@ -309,9 +315,14 @@ class _Run:
         if charted:
             self.curve.append({"step": trainer.n_training_steps, **_scalars(output)})
             self.memory_gib = max(self.memory_gib, memory_gib(trainer.cfg.device))
+        tracked_run.after_step(trainer, output, self._counted)
         trainer.n_training_steps += 1
         trainer.n_training_samples = trainer.n_training_steps * settings.batch_size  # of all processes
         self.seconds += time.perf_counter() - start
+
+    def _counted(self) -> SAETrainer[Any, Any]:
+        """A trainer that knows how often all features fired."""
+        return with_all_counts(self.trainer) if self.shards else self.trainer
 
     def _check_loss(self) -> None:
         """Raises ValueError unless the last loss is finite, for which it waits for the device."""

@@ -2,18 +2,26 @@ import json
 import shutil
 import sys
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 
+from bae_lens.activations.contexts import held_out_documents
 from bae_lens.activations.sources import load_text
 from bae_lens.cli import main as cli
-from bae_lens.cli.comsem import Comsem, held_out_documents
+from bae_lens.cli.comsem import Comsem
+from bae_lens.cli.scored import Scored, Text
+from bae_lens.comsem import ComSem
 from bae_lens.comsem.judges.client import ChatClient
 from bae_lens.comsem.judges.judge import Verdict
+from bae_lens.comsem.judges.language_model import LanguageModelJudge
 from bae_lens.comsem.judges.offline import OfflineJudge
 from bae_lens.comsem.judges.spending import Price
+from bae_lens.comsem.score import Setting
+from bae_lens.saes.loading import load_bae
 
 
 class LetterJudge(OfflineJudge):
@@ -46,7 +54,7 @@ def run_folder(monkeypatch, tiny_model_folder, tiny_dataset, tmp_path):
 def comsem(monkeypatch, run_folder):
     def run(*arguments):
         monkeypatch.setattr("bae_lens.cli.comsem.OfflineJudge", LetterJudge)
-        monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(run_folder), "--tokens", "600", *arguments])
+        monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(run_folder), "--n-tokens", "600", *arguments])
         cli.main()
 
     return run
@@ -67,7 +75,7 @@ def test_a_run_of_a_model_in_half_precision_is_scored_with_it(run_folder, tmp_pa
     monkeypatch.setattr("bae_lens.cli.comsem.OfflineJudge", LetterJudge)
     monkeypatch.setattr(sys, "argv", ["bae-lens", *train, "--output", str(half), "--model-dtype", "bfloat16"])
     cli.main()
-    judged = ["--offline-judge", "--accept-failing-judge", "--max-features", "2", "--tokens", "600"]
+    judged = ["--offline-judge", "--accept-failing-judge", "--max-features", "2", "--n-tokens", "600"]
     monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", str(half), *judged])
     cli.main()
     assert "| bae† |" in capsys.readouterr().out
@@ -94,6 +102,9 @@ def test_a_run_is_scored_on_its_held_out_documents(comsem, run_folder, capsys, m
     assert len(result["dictionaries"][0]["features"]) == 5
     for file in ("comsem.html", "saebench/bae.json", "neuronpedia/bae.jsonl"):
         assert (run_folder / "comsem" / file).exists()
+    rows = json.loads((run_folder / "result.json").read_text())["comsem"]["rows"]
+    assert (rows[0]["name"], rows[0]["scored"]) == ("bae", 5)
+    assert "Table 1: do the features mean something?" in (run_folder / "report.html").read_text()
 
 
 def test_other_folders_and_dictionaries_may_be_chosen(comsem, tmp_path):
@@ -143,7 +154,7 @@ EXPLAINER_PRICES = {"explainer_price_input": 3.0, "explainer_price_output": 4.0}
 
 def test_judge_and_explainer_have_their_own_prices(tmp_path):
     def prices(**options):
-        return Comsem(tmp_path, judge_model="judge", **options)._prices()
+        return Comsem((str(tmp_path),), judge_model="judge", **options)._prices()
 
     assert prices() == {}
     assert prices(**PRICES) == prices(explainer="judge", **PRICES) == {"judge": Price(1.0, 2.0)}
@@ -175,7 +186,7 @@ def test_the_local_judge_is_known_by_its_model_and_not_by_its_port(comsem, monke
             clients.append(self)
 
     @contextmanager
-    def server():
+    def server(_):
         yield f"http://127.0.0.1:{9 + len(clients)}/v1"
 
     monkeypatch.setattr("bae_lens.cli.comsem.ChatClient", Client)
@@ -187,6 +198,108 @@ def test_the_local_judge_is_known_by_its_model_and_not_by_its_port(comsem, monke
     assert first.base_url != second.base_url
     assert first.label == second.label
     assert first.label.startswith("SmolLM2")
+
+
+@pytest.fixture
+def saved(run_folder):
+    """A dictionary's folder, in no run."""
+    return shutil.copytree(run_folder / "dictionaries" / "bae", run_folder.parent / "saved")
+
+
+def with_metadata(folder, **metadata):
+    config = json.loads((folder / "cfg.json").read_text())
+    config["metadata"] |= metadata
+    (folder / "cfg.json").write_text(json.dumps(config))
+
+
+def test_dictionaries_are_scored_together_on_any_text(saved, run_folder, tmp_path, monkeypatch, capsys):
+    again = load_bae(saved)
+    monkeypatch.setattr("bae_lens.comsem.collect.dictionaries.SAE.from_pretrained", lambda *_: again)
+    monkeypatch.setattr("bae_lens.cli.comsem.OfflineJudge", LetterJudge)
+    arguments = [str(saved), "release/layer_0/bae", "--dataset", str(tmp_path / "words.jsonl"), "--n-tokens", "600"]
+    arguments += ["--output", str(tmp_path / "out"), "--offline-judge", "--accept-failing-judge", "--max-features", "2"]
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", *arguments])
+    cli.main()
+    out = capsys.readouterr().out
+    assert "| saved\u2020 |" in out
+    assert "| release_layer_0_bae\u2020 |" in out
+    assert (tmp_path / "out" / "saebench" / "release_layer_0_bae.json").exists()
+    assert json.loads((run_folder / "result.json").read_text())["comsem"] is None
+
+
+def test_a_dictionary_of_an_unknown_model_is_refused_until_the_model_is_named(saved, tiny_model_folder):
+    with_metadata(saved, model_name=None)
+    with pytest.raises(ValueError, match="saved does not say which model it reads; name it with --model"):
+        Comsem((str(saved),))._scored()
+    scored = Comsem((str(saved),), model=str(tiny_model_folder))._scored()
+    assert scored.model == str(tiny_model_folder)
+    assert scored.text.name == "sotu"
+
+
+def test_dictionaries_of_different_models_are_scored_apart(saved, tmp_path):
+    other = shutil.copytree(saved, tmp_path / "other")
+    with_metadata(other, model_name="gpt2")
+    with pytest.raises(ValueError, match="other reads gpt2; score them apart"):
+        Comsem((str(saved), str(other)))._scored()
+    with_metadata(other, model_from_pretrained_kwargs={"center_writing_weights": True})
+    with pytest.raises(ValueError, match="read their model with different options; score them apart"):
+        Comsem((str(saved), str(other)), model="gpt2")._scored()
+
+
+def test_a_model_is_loaded_with_the_options_that_its_dictionaries_were_trained_with(saved, monkeypatch):
+    asked = []
+    with_metadata(saved, model_name="gpt2", model_from_pretrained_kwargs={"center_writing_weights": True})
+    monkeypatch.setattr(
+        "bae_lens.cli.scored.HookedSAETransformer.from_pretrained_no_processing",
+        lambda name, **options: asked.append((name, options)),
+    )
+    Comsem((str(saved),))._scored().load_model("cpu")
+    assert asked == [("gpt2", {"device": "cpu", "dtype": torch.float32, "center_writing_weights": True})]
+
+
+def test_what_is_scored_has_to_be_clear(saved, run_folder):
+    run, folder = str(run_folder), str(saved)
+    cases: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
+        ((run, folder), {}, "a run is scored by itself"),
+        ((run,), {"model": "gpt2"}, "a run names its own"),
+        ((folder,), {"dictionaries": ("bae",)}, "give the folders that you mean"),
+        ((folder, folder), {}, "two dictionaries are called saved"),
+        (("nowhere",), {}, "a dictionary is a folder or RELEASE/SAE_ID"),
+    ]
+    for sources, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            Comsem(sources, **options)._scored()
+    with pytest.raises(ValueError, match="name what to score"):
+        Comsem(()).run()
+
+
+def test_a_judge_file_must_be_a_model_as_llama_cpp_reads_it(comsem, tmp_path, capsys):
+    wrong = tmp_path / "model.bin"
+    for content, message in ((None, "there is no file"), (b"PK", "is none; convert it")):
+        if content:
+            wrong.write_bytes(content)
+        with pytest.raises(SystemExit):
+            comsem("--judge-file", str(wrong), "--dry-run")
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_authors_setting_takes_as_many_tokens_as_its_sentences_have(monkeypatch):
+    made = []
+
+    class Recorded(ComSem):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+            raise ValueError("enough")
+
+    monkeypatch.setattr("bae_lens.cli.comsem.ComSem", Recorded)
+    expected: tuple[tuple[Setting, int | None, bool], ...] = (("authors", None, True), ("robust", 32_768, False))
+    for setting, tokens, examples in expected:
+        scored = Comsem(("run",), setting=setting)
+        judge = LanguageModelJudge("m", ChatClient("http://127.0.0.1:1/v1"), worked_examples=examples)
+        with pytest.raises(ValueError, match="enough"):
+            scored._run(Scored({}, "m", Text("sotu"), 128), {"judge": judge}, Path("nowhere"))
+        assert made[-1].corpus.tokens == tokens
 
 
 def test_a_folder_that_is_no_run_is_refused(monkeypatch, tmp_path, capsys):
@@ -225,7 +338,7 @@ def test_a_run_that_was_moved_is_scored_from_anywhere(comsem, run_folder, tmp_pa
     run_folder.rename(moved)
     shutil.rmtree(moved / "comsem")
     monkeypatch.chdir(moved.parent)
-    monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", "place", "--tokens", "600", *options])
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "comsem", "place", "--n-tokens", "600", *options])
     cli.main()
     assert capsys.readouterr().out.splitlines()[:3] == there
 

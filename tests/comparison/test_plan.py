@@ -11,7 +11,7 @@ from bae_lens import Contender, Experiment, Recipe, TrainingBAEConfig, TrainingS
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.model_shape import ModelShape
 from bae_lens.comparison.plan import Timings, plan_comparison
-from bae_lens.comparison.timing import Timing
+from bae_lens.comparison.timing import DictionaryTiming, PassTiming
 from bae_lens.planning import Resources
 
 LLAMA = ModelShape(d_model=2048, n_layers=16, n_heads=32, d_mlp=8192, n_parameters=1_498_482_688)
@@ -81,13 +81,16 @@ def test_by_hand():
 
 
 def test_seconds_are_those_of_the_steps():
-    timings = Timings(1e-6, {name: Timing(step=0.5, measured_token=0.01) for name in ("BAE", "ReLU")})
+    of_dictionaries = {name: DictionaryTiming(step=0.5, measured_token=0.01) for name in ("BAE", "ReLU")}
+    timings = Timings(PassTiming(layer=1e-6, prediction=1e-5), of_dictionaries)
     plan = planned(replace(EXPERIMENT, seeds=(0, 1), every_help=False), timings=timings)
     seconds = {stage.name: stage.seconds for stage in plan.stages}
     assert seconds["train BAE"] == 2 * 1000 * 0.5
     assert seconds["measure BAE"] == pytest.approx(2 * 16_384 * 0.01)
     assert seconds["activations"] == pytest.approx(1e-6 * 1_018_880 * 12)
     assert seconds["choose contexts"] is None
+    # 16 layers as the model is; behind layer 11, 5 with zeros and 5 for each of 2 seeds of 2 dictionaries
+    assert seconds["language model's loss"] == pytest.approx(32 * 1024 * (1e-6 * (16 + 5 * 5) + 1e-5 * 6))
     assert plan.seconds == pytest.approx(sum(filter(None, seconds.values())))
     assert planned(timings=timings).stages[4].seconds is None  # every help is not timed
     assert planned(contenders=contenders(trials=3), timings=timings).stages[3].seconds == 3 * 1000 * 0.5

@@ -11,7 +11,7 @@ from sae_lens import (
 from transformers import LlamaConfig
 
 from bae_lens import Recipe, TrainingBAEConfig, TrainingSettings, TrainingTranscoderConfig
-from bae_lens.comparison.timing import _let_fire, seconds_per_layer_and_token, time_dictionary
+from bae_lens.comparison.timing import _let_fire, time_dictionary, time_pass
 from bae_lens.saes.saelens_compat import get_sae_training_class
 
 SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 256}
@@ -38,13 +38,20 @@ def test_a_dictionary_is_timed_while_as_many_features_fire_as_after_training(cfg
 
 def test_a_pass_is_timed_by_a_config_alone_and_leaves_nothing(tmp_path):
     config = LlamaConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=40, num_attention_heads=2, num_key_value_heads=2
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=40,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=999,
     )
     config.architectures = ["LlamaForCausalLM"]
-    assert 0 < seconds_per_layer_and_token(config, 2, 16, tmp_path, "cpu", "float32", "float16") < 1e-2
+    timing = time_pass(config, 2, 16, tmp_path, "cpu", "float32", "float16")
+    assert 0 < timing.layer < 1e-2
+    assert 0 <= timing.prediction < 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_config_that_cannot_be_converted_is_refused(tmp_path):
     with pytest.raises(ValueError, match="TransformerLens does not convert the config of this model"):
-        seconds_per_layer_and_token(LlamaConfig(), 1, 16, tmp_path, "cpu", "float32", "float32")
+        time_pass(LlamaConfig(), 1, 16, tmp_path, "cpu", "float32", "float32")

@@ -13,6 +13,7 @@ import torch
 
 from bae_lens import ComSem, ComSemReport
 from bae_lens.comsem.collect.corpus import CorpusSettings
+from bae_lens.comsem.firing_rates import frequency_bin
 from bae_lens.comsem.judges.answer_cache import AnswerCache
 from bae_lens.comsem.judges.client import ChatClient
 from bae_lens.comsem.judges.judge import Verdict
@@ -144,7 +145,8 @@ def test_what_activates_a_feature_and_what_does_not_are_mixed_in_one_question(
     judge = rule_judge.judge
 
     async def record(explanation, instances, question):
-        lists[question].append((explanation, [instance.marked for instance in instances]))
+        show = "highlighted" if question == "highlights" else "marked"
+        lists[question].append((explanation, [getattr(instance, show) for instance in instances]))
         return await judge(explanation, instances, question)
 
     rule_judge.judge = record
@@ -152,13 +154,18 @@ def test_what_activates_a_feature_and_what_does_not_are_mixed_in_one_question(
     for feature in report.dictionaries[0].features:
         held_out = [judged.instance.marked for judged in feature.held_out]
         controls = [judged.instance.marked for judged in feature.controls]
-        for asked in lists.values():
-            questions = [(text, shown) for text, shown in asked if sorted(shown) == sorted(held_out + controls)]
+        for question in ("marked token", "passage"):
+            questions = [
+                (text, shown) for text, shown in lists[question] if sorted(shown) == sorted(held_out + controls)
+            ]
             (shown,) = {tuple(shown) for _, shown in questions}
             kinds = [marked in held_out for marked in shown]
             assert sum(a != b for a, b in pairwise(kinds)) > 3
         texts = [text for text, shown in lists["marked token"] if sorted(shown) == sorted(held_out + controls)]
-        assert len(texts) == 2, "its own explanation and another's"
+        assert len(set(texts)) == 2, "its own explanation and another's"
+    highlights = [shown for _, shown in lists["highlights"]]
+    assert highlights
+    assert all(text.count("<<") > 1 for shown in highlights for text in shown), "one mark was asked about already"
 
 
 def test_a_judge_that_compares_with_the_corpus_is_tested_as_it_judges(
@@ -202,6 +209,60 @@ def test_papers_setting_scores_all_features_and_the_robust_one_a_sample(rule_jud
         for given in (None, 0, 7)
     ]
     assert limits == [None, None, 7, 256, None, 7]
+
+
+def test_authors_setting_reads_sentence_by_sentence_and_leaves_nothing_out(comsem, word_model, known_sae, word_texts):
+    report = comsem(setting="authors").score(word_model, known_sae, word_texts)
+    assert report.settings["corpus"] == {
+        "tokens": 1200, "context_size": 1024, "contexts_per_document": None, "sentences": 8192,
+    }  # fmt: skip
+    # All four features are among the ten strongest of every token, so that the first in the corpus stand for each.
+    for feature in report.dictionaries[0].features:
+        assert feature.n_instances == report.n_tokens
+        assert [example.position for example in feature.examples] == [1, 2, 3, 4, 5]
+        assert len({example.sentence for example in feature.examples}) == 1
+
+
+def test_authors_questions_need_worked_examples(chat_server):
+    with pytest.raises(ValueError, match="give LanguageModelJudge\\(worked_examples=True\\)"):
+        ComSem(llm(chat_server), setting="authors")
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url), worked_examples=True)
+    assert ComSem(judge, setting="authors")._question == "token"
+
+
+def test_features_may_be_named(comsem, word_model, known_sae, word_texts):
+    report = comsem(features=(2, 0), baseline_features=0).score(word_model, known_sae, word_texts)
+    assert [feature.feature for feature in report.dictionaries[0].features] == [0, 2]
+    with pytest.raises(ValueError, match="standard has features 0 to 3, got 4"):
+        comsem(features=(0, 4)).score(word_model, known_sae, word_texts)
+
+
+def test_features_that_never_fire_are_told(comsem, word_model, known_sae, word_texts):
+    known_sae.W_enc.data[:, 1] = known_sae.W_enc.data[:, 2] = 0.0
+    report = comsem(features=(1, 0), baseline_features=0).score(word_model, known_sae, word_texts)
+    (scores,) = report.dictionaries
+    assert (scores.left_out, scores.never_fire) == ([1], 2)
+    assert "too few tokens activate features 1 of standard; they are not scored" in report.table()
+    message = (
+        r"no feature that was named has the 6 instances .* \(features that never fire: 2 of standard\); give more text"
+    )
+    with pytest.raises(ValueError, match=message):
+        comsem(features=(1,)).score(word_model, known_sae, word_texts)
+
+
+def test_a_text_too_short_for_any_feature_is_refused(comsem, word_model, known_sae):
+    with pytest.raises(ValueError, match=r"no feature has the 6 instances that it takes in \d+ tokens"):
+        comsem().score(word_model, known_sae, ["Word1 the 4 ship word word."])
+
+
+def test_dictionaries_may_be_sampled_at_equal_firing_rates(comsem, word_model, make_sae, word_texts):
+    one, other = make_sae(), make_sae()
+    other.W_enc.data[:, 3] = other.W_enc.data[:, 0]  # three features are rare and one is not, where one has two of each
+    report = comsem(match_firing_rates=True, baseline_features=0).score(
+        word_model, {"one": one, "other": other}, word_texts
+    )
+    rates = [[frequency_bin(feature.firing_rate) for feature in scores.features] for scores in report.dictionaries]
+    assert sorted(rates[0]) == sorted(rates[1]) == [-3, -3, -2]
 
 
 def test_a_judge_near_chance_is_refused_before_anything_is_collected(rule_judge, word_model, known_sae):
@@ -250,7 +311,7 @@ def llm(chat_server, **options):
     return LanguageModelJudge("m", ChatClient(chat_server.url, **options))
 
 
-@pytest.mark.parametrize(("setting", "calls"), [("paper", 1 + 8 + 8 + 1 + 1), ("robust", 4)])
+@pytest.mark.parametrize(("setting", "calls"), [("paper", 1 + 8 + 8 + 1 + 1), ("robust", 1 + 1 + 1)])
 def test_calls_per_feature_and_the_estimate_of_them(
     capsys, chat_server, word_model, known_sae, word_texts, setting, calls
 ):
@@ -261,7 +322,8 @@ def test_calls_per_feature_and_the_estimate_of_them(
     assert chat_server.received == 0
     report = comsem.score(word_model, known_sae, word_texts)
     self_test = 80 if setting == "paper" else 20
-    assert chat_server.received == report.usage.asked == estimate.asked == self_test + 2 * calls
+    # Of one of the features a sentence has several highlights, which takes a question of its own.
+    assert chat_server.received == report.usage.asked == estimate.asked == self_test + 2 * calls + 1
     assert "to ask about features" not in capsys.readouterr().err, "where nothing limits it, nobody has to know before"
 
 
@@ -271,7 +333,7 @@ def test_with_a_budget_what_it_takes_is_told_before(capsys, chat_server, word_mo
     ComSem(judge, corpus=CORPUS, baseline_features=0, accept_failing_judge=True).score(
         word_model, known_sae, word_texts
     )
-    assert "to ask about features: 8 calls to be made and 20 cached" in capsys.readouterr().err
+    assert "to ask about features: 7 calls to be made and 20 cached" in capsys.readouterr().err
 
 
 def test_a_refused_key_ends_everything_at_once(chat_server, word_model, known_sae, word_texts):

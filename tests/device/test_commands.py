@@ -49,7 +49,7 @@ def test_train_comsem_compress_and_decompress(run, trained, tmp_path, shadow, mo
     said, arrays = {}, {}
     for device, folder in trained.items():
         judge = ["--offline-judge", "--accept-failing-judge", "--max-features", 3]
-        run("comsem", folder, "--tokens", 600, *judge, "--output", tmp_path / f"{device}-comsem", "--device", device)
+        run("comsem", folder, "--n-tokens", 600, *judge, "--output", tmp_path / f"{device}-comsem", "--device", device)
         here = ["--device", device]
         bae = ["--dictionary", trained["cpu"] / "dictionaries" / "bae"]
         vectors = ["--vectors", trained["cpu"] / "activations" / "test"]

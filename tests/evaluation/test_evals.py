@@ -179,7 +179,7 @@ def test_sae_lens_own_evals_are_wrong_for_a_transcoder(tiny_model, make_store):
 def test_every_transcoder_can_be_evaluated(tiny_model, make_store, kind, skip):
     sizes: dict[str, Any] = {"d_in": 16, "d_sae": 40, "d_out": 32, "skip": skip}
     sizes["metadata"] = metadata(HOOK_IN, HOOK_OUT)
-    sae = (
+    sae: Any = (
         TopKTranscoder(TopKTranscoderConfig(**sizes, k=5))
         if kind == "topk"
         else BinaryTranscoder(BinaryTranscoderConfig(**sizes))

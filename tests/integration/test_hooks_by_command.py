@@ -135,7 +135,7 @@ def test_every_command_at_a_hook(command, kind, hook, words, tiny_model_folder, 
     expected = trained(torch.from_numpy(vectors)).detach().numpy()
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-4)
 
-    judged = ["--offline-judge", "--accept-failing-judge", "--max-features", 2, "--tokens", 600]
+    judged = ["--offline-judge", "--accept-failing-judge", "--max-features", 2, "--n-tokens", 600]
     status, said = command("comsem", run, *judged)
     assert (status, "| bae" in said) == (0, True), said
 
@@ -181,7 +181,7 @@ def test_transcoder_between_hooks(command, hooks, words, tiny_model_folder, tmp_
     else:
         assert status == 0, said
         assert command("decompress", "--file", code, "--dictionary", folder, "--output", tmp_path / "y.npy")[0] == 0
-    judged = ["--offline-judge", "--accept-failing-judge", "--max-features", 2, "--tokens", 600]
+    judged = ["--offline-judge", "--accept-failing-judge", "--max-features", 2, "--n-tokens", 600]
     status, said = command("comsem", tmp_path / "run", *judged)
     assert status == 0, said
 

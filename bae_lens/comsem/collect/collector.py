@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 from bae_lens.activations.forward import run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.comsem.collect.background import Background
+from bae_lens.comsem.collect.choice import check_features, choose_features
 from bae_lens.comsem.collect.corpus import ContextStore, CorpusSettings, TextContext, text_contexts
-from bae_lens.comsem.collect.dictionaries import informative
+from bae_lens.comsem.collect.dictionaries import informative, ten_strongest
 from bae_lens.comsem.collect.excerpts import read_excerpts
 from bae_lens.comsem.collect.instances import Excerpt
 from bae_lens.comsem.collect.sampling import (
@@ -51,14 +52,17 @@ def collect(
 ) -> Collection:
     """Runs the model once over the documents, up to the deepest hook, and samples instances of each dictionary.
 
-    Special tokens are skipped, and so are outliers by `is_outlier`: at any hook, against the median norm there of the
-    tokens of the first 16 contexts.
+    Special tokens are skipped, and so are outliers by `is_outlier`, unless nothing is to be left out: at any hook,
+    against the median norm there of the tokens of the first 16 contexts.
     The strengths of a binary dictionary's bits are relative to its exact firing rates over these tokens, whatever its
     own `prior`; its codes wait for them in a temporary file. Dictionaries stay as they are; at hook_z they take heads
     concatenated for the time being. Memory depends on the dictionaries, not on the length of the corpus.
     Several processes share the batches; each samples from all of them in order, and returns what a single one would.
-    Raises ValueError for an unknown hook, a dictionary of another width, and a text without tokens of content.
+    Raises ValueError for an unknown hook, a dictionary of another width, features that a dictionary does not have, and
+    a text without tokens of content.
     """
+    check_features({name: sae.cfg.d_sae for name, sae in dictionaries.items()}, sampling)
+    activated = ten_strongest if sampling.leave_nothing_out else activated_features
     hooks = {name: resolve_hook(model, str(sae.cfg.metadata.hook_name)) for name, sae in dictionaries.items()}
     special = torch.tensor(sorted(get_special_token_ids(model.tokenizer)))
     vocabulary = 1 + max(len(model.tokenizer), *model.tokenizer.get_vocab().values(), *special.tolist())
@@ -77,7 +81,7 @@ def collect(
         first = list(islice(batches, -(-CONTEXTS_OF_MEDIAN // batch_size)))
         at_hooks = sorted(set(hooks.values()))
         runs = [_run(model, batch, at_hooks, special) for batch in first]  # in every process, for the medians
-        medians = _median_norms(runs)
+        medians = {} if sampling.leave_nothing_out else _median_norms(runs)
 
         def encoded(batch: list[TextContext], run: _Run | None) -> _Encoded:
             activations, content = run or _run(model, batch, at_hooks, special)
@@ -85,28 +89,36 @@ def collect(
                 content &= ~is_outlier(activations[hook].norm(dim=-1), median)
             return _Encoded(
                 content,
-                {name: _code(sae, name, activations[hooks[name]][content]) for name, sae in dictionaries.items()},
+                {
+                    name: _code(sae, name, activations[hooks[name]][content], activated)
+                    for name, sae in dictionaries.items()
+                },
             )
 
         every = zip(chain(first, batches), chain(runs, repeat(None)), strict=False)
-        with tqdm(
-            total=corpus.tokens, desc="collecting instances", unit="token", disable=not is_main_process()
-        ) as progress:
+        total = None if corpus.sentences else corpus.tokens
+        with tqdm(total=total, desc="collecting instances", unit="token", disable=not is_main_process()) as progress:
             for batch, (content, found) in _shared(every, encoded):
                 rows = counts.rows(batch, content, [store.write(context) for context in batch])
                 background.add(rows.sampled(torch.arange(len(rows.index))))
-                for name, (activated, code) in found.items():
-                    if activated is None:
+                for name, (of_tokens, code) in found.items():
+                    if of_tokens is None:
                         _write(codes[name], rows, code)
                     else:
-                        samplers[name].add(rows, activated, code)
+                        samplers[name].add(rows, of_tokens, code)
                 progress.update(sum(len(context.tokens) for context in batch))
         if counts.tokens == 0:
             raise ValueError("the text holds no tokens of content to analyze")
         for name, sae in dictionaries.items():
             if is_binary(sae):
-                _add_codes(samplers[name], sae, codes[name], counts.tokens)
-        collected = {name: samplers[name].finish(store, counts.token_counts, counts.tokens) for name in dictionaries}
+                _add_codes(samplers[name], sae, codes[name], counts.tokens, activated)
+        scoreable = {name: sampler.scoreable() for name, sampler in samplers.items()}
+        fired = {name: (sampler.n_fired.double() / counts.tokens).tolist() for name, sampler in samplers.items()}
+        chosen = choose_features(scoreable, fired, sampling)
+        collected = {
+            name: sampler.finish(chosen[name], scoreable[name], store, counts.token_counts, counts.tokens)
+            for name, sampler in samplers.items()
+        }
         if sampling.excerpts:  # the bits of binary codes are known, activations are read
             valued = {name: sae for name, sae in dictionaries.items() if not is_binary(sae)}
             found = read_excerpts(
@@ -157,11 +169,11 @@ def _shared(
         yield from zip((batch for batch, _ in together), chain.from_iterable(everyones), strict=True)
 
 
-def _code(sae: SAE[Any], name: str, x: Float[Tensor, "n d_in"]) -> _Code:
+def _code(sae: SAE[Any], name: str, x: Float[Tensor, "n d_in"], activated: Callable[..., Tensor]) -> _Code:
     feature_acts = _encode(sae, name, x)
     if is_binary(sae):
         return _Code(None, feature_acts.bool())
-    return _Code(activated_features(sae, feature_acts), informative(sae, feature_acts))
+    return _Code(activated(sae, feature_acts), informative(sae, feature_acts))
 
 
 @dataclass
@@ -262,13 +274,15 @@ def _read(file: IO[bytes], d_sae: int) -> Iterator[tuple[TokenRows, Float[Tensor
         yield TokenRows.unstack(torch.from_numpy(np.load(file))), torch.from_numpy(code).float()
 
 
-def _add_codes(sampler: FeatureSampler, sae: Any, file: IO[bytes], n_tokens: int) -> None:
+def _add_codes(
+    sampler: FeatureSampler, sae: Any, file: IO[bytes], n_tokens: int, activated: Callable[..., Tensor]
+) -> None:
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
     for _, code in _read(file, sae.cfg.d_sae):
         fired += code.sum(0).long()
     prior = (fired.double() / n_tokens).float()
     for rows, code in _read(file, sae.cfg.d_sae):
-        sampler.add(rows, activated_features(sae, code, prior), informative(sae, code, prior))
+        sampler.add(rows, activated(sae, code, prior), informative(sae, code, prior))
 
 
 def _sentence_hashes(context: TextContext) -> list[int]:

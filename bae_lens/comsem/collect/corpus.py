@@ -2,9 +2,11 @@
 
 import bisect
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,20 @@ MARGIN = 300  # characters of a sentence shown on either side of a token, for te
 class CorpusSettings:
     """How much of a text is analyzed, and how it is cut."""
 
-    tokens: int = 65_536
-    """Tokens to analyze, BOS not counted; the text may have fewer."""
+    tokens: int | None = 65_536
+    """Tokens to analyze, BOS not counted; the text may have fewer. None for all that there are."""
     context_size: int = 128
     """Tokens per context, BOS included."""
     contexts_per_document: int | None = 16
     """At most so many contexts, at random places, from one document; None for all, in order."""
+    sentences: int | None = None
+    """Read each sentence by itself, as the authors do, and at most so many; None for contexts that go on over them."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that leave nothing to analyze."""
         if self.context_size < 3:
             raise ValueError(f"context_size must be at least 3, got {self.context_size}")
-        for name in ("tokens", "contexts_per_document"):
+        for name in ("tokens", "contexts_per_document", "sentences"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -68,7 +72,7 @@ class TextContext:
         end = max(last, min(end, last + MARGIN))
         spans = merged(self.spans[other] for other in highlights)
         inside = [(a - start, b - start) for a, b in spans if start <= a and b <= end]
-        return Instance(self.text[start:end], (first - start, last - start), inside)
+        return Instance(self.text[start:end], (first - start, last - start), inside, position)
 
     def nearby(self, position: int, reach: int) -> list[int]:
         """Positions of the tokens within `reach` in the same sentence, those without characters left out."""
@@ -111,8 +115,11 @@ def text_contexts(
         raise ValueError("ComSem needs to know where tokens are in the text: use a fast tokenizer")
     rng = np.random.default_rng(seed)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    room, missing = settings.context_size - len(bos), settings.tokens
-    for index, text in enumerate(texts(documents)):
+    room, missing = settings.context_size - len(bos), sys.maxsize if settings.tokens is None else settings.tokens
+    read = texts(documents)
+    for index, text in enumerate(
+        read if settings.sentences is None else islice(_sentences_alone(read), settings.sentences)
+    ):
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         sentences = sentence_spans(text)
@@ -125,6 +132,10 @@ def text_contexts(
             missing -= stop - start
             if missing <= 0:
                 return
+
+
+def _sentences_alone(documents: Iterable[str]) -> Iterator[str]:
+    return (text[start:end] for text in documents for start, end in sentence_spans(text))
 
 
 def _cut(

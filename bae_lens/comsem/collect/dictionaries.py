@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
-from bae_lens.functional.strength import MORE_SURPRISING_THAN_NOT, activation_strength
+from bae_lens.functional.strength import FEATURES_PER_TOKEN, MORE_SURPRISING_THAN_NOT, activation_strength
 from bae_lens.saes import loading
 from bae_lens.saes.binary_code import is_binary
 
@@ -58,3 +58,17 @@ def informative(
         known: Any = sae.prior if prior is None else prior
         return activation_strength(feature_acts, known) > MORE_SURPRISING_THAN_NOT
     return feature_acts > 0
+
+
+def ten_strongest(
+    sae: SAE[Any], feature_acts: Float[Tensor, "n d_sae"], prior: Float[Tensor, " d_sae"] | None = None
+) -> Int[Tensor, "n k"]:
+    """The features that each token activates by the authors' rule: ten however weak, of equal ones the first.
+
+    `prior` takes the place of the BAE's own.
+    """
+    strength = feature_acts
+    if is_binary(sae):
+        known: Any = sae.prior if prior is None else prior
+        strength = activation_strength(feature_acts, known)
+    return strength.sort(dim=-1, descending=True, stable=True).indices[:, :FEATURES_PER_TOKEN]

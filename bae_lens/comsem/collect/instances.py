@@ -1,8 +1,12 @@
 """What is asked about: tokens in their sentences, and those that belong to one feature."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 Span = tuple[int, int]
+WORD = re.compile(r"\w+|[^\w\s]")
+CUT = "\u2026"  # stands for words that were left out
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,8 @@ class Instance:
     highlights: list[Span]
     """Tokens on which the feature fires, in order, as one where they share a character; for an instance on which it
     does not, as many others."""
+    position: int | None = None
+    """Number of the token among those that the model read, from 0, BOS included; None where it is not known."""
 
     @property
     def text(self) -> str:
@@ -38,12 +44,35 @@ class Instance:
             end = stop
         return "".join([*parts, self.sentence[end:]])
 
+    def shortened(self, words: int, spans: Sequence[Span]) -> "Instance":
+        """The same with at most `words` words of the sentence before and after the spans, and … for the others.
+
+        >>> Instance.from_marked("In spring the old <<cat>> ran away, we hear.").shortened(2, [(18, 21)]).marked
+        '… the old <<cat>> ran away …'
+        """
+        first, last = min(start for start, _ in spans), max(end for _, end in spans)
+        found = [match.span() for match in WORD.finditer(self.sentence)]
+        before, after = [start for start, end in found if end <= first], [end for start, end in found if start >= last]
+        start, end = 0, len(self.sentence)
+        if len(before) > words:
+            start = before[-words] if words else first
+        if len(after) > words:
+            end = after[words - 1] if words else last
+        opening, closing = f"{CUT} " if start else "", f" {CUT}" if end < len(self.sentence) else ""
+        shift = len(opening) - start
+        return Instance(
+            opening + self.sentence[start:end] + closing,
+            (self.token[0] + shift, self.token[1] + shift),
+            [(a + shift, b + shift) for a, b in self.highlights if start <= a and b <= end],
+            self.position,
+        )
+
     @classmethod
     def from_marked(cls, marked: str) -> "Instance":
         """From a sentence whose token stands between << and >>. Raises ValueError if none does.
 
         >>> Instance.from_marked("A <<cat>> sat.")
-        Instance(sentence='A cat sat.', token=(2, 5), highlights=[(2, 5)])
+        Instance(sentence='A cat sat.', token=(2, 5), highlights=[(2, 5)], position=None)
         """
         before, found, rest = marked.partition("<<")
         token, closed, after = rest.partition(">>")

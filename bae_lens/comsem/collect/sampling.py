@@ -33,10 +33,16 @@ class SamplingSettings:
     """The first instances in the corpus (the paper's), rather than a seeded sample with no sentence twice."""
     max_features: int | None = 256
     """Features scored per dictionary, a seeded sample; None for all that have enough instances."""
+    features: tuple[int, ...] = ()
+    """Score these, of each dictionary, instead of a sample."""
+    match_firing_rates: bool = False
+    """Draw samples in which all dictionaries' features fire equally often, so far as these have such."""
     seed: int = 0
     """Of the sample."""
     excerpts: bool = False
     """Whether to keep how strongly features fire on the tokens near what is judged."""
+    leave_nothing_out: bool = False
+    """The authors' rules: outlier tokens count like others, and every token activates ten features, however weak."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,12 @@ class CollectedDictionary:
     """Features activated by at least 8 tokens (Table 1)."""
     scoreable: int
     """Features with instances to explain them and at least one to judge."""
+    never_fire: int
+    """Features that fire on none of the tokens."""
+    left_out: list[int]
+    """Features that were asked for and are not scoreable."""
     features: list[FeatureInstances]
-    """The scoreable ones, or a sample of them."""
+    """The scoreable ones, or those of them that were chosen."""
     random_features: list[FeatureInstances]
     """Tokens drawn at random, in the place of features: what a dictionary must beat."""
 
@@ -158,29 +168,35 @@ class FeatureSampler:
         anywhere = torch.zeros(len(sentences), self.d_sae).index_add_(0, number, fires.float()) > 0
         self.pool.add(key[chosen], rows.sampled(chosen), anywhere[number[chosen]])
 
+    def scoreable(self) -> list[int]:
+        """Features with instances to explain them and at least one to judge, in seeded order."""
+        examples = self.settings.examples
+        enough = (self.reservoirs.sizes() > examples).nonzero().flatten()
+        order = torch.randperm(len(enough), generator=torch.Generator().manual_seed(self.settings.seed))
+        return [feature for feature in enough[order].tolist() if len(self._usable(feature)) > examples]
+
     def finish(
-        self, store: ContextStore, token_counts: Int[Tensor, " vocabulary"], n_tokens: int
+        self,
+        chosen: list[int],
+        scoreable: list[int],
+        store: ContextStore,
+        token_counts: Int[Tensor, " vocabulary"],
+        n_tokens: int,
     ) -> CollectedDictionary:
-        """Reads the sampled instances of the features to be scored."""
-        settings, scoreable = self.settings, 0
-        generator = torch.Generator().manual_seed(settings.seed)
-        enough = (self.reservoirs.sizes() > settings.examples).nonzero().flatten()
-        wanted = len(enough) if settings.max_features is None else settings.max_features
-        features: list[FeatureInstances] = []
-        for feature in enough[torch.randperm(len(enough), generator=generator)].tolist():
-            items = self._usable(feature)
-            scoreable += len(items) > settings.examples
-            if len(items) > settings.examples and len(features) < wanted:
-                candidates = self.pool.silent(feature)
-                rate = self.n_fired[feature].item() / n_tokens
-                count = int(self.n_instances[feature])
-                self.held_out[feature] = items[settings.examples :]
-                features.append(self._feature(store, feature, rate, count, items, candidates, token_counts))
+        """Reads the sampled instances of the features that were chosen of the scoreable ones."""
+        features = []
+        for feature in sorted(chosen):
+            items, candidates = self._usable(feature), self.pool.silent(feature)
+            rate, count = self.n_fired[feature].item() / n_tokens, int(self.n_instances[feature])
+            self.held_out[feature] = items[self.settings.examples :]
+            features.append(self._feature(store, feature, rate, count, items, candidates, token_counts))
         return CollectedDictionary(
             d_sae=self.d_sae,
             feature_activated=int((self.n_instances >= INSTANCES_TO_COUNT).sum()),
-            scoreable=scoreable,
-            features=sorted(features, key=lambda instances: instances.feature),
+            scoreable=len(scoreable),
+            never_fire=int((self.n_fired == 0).sum()),
+            left_out=sorted(set(self.settings.features) - set(scoreable)),
+            features=features,
             random_features=self._random_features(store, token_counts),
         )
 
@@ -238,7 +254,7 @@ def _firing_nearby(
     rows: TokenRows, fires: Bool[Tensor, "n d_sae"], row: Int[Tensor, " m"], feature: Int[Tensor, " m"]
 ) -> Int[Tensor, " m"]:
     """On which tokens within `REACH` of each instance, in the same sentence, its feature fires; bit REACH is itself."""
-    bits = torch.zeros(len(row), dtype=torch.int64)
+    bits = torch.full((len(row),), ALONE)
     for offset in range(-REACH, REACH + 1):
         other = (row + offset).clamp(0, max(0, len(rows.index) - 1))
         # Rows of one context are in order, but tokens that are no content are missing between them.

@@ -1,7 +1,6 @@
 """Questions to a server that speaks the OpenAI protocol, each asked once."""
 
 import asyncio
-import ipaddress
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -9,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
+from bae_lens.comsem.judges.address import KEY_VARIABLE, OPENAI_URL, is_loopback, read_key, without_secrets
 from bae_lens.comsem.judges.answer_cache import AnswerCache, fingerprint
 from bae_lens.comsem.judges.completion import Completion
 from bae_lens.comsem.judges.prompts import yes_probabilities
@@ -28,8 +27,6 @@ from bae_lens.extras import naming_the_command
 if TYPE_CHECKING:
     from bae_lens.comsem.judges.server import CallFailedError, Server
 
-OPENAI_URL = "https://api.openai.com/v1"
-KEY_VARIABLE = "OPENAI_API_KEY"
 MAX_ANSWER_BYTES = 4 * 2**20  # log-probabilities of a long answer take some hundred bytes a token
 FAILURES_IN_A_ROW = 16  # calls that failed after all their retries, after which the server is given up
 OF_ONE_REQUEST = (400, 413, 422)  # refusals that may be about a single request: too long, an unusual character
@@ -98,7 +95,7 @@ class ChatClient:
         if budget and budget.cost is not None and not prices:
             raise ValueError("a budget of money needs the price of the model's tokens")
         self._url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-        self.base_url = _without_secrets(self._url)
+        self.base_url = without_secrets(self._url)
         self.label = label or self.base_url
         self.cache = AnswerCache() if cache is None else cache  # an empty one is false
         self.concurrency, self.budget, self.prices = concurrency, budget or Budget(), prices or {}
@@ -235,11 +232,12 @@ class ChatClient:
 
     def _billed(self, request: dict[str, Any], completion: Completion | None) -> None:
         """Counts an answer by what the server says, or else by estimate; at its limit if it broke off on its way."""
-        sent, came = estimate_input_tokens(request), most_output_tokens(request)
+        sent, came, reused = estimate_input_tokens(request), most_output_tokens(request), 0
         if completion is not None:
             sent = completion.input_tokens or sent
             came = completion.output_tokens or estimate_output_tokens(completion.text or "")
-        self.usage.add(sent, came, self._price(request))
+            reused = min(sent, completion.reused_tokens)
+        self.usage.add(sent, came, self._price(request), reused)
 
     def _price(self, request: dict[str, Any]) -> Price | None:
         if self.prices and request["model"] not in self.prices:
@@ -293,8 +291,8 @@ class ChatClient:
         return Answer(None, [])
 
     def _connect(self) -> "Server":
-        key = _key()
-        if not key and not _is_loopback(self._url):
+        key = read_key()
+        if not key and not is_loopback(self._url):
             raise ValueError(f"{self.base_url} needs a key: set the environment variable {KEY_VARIABLE}")
         with naming_the_command():
             from bae_lens.comsem.judges.server import Server
@@ -309,7 +307,7 @@ class ChatClient:
         )
 
     def _redacted(self, text: str) -> str:
-        key = _key()
+        key = read_key()
         return (text.replace(key, "***") if key else text).replace(self._url, self.base_url)
 
     async def close(self) -> None:
@@ -321,35 +319,3 @@ class ChatClient:
         self._failures_in_a_row.clear()
         if server is not None:
             await server.close()
-
-
-def _key() -> str:
-    """From the environment, without white space around it; empty if there is none.
-
-    Raises ValueError for characters that no key has, without repeating them.
-    """
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError(f"{KEY_VARIABLE} holds a character that no key has, such as a line end; set it again")
-    return key
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _without_secrets(url: str) -> str:
-    """The address without user, password, query and fragment."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        parts, port = urlsplit(""), ""
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("base_url must be an address such as http://127.0.0.1:8080/v1")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return urlunsplit((parts.scheme, host + port, parts.path.rstrip("/"), "", ""))

@@ -33,6 +33,8 @@ class Completion:
     """That were billed; None where the server does not say so, or says of either number what is none."""
     output_tokens: int | None
     """As `input_tokens`."""
+    reused_tokens: int
+    """Of the input, that the server had read before; 0 where it does not say."""
     complaint: str
     """What the server says instead of an answer; empty if nothing."""
 
@@ -48,6 +50,7 @@ def read_completion(content: bytes) -> Completion:
     choice = next((choice for choice in _list(body.get("choices")) if isinstance(choice, dict)), {})
     message = choice.get("message", choice.get("text"))
     input_tokens, output_tokens = _usage(body.get("usage"))
+    reused = _mapping(_mapping(body.get("usage")).get("prompt_tokens_details")).get("cached_tokens")
     error = body.get("error")
     text = None
     if isinstance(message, dict):
@@ -64,6 +67,7 @@ def read_completion(content: bytes) -> Completion:
         logprobs=_logprobs(choice) if answer == text else [],
         input_tokens=input_tokens,
         output_tokens=output_tokens,
+        reused_tokens=int(reused) if reused is not None and _is_count(reused) else 0,
         complaint=complaint if isinstance(complaint, str) else "",
     )
 
@@ -119,10 +123,14 @@ def _is_logprob(value: Any) -> bool:
 
 def _usage(usage: Any) -> tuple[int | None, int | None]:
     counts = [_mapping(usage).get(name) for name in ("prompt_tokens", "completion_tokens")]
-    if any(not (count is None or (_is_number(count) and 0 <= count <= MOST_TOKENS)) for count in counts):
+    if any(not (count is None or _is_count(count)) for count in counts):
         return None, None
     sent, came = (None if count is None else int(count) for count in counts)
     return sent, came
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= MOST_TOKENS
 
 
 def _is_number(value: Any) -> bool:

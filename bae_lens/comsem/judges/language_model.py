@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any, Literal
 
 from bae_lens.comsem.collect.instances import Excerpt, Instance
+from bae_lens.comsem.judges import few_shot
 from bae_lens.comsem.judges.client import ChatClient
 from bae_lens.comsem.judges.intruder import choice_fault, intruder_messages, read_choice
 from bae_lens.comsem.judges.judge import Choice, Prediction, Question, Verdict
 from bae_lens.comsem.judges.prompts import (
     EXPLANATION_TOKENS,
     UNKNOWN_EXPLANATION,
+    Messages,
     explain_messages,
     explanation_fault,
     read_explanation,
@@ -46,7 +48,9 @@ class LanguageModelJudge:
 
     A model that reasons before it answers needs room: `reasoning_tokens` are added to what each answer may have, and in
     estimates to what it is expected to have. `temperature` None and `logprobs` False are for models that take neither,
-    `answer_format` and `limit_name` for servers of fewer or older options.
+    `answer_format` and `limit_name` for servers of fewer or older options. With `worked_examples` tokens are asked
+    about one at a time, after examples; see `few_shot`. Small models judge better so, and a server that keeps what
+    requests share reads the examples once; others bill them each time.
     """
 
     needs_background = False
@@ -60,6 +64,7 @@ class LanguageModelJudge:
         reasoning_tokens: int = 0,
         answer_format: AnswerFormat = "json_schema",
         limit_name: LimitName = "max_completion_tokens",
+        worked_examples: bool = False,
     ) -> None:
         """Raises ValueError for a negative number of reasoning tokens."""
         if reasoning_tokens < 0:
@@ -68,13 +73,14 @@ class LanguageModelJudge:
         self._options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
         self._logprobs: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}
         self._reasoning_tokens, self._answer_format, self._limit_name = reasoning_tokens, answer_format, limit_name
+        self.worked_examples = worked_examples
 
     def prepare(self, background: list[Instance]) -> None:
         """A language model has seen ordinary tokens before."""
 
     async def explain(self, examples: list[Instance], marked: bool) -> str | None:
         expected, allowed = EXPLANATION_TOKENS
-        request = self._request(explain_messages(examples, marked), allowed)
+        request = self._request(self._explain_messages(examples, marked), allowed)
         answer = await self.client.ask(request, expected + self._reasoning_tokens, explanation_fault)
         if answer.text is None:
             # Each of its own, because questions with the same explanation about the same token are asked once.
@@ -83,8 +89,8 @@ class LanguageModelJudge:
         return read_explanation(answer.text)
 
     async def judge(self, explanation: str, instances: list[Instance], question: Question) -> list[Verdict]:
-        if question == "token":
-            return await together([self._judge_one(explanation, instance) for instance in instances])
+        if question == "token" or (question == "marked token" and self.worked_examples):
+            return await together([self._judge_one(explanation, instance, question) for instance in instances])
         expected, allowed = STRUCTURED_TOKENS
         n = len(instances)
         request = self._request(structured_messages(explanation, instances, question), n * allowed)
@@ -101,9 +107,17 @@ class LanguageModelJudge:
         verdicts = zip(read_structured(answer.text, n), probabilities, strict=True)
         return [Verdict(yes, probability) for yes, probability in verdicts]
 
-    async def _judge_one(self, explanation: str, instance: Instance) -> Verdict:
+    def _explain_messages(self, examples: list[Instance], marked: bool) -> Messages:
+        if not self.worked_examples:
+            return explain_messages(examples, marked)
+        return few_shot.explain_marked_messages(examples) if marked else few_shot.explain_messages(examples)
+
+    async def _judge_one(self, explanation: str, instance: Instance, question: Question) -> Verdict:
         expected, allowed = SINGLE_TOKENS
-        request = self._request(single_messages(explanation, instance), allowed) | self._logprobs
+        ask = few_shot.single_messages if self.worked_examples else single_messages
+        if question == "marked token":
+            ask = few_shot.marked_messages
+        request = self._request(ask(explanation, instance), allowed) | self._logprobs
         answer = await self.client.ask(request, expected + self._reasoning_tokens, single_fault)
         if answer.text is None:
             return Verdict(None, failed=True)

@@ -1,14 +1,12 @@
 """Statistics of verdicts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
 from bae_lens.comsem.judges.judge import Verdict
-
-BINS_PER_DECADE = 2  # of the firing rate
 
 
 def share_of_yes(verdicts: Sequence[Verdict]) -> float | None:
@@ -64,35 +62,3 @@ def mean(values: Sequence[float | None]) -> float | None:
 def standard_error(values: Sequence[float]) -> float | None:
     """Of the mean of at least two values."""
     return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def frequency_bin(rate: float) -> int:
-    """Number of the bin of a firing rate: half decades, -1 from 10^-0.5 up to 1, -2 below, and so on."""
-    return min(-1, math.floor(BINS_PER_DECADE * math.log10(rate))) if rate > 0 else -99
-
-
-def bin_edges(number: int) -> tuple[float, float]:
-    """Firing rates that a bin lies between."""
-    return 10 ** (number / BINS_PER_DECADE), 10 ** ((number + 1) / BINS_PER_DECADE)
-
-
-def frequency_matched(values: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, float | None]:
-    """Means of (firing rate, value) pairs by dictionary, as if all dictionaries fired equally often.
-
-    Every dictionary's bin means are weighted alike: by the smallest share of features that any of them has in the bin.
-    None for all if no bin is common to all.
-    """
-    binned = {
-        name: {b: [value for rate, value in pairs if frequency_bin(rate) == b] for b in range(-99, 0)}
-        for name, pairs in values.items()
-    }
-    weights = {
-        b: min(len(by_bin[b]) / max(1, len(values[name])) for name, by_bin in binned.items()) for b in range(-99, 0)
-    }
-    total = sum(weights.values())
-    if total == 0:
-        return dict.fromkeys(values)
-    return {
-        name: sum(weight * float(np.mean(by_bin[b])) for b, weight in weights.items() if weight > 0) / total
-        for name, by_bin in binned.items()
-    }

@@ -10,6 +10,7 @@ from bae_lens.comsem.judges.completion import read_json
 from bae_lens.comsem.judges.judge import Question
 
 LONGEST_EXPLANATION = 200  # characters
+WORDS_SHOWN = 8  # of a sentence, before and after what is asked about
 FENCES = ("```", "~~~")
 EXPLANATION_TOKENS = (15, 256)  # expected, and at most allowed: of longer answers a line is taken
 FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
@@ -36,10 +37,7 @@ EXPLAIN_EXAMPLE = (
     "For example, for the tokens <<rain>>, <<storm>> and <<drizzle>> in sentences about the day outside, you would "
     "answer: kinds of wet weather."
 )
-SINGLE = (
-    'Token: "{token}"\nSentence: "{sentence}"\nDescription: "{description}"\n'
-    "Does the description fit the token as it is used in this sentence? Answer with Yes or No only."
-)
+SINGLE = "Does the description fit the token as it is used in the sentence? Answer with Yes or No only."
 STRUCTURED: dict[Question, str] = {
     "marked token": (
         "In each numbered sentence one token stands between << and >>. Does the description fit that token as it is "
@@ -51,12 +49,18 @@ STRUCTURED: dict[Question, str] = {
         "that are marked?"
     ),
 }
+FORM = 'Answer by number in JSON on one line, such as {"1":"yes","2":"no"}.'
+
+Messages = list[dict[str, str]]
 
 
-def explain_messages(examples: list[Instance], marked: bool) -> list[dict[str, str]]:
+def explain_messages(examples: list[Instance], marked: bool) -> Messages:
     """Asks for what the examples have in common."""
     if marked:
-        shown = [f"{number}. {example.marked}" for number, example in enumerate(examples, 1)]
+        shown = [
+            f"{number}. {example.shortened(WORDS_SHOWN, [example.token]).marked}"
+            for number, example in enumerate(examples, 1)
+        ]
         instruction = f"The tokens stand between << and >>. {EXPLAIN_EXAMPLE}\n\n"
     else:
         shown = [
@@ -65,20 +69,30 @@ def explain_messages(examples: list[Instance], marked: bool) -> list[dict[str, s
         ]
         instruction = ""
     question = "\n\nWhat do these tokens have in common?"
-    return _messages(EXPLAINER, instruction + "\n".join(shown) + question)
+    return messages(EXPLAINER, instruction + "\n".join(shown) + question)
 
 
-def single_messages(description: str, instance: Instance) -> list[dict[str, str]]:
+def single_messages(description: str, instance: Instance) -> Messages:
     """Asks about one token in its sentence (the paper's question)."""
-    return _messages(JUDGE, SINGLE.format(token=instance.text, sentence=instance.sentence, description=description))
+    asked = f'Token: "{instance.text}"\nSentence: "{instance.sentence}"\nDescription: "{description}"'
+    return messages(JUDGE, f"{SINGLE}\n\n{asked}")
 
 
-def structured_messages(description: str, instances: list[Instance], question: Question) -> list[dict[str, str]]:
-    """Asks about all instances at once; the answer is an object as `verdict_schema` says."""
-    show = {"marked token": "marked", "passage": "sentence", "highlights": "highlighted"}[question]
-    cases = [f"{number}. {getattr(instance, show)}" for number, instance in enumerate(instances, 1)]
-    text = f'Description: "{description}"\n\n{STRUCTURED[question]}\n\n' + "\n".join(cases)
-    return _messages(JUDGE, text + '\n\nAnswer with a JSON object: the number of each case, and "yes" or "no".')
+def structured_messages(description: str, instances: list[Instance], question: Question) -> Messages:
+    """Asks about all instances at once; the answer is an object as `verdict_schema` says.
+
+    What all requests share stands first, so that a server can keep it, and of long sentences only what is near.
+    """
+    cases = [f"{number}. {_shown(instance, question)}" for number, instance in enumerate(instances, 1)]
+    asked = f'Description: "{description}"\n\n' + "\n".join(cases)
+    return messages(JUDGE, f"{STRUCTURED[question]} {FORM}\n\n{asked}")
+
+
+def _shown(instance: Instance, question: Question) -> str:
+    if question == "highlights":
+        return instance.shortened(WORDS_SHOWN, instance.highlights).highlighted
+    near = instance.shortened(WORDS_SHOWN, [instance.token])
+    return near.marked if question == "marked token" else near.sentence
 
 
 def verdict_schema(n: int) -> dict[str, Any]:
@@ -192,5 +206,6 @@ def _answer(token: str) -> bool | None:
     return True if "yes".startswith(letters) else False if "no".startswith(letters) else None
 
 
-def _messages(system: str, user: str) -> list[dict[str, str]]:
+def messages(system: str, user: str) -> Messages:
+    """A chat of one question."""
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]

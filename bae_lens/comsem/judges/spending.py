@@ -68,14 +68,17 @@ class Usage:
     """Calls without an answer of use; they are not cached, so that running again asks only them."""
     input_tokens: int = 0
     """Tokens sent, of answers of no use too: as the server counts them, or else by estimate."""
+    reused_tokens: int = 0
+    """Of those sent, such as the server knew from the beginning of an earlier request and did not read again."""
     output_tokens: int = 0
     """Tokens that came back; for an answer that broke off on its way, as many as it was allowed."""
     cost: float = 0.0
     """In the currency of the prices; 0 without any."""
 
-    def add(self, input_tokens: int, output_tokens: int, price: Price | None) -> None:
-        """Counts a call's tokens, and their cost where there is a price."""
+    def add(self, input_tokens: int, output_tokens: int, price: Price | None, reused_tokens: int = 0) -> None:
+        """Counts a call's tokens, and their cost where there is a price; reused ones at the full price."""
         self.input_tokens += input_tokens
+        self.reused_tokens += reused_tokens
         self.output_tokens += output_tokens
         self.cost += price(input_tokens, output_tokens) if price else 0.0
 

@@ -97,3 +97,13 @@ def test_what_is_no_text_is_refused(word_tokenizer):
         list(text_contexts(word_tokenizer, [{"input_ids": [1]}], CorpusSettings()))
     with pytest.raises(ValueError, match="choose one of the splits train, test"):
         list(text_contexts(word_tokenizer, {"train": [], "test": []}, CorpusSettings()))
+
+
+def test_sentences_may_be_read_each_by_itself(word_tokenizer):
+    texts = ["Word1 word2 the. Word3 word4.", "word5 word6 . word7", "Word8."]
+    settings = {"context_size": 16, "contexts_per_document": None, "tokens": None}
+    found = contexts(word_tokenizer, texts, sentences=3, **settings)
+    # A row in small letters is one sentence, as those of BookCorpus.
+    assert [context.text for context in found] == ["Word1 word2 the.", "Word3 word4.", "word5 word6 . word7"]
+    assert found[1].instance(2, [2]).position == 2, "BOS is 0"
+    assert len(contexts(word_tokenizer, texts, sentences=9, **settings)) == 4

@@ -2,7 +2,7 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from bae_lens.comsem.collect.dictionaries import informative, load_dictionaries, load_dictionary
+from bae_lens.comsem.collect.dictionaries import informative, load_dictionaries, load_dictionary, ten_strongest
 
 
 def test_a_dictionary_is_an_object_a_folder_or_a_name_on_the_hub(known_bae, known_sae, tmp_path, monkeypatch):
@@ -48,3 +48,11 @@ def test_bits_say_something_where_they_differ_from_the_prior(known_bae, known_sa
     known_bae.prior.copy_(torch.tensor([0.1, 0.9, 0.1, 0.9]))
     assert informative(known_bae, code).tolist() == [[True, False, False, True]]
     assert informative(known_sae, torch.tensor([[2.0, 0.0, -1.0, 1e-6]])).tolist() == [[True, False, False, True]]
+
+
+def test_ten_are_the_strongest_however_weak_and_of_equal_ones_the_first(known_sae, known_bae):
+    weak = torch.zeros(2, 12)
+    weak[0, 11], weak[1, 5] = 2.0, 1.0
+    assert ten_strongest(known_sae, weak).tolist() == [[11, *range(9)], [5, 0, 1, 2, 3, 4, 6, 7, 8, 9]]
+    code, prior = torch.tensor([[1.0, 0.0, 0.0, 1.0]]), torch.tensor([0.9, 0.8, 0.1, 0.2])
+    assert ten_strongest(known_bae, code, prior).tolist() == [[1, 3, 0, 2]], "|h - p| is .1, .8, .1, .8"

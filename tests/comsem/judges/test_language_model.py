@@ -272,6 +272,26 @@ def test_usage_that_is_missing_or_odd_is_estimated(chat_server):
         assert client.usage.output_tokens == 2
 
 
+def test_what_a_server_did_not_read_again_is_told(chat_server):
+    for reused, counted in ((7, 7), (99, 10), (-1, 0), ("7", 0), (None, 0)):
+        chat_server.usage = {
+            "prompt_tokens": 10,
+            "completion_tokens": 2,
+            "prompt_tokens_details": {"cached_tokens": reused},
+        }
+        client = ChatClient(chat_server.url)
+        ask_all(client, [1])
+        assert (client.usage.input_tokens, client.usage.reused_tokens) == (10, counted)
+
+
+def test_with_worked_examples_marked_tokens_are_asked_about_one_at_a_time(chat_server):
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url), worked_examples=True)
+    verdicts = asyncio.run(ask_judge(judge, "marked token"))
+    assert chat_server.received == len(verdicts) == 6
+    assert {len(body["messages"]) for body in chat_server.bodies} == {1 + 2 * 16 + 1}
+    assert {verdict.yes for verdict in verdicts} == {True}
+
+
 async def ask_judge(judge, question):
     try:
         return await judge.judge("animals", CASES, question)

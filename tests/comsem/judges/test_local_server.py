@@ -10,13 +10,21 @@ from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.judges.answer_cache import AnswerCache
 from bae_lens.comsem.judges.client import ChatClient
 from bae_lens.comsem.judges.language_model import LanguageModelJudge
-from bae_lens.comsem.judges.local_server import LOCAL_MODEL, local_label, local_server
+from bae_lens.comsem.judges.local_server import LOCAL_MODEL, _packaged, local_label, local_server
 
 
 def test_missing_server_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(ImportError, match=r"bae-lens\[local-judge\]"), local_server():
         pass
+
+
+def test_a_file_is_known_by_its_content(tmp_path):
+    one, other = tmp_path / "one.gguf", tmp_path / "other.gguf"
+    one.write_bytes(b"GGUF1")
+    other.write_bytes(b"GGUF2")
+    assert local_label(one).startswith("one ")
+    assert local_label(one).split()[1] != local_label(other).split()[1]
 
 
 @pytest.mark.slow
@@ -28,7 +36,7 @@ def test_one_feature_end_to_end_on_the_real_wire(word_model, known_sae, word_tex
         return await run_self_test(judge, question, CASES[:1])
 
     monkeypatch.setattr("bae_lens.comsem.score.run_self_test", few_cases)
-    with local_server() as url:
+    with local_server(_packaged()) as url:  # as a file that a user names
         assert urlsplit(url).hostname == "127.0.0.1"
         client = ChatClient(url, concurrency=1, timeout=600.0)
         comsem = ComSem(
@@ -45,7 +53,8 @@ def test_one_feature_end_to_end_on_the_real_wire(word_model, known_sae, word_tex
     assert feature.failed == feature.unparsable == 0
     assert feature.score is not None
     assert all(judged.verdict.probability is not None for judged in feature.held_out)
-    assert report.usage.asked == 5
+    assert report.usage.asked == 4
+    assert report.usage.reused_tokens > 0, "requests begin alike"
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=5)
 

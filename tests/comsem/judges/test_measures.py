@@ -5,9 +5,6 @@ from bae_lens.comsem.judges.judge import Verdict
 from bae_lens.comsem.judges.measures import (
     auc,
     balanced_accuracy,
-    bin_edges,
-    frequency_bin,
-    frequency_matched,
     jeffreys_interval,
     share_of_no,
     share_of_yes,
@@ -45,19 +42,3 @@ def test_auc_counts_pairs_and_ties_half():
     # pairs: .9 > both, .5 > .4 and ties .5
     assert auc(verdicts(0.9, 0.5), verdicts(0.5, 0.4)) == 3.5 / 4
     assert auc(verdicts(0.9), [NO]) is None
-
-
-def test_bins_are_half_decades():
-    assert [frequency_bin(rate) for rate in (1.0, 0.9, 0.33, 0.3, 0.1001, 0.0999, 1e-3 * 1.01, 0.0)] == [
-        -1, -1, -1, -2, -2, -3, -6, -99,
-    ]  # fmt: skip
-    assert bin_edges(-2) == pytest.approx((0.1, 10**-0.5))
-
-
-def test_matched_means_compare_dictionaries_at_the_same_rates():
-    rare, common = 0.002, 0.2
-    values = {"a": [(rare, 1.0)] * 3 + [(common, 0.0)], "b": [(rare, 0.8)] + [(common, 0.2)] * 3}
-    # both have at least a quarter of their features in either bin, so both bins weigh a half
-    assert frequency_matched(values) == {"a": pytest.approx(0.5), "b": pytest.approx(0.5)}
-    assert frequency_matched({"a": [(rare, 1.0)], "b": [(common, 1.0)]}) == {"a": None, "b": None}
-    assert frequency_matched({"a": [], "b": []}) == {"a": None, "b": None}

@@ -30,10 +30,10 @@ class Bare:
 
 
 def instances(held_out, controls):
-    def marked(texts):
-        return [Instance.from_marked(f"<<{text}>>") for text in texts]
+    def twice(text):
+        return Instance(f"{text} {text}", (0, len(text)), [(0, len(text)), (len(text) + 1, 2 * len(text) + 1)])
 
-    return FeatureInstances(0, 0.1, 9, [], marked(held_out), marked(controls))
+    return FeatureInstances(0, 0.1, 9, [], [*map(twice, held_out)], [*map(twice, controls)])
 
 
 def test_a_score_that_a_judge_cannot_be_asked_for_is_refused():

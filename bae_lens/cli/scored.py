@@ -1,0 +1,170 @@
+"""What `bae-lens comsem` scores: the dictionaries of a run, or any others, with their model and a text."""
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae_lens import SAE, HookedSAETransformer
+
+from bae_lens.activations.contexts import held_out_documents
+from bae_lens.activations.fingerprint import model_fingerprint
+from bae_lens.activations.models import load_model
+from bae_lens.activations.precision import Dtype, check_dtype, torch_dtype
+from bae_lens.activations.sources import DEMO_TEXT, load_text
+from bae_lens.comparison.experiment import FOLDER_NAME
+from bae_lens.comsem.collect.corpus import CorpusSettings
+from bae_lens.comsem.collect.dictionaries import load_dictionary
+from bae_lens.saes.loading import CONFIG_FILE
+from bae_lens.storage import RUN_FILE, check_same, read_json, validated
+
+
+@dataclass(frozen=True)
+class AnalyzedRun:
+    """What is read of a run's file."""
+
+    model: str
+    """Name of the language model."""
+    model_weights: str
+    """By which the model is known."""
+    dataset: str
+    """Name of the text."""
+    text_column: str
+    """Where the text is in its rows."""
+    dataset_split: str
+    """Of the text."""
+    seed: int
+    """Of the order of documents."""
+    contexts: dict[str, Any]
+    """How the text was cut, with `context_size`."""
+    recipes: dict[str, Any]
+    """By name of the dictionary."""
+    model_dtype: Dtype = "float32"
+    """What the model's weights were in."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents by name."""
+
+    name: str
+    column: str = "text"
+    """Where the text is in its rows."""
+    split: str = "train"
+    """Of a dataset on the hub."""
+    held_out_by: int | None = None
+    """Seed of the training of which only the documents held out are read; None for all documents."""
+
+    def documents(self, seed: int, in_corpus_order: bool) -> Iterable[Any]:
+        """Rows with a column `text`, in an order that `seed` decides, or the corpus'."""
+        text = load_text(self.name, self.column, self.split)
+        if self.held_out_by is not None:
+            return held_out_documents(text, self.held_out_by, in_corpus_order)
+        return text if in_corpus_order else text.shuffle(seed=seed)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Dictionaries with the model that they read and a text."""
+
+    dictionaries: dict[str, SAE[Any] | Path]
+    """By name."""
+    model: str
+    """Name of the language model."""
+    text: Text
+    context_size: int
+    """Tokens per context, BOS included."""
+    model_dtype: Dtype = "float32"
+    model_weights: str | None = None
+    """By which the model is known; None where that is not written down."""
+    model_options: dict[str, Any] = field(default_factory=dict)
+    """With which the dictionaries were trained on the model, for TransformerLens."""
+    run: Path | None = None
+    """Folder of the run that they are of."""
+
+    def load_model(self, device: str) -> Any:
+        """Raises ValueError if it is another one than the run's."""
+        check_dtype(self.model_dtype, device)
+        if self.model_options:
+            return HookedSAETransformer.from_pretrained_no_processing(
+                self.model, device=device, dtype=torch_dtype(self.model_dtype), **self.model_options
+            )
+        model = load_model(self.model, device, self.context_size, self.model_dtype)
+        if self.run is not None:
+            check_same({"model_weights": self.model_weights}, {"model_weights": model_fingerprint(model)}, self.run)
+        return model
+
+
+def scored_run(folder: Path, names: Sequence[str], text: Text | None) -> Scored:
+    """Dictionaries of a run, by default all that are finished, on its held-out documents or another text.
+
+    Raises ValueError for a folder that is no run, and for what is no longer there.
+    """
+    path = folder / RUN_FILE
+    run = validated(AnalyzedRun, read_json(path), str(path))
+    for name in (run.model, run.dataset) if text is None else (run.model,):
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise ValueError(f"{path} names {name}, which is not there; bring it back, or write there where it is")
+    for name in run.recipes:
+        if not re.fullmatch(FOLDER_NAME, name):
+            raise ValueError(f"{path} names a dictionary {name!r}, which is no name of a folder in it; rename it")
+    finished = [name for name in run.recipes if (folder / "dictionaries" / name).is_dir()]
+    for name in names or finished[:1] or ("any",):
+        if name not in finished:
+            known = ", ".join(finished) or "none"
+            raise ValueError(f"{folder} has no finished dictionary {name!r}; finished ones: {known}")
+    return Scored(
+        dictionaries={name: folder / "dictionaries" / name for name in names or finished},
+        model=run.model,
+        text=text or Text(run.dataset, run.text_column, run.dataset_split, held_out_by=run.seed),
+        context_size=run.contexts["context_size"],
+        model_dtype=run.model_dtype,
+        model_weights=run.model_weights,
+        run=folder,
+    )
+
+
+def scored_dictionaries(sources: Sequence[str], model: str | None, text: Text | None, device: str) -> Scored:
+    """Dictionaries by folder or RELEASE/SAE_ID, on any text; the packaged one by default.
+
+    The model is the one that all of them name, or `model`. Raises ValueError if they name none or several, and for
+    what is neither run nor dictionary.
+    """
+    found: dict[str, SAE[Any]] = {}
+    for source in sources:
+        folder = Path(source)
+        if folder.is_dir() and not (folder / CONFIG_FILE).exists():
+            raise ValueError(
+                f"{folder} holds no {RUN_FILE}; choose what demo, compare or train wrote, or folders of dictionaries, "
+                f"which hold a {CONFIG_FILE}"
+            )
+        name = folder.resolve().name if folder.is_dir() else source.replace("/", "_")
+        if name in found:
+            raise ValueError(f"two dictionaries are called {name}; rename one of the folders")
+        with warnings.catch_warnings():  # of options of the model, which `load_model` takes
+            warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")
+            found[name] = load_dictionary(source, device)
+    named = {name: str(sae.cfg.metadata.model_name or "") for name, sae in found.items()}
+    if model is None and not all(named.values()):
+        nameless = ", ".join(name for name, its_model in named.items() if not its_model)
+        raise ValueError(f"{nameless} does not say which model it reads; name it with --model")
+    if model is None and len(set(named.values())) > 1:
+        models = "; ".join(f"{name} reads {its_model}" for name, its_model in named.items())
+        raise ValueError(f"dictionaries are scored together if they read one model, but {models}; score them apart")
+    options = [dict(sae.cfg.metadata.model_from_pretrained_kwargs or {}) for sae in found.values()]
+    if any(other != options[0] for other in options):
+        raise ValueError(f"{', '.join(found)} read their model with different options; score them apart")
+    return Scored(
+        dictionaries=dict(found),
+        model=model or next(iter(named.values())),
+        text=text or Text(DEMO_TEXT),
+        context_size=CorpusSettings().context_size,
+        model_options=options[0],
+    )
+
+
+def is_run(source: str) -> bool:
+    """Whether it is a folder that demo, compare or train wrote."""
+    return (Path(source) / RUN_FILE).exists()
