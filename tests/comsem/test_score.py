@@ -107,11 +107,6 @@ def test_explanations_that_are_not_right_get_their_share_of_every_score(comsem, 
         assert replace(feature, with_vague={}, with_other={}) == replace(without, with_other={})
 
 
-def test_an_unknown_score_is_refused_before_anything_is_collected(comsem, word_model, known_sae):
-    with pytest.raises(ValueError, match="scores are detection, intruder, simulation, fuzzing, got 'f1'"):
-        comsem(scores=("f1",)).score(word_model, known_sae, [])
-
-
 def test_a_judge_without_log_probabilities_is_refused_before_anything_is_collected(chat_server, word_model, known_sae):
     judge = llm(chat_server)
     judge._logprobs = {}
