@@ -216,8 +216,8 @@ def test_second_run_reuses_everything(train, tmp_path, monkeypatch):
         (["--set", "target_l0", "8", "entropy_coefficient", "0"], "must then be positive, got 0"),
         (["--set", "normalize_activations", "layer_norm"], "the activations are standardized already"),
         (
-            ["--set", "apply_encoder_bias", "false"],
-            "apply_encoder_bias: Input should be a valid boolean, got 'false'",
+            ["--set", "apply_encoder_bias", "no"],
+            "apply_encoder_bias: Input should be a valid boolean, got 'no'",
         ),
         (["--architecture", "topk", "--set", "k", "65"], "topk cannot be made with"),
         (["--architecture", "topk", "--set", "k", "abc"], "topk: k: Input should be a valid integer, got 'abc'"),

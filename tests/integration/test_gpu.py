@@ -59,10 +59,10 @@ def test_interrupted_training_goes_on_and_ends_the_same(bae_config, states, tmp_
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
     step = trainer._Run._step
 
-    def stop_at_20(self, batch):
+    def stop_at_20(self, batch, tracked_run):
         if self.trainer.n_training_steps == 20:
             raise KeyboardInterrupt
-        step(self, batch)
+        step(self, batch, tracked_run)
 
     monkeypatch.setattr(trainer._Run, "_step", stop_at_20)
     with pytest.raises(KeyboardInterrupt):
