@@ -73,9 +73,9 @@ def joined(device: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[s
         if int(os.environ["LOCAL_RANK"]) >= n_gpus:
             raise ValueError(f"{n_here} processes on a machine need as many GPUs, but there are {n_gpus}")
         torch.cuda.set_device(device)
+    connect(backend="cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _told_to_end) if in_main_thread else None
-    connect(backend="cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     check_alike(settings)
     find_homes(folder, int(os.environ["GROUP_RANK"]))
     yield device
@@ -108,7 +108,7 @@ def check_alike(settings: Mapping[str, Any]) -> None:
 
 
 def connect(backend: str, init_method: str = "env://", rank: int = -1, world_size: int = -1) -> None:
-    """Joins the processes by `torch.distributed.init_process_group`. A group that others made is left alone.
+    """Joins the processes by `torch.distributed.init_process_group`.
 
     Raises ConnectionError if not all come within `JOIN_TIMEOUT`. From then on they give one another signs of life: one
     that is silent for `SILENCE` is lost, and every exchange raises ConnectionError.
@@ -129,11 +129,11 @@ def connect(backend: str, init_method: str = "env://", rank: int = -1, world_siz
 
 def disconnect() -> None:
     """Parts them again, if they are joined, once all have come here."""
-    global _connected
+    global _connected, _watch
     if _connected:
         assert _watch is not None
         _watch.end()
-        _connected = False
+        _connected, _watch = False, None
         dist.destroy_process_group()
         signal.alarm(0)
 
@@ -301,12 +301,10 @@ def n_homes() -> int:
     return len(set(_homes)) if n_processes() > 1 else 1
 
 
-def at_homes(holds: bool) -> list[bool]:
-    """Whether it holds in any process of each home."""
-    if n_processes() == 1:
-        return [holds]
-    everyones = list(zip(_homes, gather(holds), strict=True))
-    return [any(theirs for home, theirs in everyones if home == which) for which in sorted(set(_homes))]
+def all_homes(holds: bool) -> bool:
+    """Whether it holds in some process of every home."""
+    theirs = list(zip(_homes, gather(holds), strict=True)) if n_processes() > 1 else [(0, holds)]
+    return all(any(held for home, held in theirs if home == which) for which, _ in theirs)
 
 
 def home_index() -> int:
@@ -497,7 +495,8 @@ def _finish(exchange: Callable[..., Any], tensor: Any, *arguments: Any) -> None:
                 work.wait(GLANCE)
             except RuntimeError:
                 if work.is_completed():
-                    raise
+                    work.wait()  # raises what went wrong; nothing, if it was done just now
+                    return
                 check_connected()
             else:
                 return

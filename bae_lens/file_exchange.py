@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from bae_lens.distributed import at_homes, barrier, gather, home_index, is_first_at_home, n_homes, send_between_homes
+from bae_lens.distributed import barrier, gather, home_index, is_first_at_home, n_homes, send_between_homes
 from bae_lens.storage import ACTIVATIONS_FOLDER, written_whole
 
 PIECE_BYTES = 2**26
@@ -96,8 +96,3 @@ def _batches(everyones: list[Bool[np.ndarray, " n"]], batch_size: int) -> Iterat
     for start in range(0, len(everyones[0]), batch_size):
         rows = slice(start, start + batch_size)
         yield rows, [bool(theirs[rows].all()) for theirs in everyones]
-
-
-def all_homes(holds: bool) -> bool:
-    """Whether it holds in some process of every home."""
-    return all(at_homes(holds))

@@ -59,7 +59,8 @@ class Judges:
             for name, cases in (("self-test", CASES), ("held-out cases", HELD_OUT_CASES)):
                 tests[name] = asyncio.run(_closing(judge, cases))
                 print(f"{name}: {tests[name].summary}", flush=True)
-        results[judge.name] = {**machine(), **{name: test.to_dict() for name, test in tests.items()}}
+        name = f"{judge.name}, worked examples" if self.worked_examples else judge.name
+        results[name] = {**machine(), **{name: test.to_dict() for name, test in tests.items()}}
         write_text(self.output, json.dumps(results, indent=1))
         print(table(tests))
 

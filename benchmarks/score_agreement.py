@@ -14,7 +14,7 @@ import tyro
 from bae_lens.activations.contexts import held_out_documents
 from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
-from bae_lens.cli.comsem import AnalyzedRun
+from bae_lens.cli.scored import AnalyzedRun
 from bae_lens.comsem import ComSem, CorpusSettings, OfflineJudge
 from bae_lens.comsem.agreement import compare_scores
 from bae_lens.comsem.exports import RESULT_FILE, save

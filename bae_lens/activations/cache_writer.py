@@ -26,6 +26,7 @@ from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.precision import STORED, Dtype, stored, torch_dtype
 from bae_lens.distributed import (
+    all_homes,
     barrier,
     is_first_at_home,
     is_main_process,
@@ -33,7 +34,7 @@ from bae_lens.distributed import (
     place_at_home,
     process_index,
 )
-from bae_lens.file_exchange import all_homes, bring_rows
+from bae_lens.file_exchange import bring_rows
 from bae_lens.saes.saelens_compat import get_special_token_ids
 from bae_lens.storage import checksum, claim, load_array, locked, make_array, open_array, save_array, write_json
 
@@ -158,6 +159,6 @@ def _cache_missing(
 def _complete(folder: Path, hook_names: list[str]) -> None:
     if is_first_at_home():
         if not all(load_array(folder / hook_name / CHECKSUMS_FILE).all() for hook_name in hook_names):
-            raise ValueError(f"not all contexts arrived in {folder}; the processes must share it")
+            raise ValueError(f"not all contexts arrived in {folder}; start the same command again")
         write_json(folder / COMPLETE_FILE, {"norms": checksum([load_array(folder / NORMS_FILE)])})
     barrier()

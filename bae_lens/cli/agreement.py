@@ -1,6 +1,5 @@
 """`bae-lens agreement`: do ComSem's score and the others say the same of the same features?"""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from bae_lens.comsem.agreement import compare_scores
 from bae_lens.comsem.exports import RESULT_FILE
 from bae_lens.comsem.results import ComSemReport
 from bae_lens.report.agreement import write_agreement_report
-from bae_lens.storage import read_json, write_text
+from bae_lens.storage import read_json, write_json
 
 AGREEMENT_FILE = "agreement.json"
 
@@ -32,7 +31,7 @@ class Agreement:
         reports = {name: _read(folder) for name, folder in _named(self.folders).items()}
         found = compare_scores(reports)
         self.output.mkdir(parents=True, exist_ok=True)
-        write_text(self.output / AGREEMENT_FILE, json.dumps(found.to_dict()))
+        write_json(self.output / AGREEMENT_FILE, found)
         page = write_agreement_report(found, self.output)
         return f"{found.table()}\n\nthe page is {page}"
 

@@ -45,7 +45,8 @@ class Comsem:
     """A folder that demo, compare or train has written; or dictionaries of one model: folders as SAELens saves them, or
     RELEASE/SAE_ID of its pretrained ones."""
     output: Path | None = None
-    """Folder for the report and the answers; by default comsem, in the run if it is one."""
+    """Folder for the report and the answers; by default comsem, in the run if it is one, whose own report then has
+    Table 1 too."""
     model: str | None = None
     """Model that the dictionaries read, by its name on the hub or its folder; by default the one that they name."""
     dataset: str | None = None
@@ -174,7 +175,7 @@ class Comsem:
         report = replace(report, model=scored.model, dataset=scored.text.name)
         save(report, folder)
         write_comsem_report(report, folder)
-        in_report = scored.run is not None and join_comparison(report, scored.run)
+        in_report = self.output is None and scored.run is not None and join_comparison(report, scored.run)
         return (
             f"{report.table()}\n\n{table1(report).table()}\n\nreport and scores are in {folder}"
             f"{f'; {scored.run} has them in its report too' if in_report else ''}"

@@ -77,6 +77,7 @@ class Scored:
     context_size: int
     """Tokens per context, BOS included."""
     model_dtype: Dtype = "float32"
+    """What the model's weights are in."""
     model_weights: str | None = None
     """By which the model is known; None where that is not written down."""
     model_options: dict[str, Any] = field(default_factory=dict)

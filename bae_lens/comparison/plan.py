@@ -8,6 +8,7 @@ from bae_lens.activations.forward import stop_layer
 from bae_lens.activations.model_shape import ModelShape
 from bae_lens.activations.precision import STORED, torch_dtype
 from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.comparison.run import BASELINE_ROWS
 from bae_lens.comparison.timing import CONTEXTS, DictionaryTiming, PassTiming
 from bae_lens.entropy.memory import COPIES_OF_A_BATCH, COPIES_OF_A_CODE, COPIES_OF_A_WEIGHT
 from bae_lens.functional.optimized_code import LARGEST_COUPLINGS
@@ -18,7 +19,7 @@ CHECKPOINTS = 2  # on the disk at a time, one of which is being written
 COPIES_IN_A_CHECKPOINT = 3  # of every weight: itself and two moments of the optimizer
 MEASURED_ROWS = 2048  # at a time
 CODES_MEASURED = 6  # of these rows at a time
-BASELINE_ROWS, COPIES_FOR_BASELINES = 65_536, 5  # of activations for PCA, as numbers of 4 bytes
+COPIES_FOR_BASELINES = 5  # of activations for PCA, as numbers of 4 bytes
 
 
 @dataclass(frozen=True)

@@ -398,6 +398,6 @@ def _check_hooks(
         if order.index(hooks[0]) > order.index(hooks[-1]):
             raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
         for recipe in contender.trials:
-            if share_steps and can_share_steps(recipe.cfg):
+            if shard_features or (share_steps and can_share_steps(recipe.cfg)):
                 check_processes(name, recipe.cfg, shard_features)
             check_widths(name, recipe.cfg, {hook: widths[hook] for hook in hooks})

@@ -27,7 +27,7 @@ from bae_lens.training.trainer import take_step, trainer_of
 LAYERS = 2  # of the model that is timed
 CONTEXTS = 16  # in a batch, as `cache_activations` takes them
 WARM_UP, STEPS = 2, 7
-MEASURED_ROWS = 128
+TIMED_ROWS = 128
 PREDICTED_CONTEXTS = 8
 
 
@@ -54,7 +54,10 @@ class DictionaryTiming:
 def time_pass(
     config: Any, n_hooks: int, context_size: int, folder: Path, device: str, dtype: Dtype, cache_dtype: Dtype
 ) -> PassTiming:
-    """Of a pass whose activations at some hooks go to disk, in `folder`. Raises ValueError as `shallow_model`."""
+    """Of a pass whose activations at some hooks, three at most, go to disk, in `folder`.
+
+    Raises ValueError as `shallow_model`.
+    """
     model = shallow_model(config, LAYERS, context_size, device, dtype)
     hooks = [f"blocks.{LAYERS - 1}.{kind}" for kind in ("hook_resid_post", "hook_resid_mid", "hook_resid_pre")]
     vocabulary = config.get_text_config().vocab_size
@@ -72,7 +75,7 @@ def time_pass(
         narrow = StandardSAE(StandardSAEConfig(d_in=activations.d_in, d_sae=1)).to(device)
         narrow.cfg.metadata.hook_name = hooks[0]
         predictions = _timed(lambda: meter({"narrow": narrow}))
-    layer = (thrice - once) / (2 * CONTEXTS * context_size * LAYERS)
+    layer = max(0.0, thrice - once) / (2 * CONTEXTS * context_size * LAYERS)
     # As the model is, with zeros, and with the dictionary, the last two from the last layer on.
     passes, layers = 3, LAYERS + 2
     return PassTiming(layer, max(0.0, predictions / meter.tokens.numel() - layers * layer) / passes)
@@ -100,15 +103,15 @@ def time_dictionary(recipe: Recipe, settings: TrainingSettings, l0: float | None
     with tempfile.TemporaryDirectory() as folder:
         sae.save_inference_model(folder)
         finished = load_dictionary(Path(folder), device)
-    x = torch.randn(4 * MEASURED_ROWS, x.shape[1])
+    x = torch.randn(4 * TIMED_ROWS, x.shape[1])
 
     def measure(n: int) -> float:
         sides = (side[:n] for side in x.split([cfg.d_in, x.shape[1] - cfg.d_in], dim=1) if side.shape[1])
         return _timed(lambda: evaluate_dictionary(finished, *sides, optimize=False))
 
-    measure(MEASURED_ROWS)
-    once, all_rows = measure(MEASURED_ROWS), measure(len(x))
-    return DictionaryTiming(seconds, max(0.0, all_rows - once) / (len(x) - MEASURED_ROWS))
+    measure(TIMED_ROWS)
+    once, all_rows = measure(TIMED_ROWS), measure(len(x))
+    return DictionaryTiming(seconds, max(0.0, all_rows - once) / (len(x) - TIMED_ROWS))
 
 
 @torch.no_grad()

@@ -49,7 +49,9 @@ class ScorePair:
     """How two scores of the same features agree."""
 
     first: str
+    """One of `MEASURES`."""
     second: str
+    """Another."""
     correlation: Estimate
     """Of their ranks over features."""
 
@@ -59,6 +61,7 @@ class ExplanationControl:
     """One score of the same features with three explanations."""
 
     measure: str
+    """One of `MEASURES`."""
     right: Estimate
     """Mean with the feature's own explanation."""
     other: Estimate
@@ -76,12 +79,19 @@ class ScoredRun:
     """One ComSem report: how its scores agree with one another, and what they give to other explanations."""
 
     name: str
+    """By which it is told from the others."""
     model: str
+    """Name of the language model."""
     judge: str
+    """Name of what judged."""
     explainer: str
+    """Name of what explained."""
     setting: str
+    """Of the procedure."""
     dataset: str
+    """Name of the text."""
     seed: int
+    """Of the samples."""
     passed: bool
     """Whether the judge passed its self-test."""
     failed_tests: list[str]
@@ -101,6 +111,7 @@ class Stability:
     """One score of the same features in two runs."""
 
     measure: str
+    """One of `MEASURES`."""
     correlation: Estimate
     """Of ranks over features."""
     difference: Estimate
@@ -112,9 +123,11 @@ class Change:
     """Two runs, compared where both scored the same features."""
 
     first: str
+    """Name of a run."""
     second: str
+    """Name of another."""
     differ: list[str]
-    """What is not the same: judge, explainer, setting, seed, text."""
+    """What is not the same: judge, explainer, setting, worked examples, seed, text."""
     n_both: int
     """Features scored in both."""
     n_only_first: int
@@ -122,6 +135,7 @@ class Change:
     n_only_second: int
     """The other way round."""
     measures: list[Stability]
+    """Those that both runs have."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,7 @@ class Agreement:
     """What several ComSem reports say of their scores; `to_dict` and `from_dict` are inverse to each other."""
 
     runs: list[ScoredRun]
+    """In the order in which they were given."""
     changes: list[Change]
     """Each pair of runs."""
 
@@ -255,7 +270,7 @@ def _change(first_name: str, first: ComSemReport, second_name: str, second: ComS
 def _by_key(report: ComSemReport) -> dict[tuple[Any, ...], FeatureScore]:
     """Features by all that says which they are."""
     return {
-        (report.model, dictionary.hook_name, dictionary.name, dictionary.d_sae, feature.feature): feature
+        (report.model, dictionary.hook_name, dictionary.name, dictionary.weights, feature.feature): feature
         for dictionary in report.dictionaries
         for feature in dictionary.features
     }
@@ -266,6 +281,7 @@ def _circumstances(report: ComSemReport) -> dict[str, Any]:
         "judge": report.judge,
         "explainer": report.explainer,
         "setting": report.setting,
+        "worked examples": report.settings["worked_examples"],
         "seed": report.settings["seed"],
         "text": (report.dataset, report.settings["corpus"]),
     }

@@ -99,6 +99,8 @@ class DictionaryScores:
     """Features that fire on none of the tokens."""
     left_out: list[int] = field(default_factory=list)
     """Features that were asked for and have too few instances to be scored."""
+    weights: str = ""
+    """By which it is known; see `model_fingerprint`."""
 
     @property
     def scores(self) -> list[float]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from tqdm.auto import tqdm
 
+from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
 from bae_lens.comsem.collect.collector import collect
@@ -155,6 +156,12 @@ class ComSem:
         for name in self._scores_to_test:
             score_tests[name] = _finish(self._closing(TESTS[name](self.judge)))
             tqdm.write(score_tests[name].summary, file=sys.stderr)
+            if score_tests[name].n == 0 and not self.accept_failing_judge:
+                raise ValueError(
+                    f"{self.judge.name} answered none of the cases of {name}'s test in a way that can be read "
+                    f"({dict(self._unparsable)}); leave {name} out of scores, use a judge that can (simulation needs "
+                    "log-probabilities), or accept_failing_judge to go on"
+                )
         return self_test, score_tests
 
     @property
@@ -288,6 +295,7 @@ class ComSem:
             settings={name: getattr(self, name) for name in SETTINGS}
             | {
                 "scores": list(self.scores),
+                "worked_examples": isinstance(self.judge, LanguageModelJudge) and self.judge.worked_examples,
                 "features": list(self.features),
                 "max_features": self._max_features,
                 "corpus": asdict(self._corpus),
@@ -348,6 +356,7 @@ def _dictionary_scores(
         scoreable=collected.scoreable,
         never_fire=collected.never_fire,
         left_out=collected.left_out,
+        weights=model_fingerprint(sae),
         features=features,
     )
 

@@ -13,6 +13,7 @@ class Table1Row:
     """A dictionary's features; intervals are Jeffreys' of 95 %, of the share among all that could be scored."""
 
     name: str
+    """Of the dictionary."""
     d_sae: int
     """Features that it has; 0 for random tokens."""
     feature_activated: int

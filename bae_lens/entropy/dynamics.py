@@ -191,7 +191,7 @@ def _entropies(
     paths = [folder / "cells" / f"{index:05}.json" for index in range(len(groups))]
     missing: list[int] = gather([index for index, path in enumerate(paths) if not path.exists()])[0]
     memory = training_memory(len(states.documents), len(positions), states.d_in, settings)
-    fitting = max(1, memory.sets_at_a_time(bytes_for_training(device, gpu_bytes)))
+    fitting = min(gather(max(1, memory.sets_at_a_time(bytes_for_training(device, gpu_bytes)))))
     together = max(1, min(fitting, -(-len(missing) // n_processes())))
     (folder / "cells").mkdir(exist_ok=True)
     initial = len(paths) - len(missing)

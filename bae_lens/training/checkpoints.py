@@ -33,7 +33,9 @@ def last_checkpoint(folder: Path) -> Path | None:
     steps = gather_rows(torch.tensor([int(last.name) if last else 0]))
     if len(steps.unique()) > 1:
         found = ", ".join(map(str, steps.tolist()))
-        raise ValueError(f"the processes see different checkpoints in {folder}, at steps {found}; use a shared folder")
+        raise ValueError(
+            f"the processes see different checkpoints in {folder}, at steps {found}; use a shared folder, or remove those of the others"
+        )
     return last
 
 

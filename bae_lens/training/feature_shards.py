@@ -81,7 +81,7 @@ def with_all_counts(trainer: SAETrainer[Any, Any]) -> SAETrainer[Any, Any]:
 def own_checkpoint(trainer: SAETrainer[Any, Any], checkpoint: Path) -> Iterator[Path]:
     """A checkpoint of this process' features alone, cut out of that of the whole, for as long as the block runs."""
     sharing = trainer.sae.sharing
-    with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=checkpoint.parent) as folder:
         part = Path(folder)
         with safe_open(checkpoint / SAE_WEIGHTS_FILENAME, "pt") as whole:
             weights = {name: _read(whole, name, sharing) for name in whole.keys()}  # noqa: SIM118

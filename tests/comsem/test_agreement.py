@@ -108,7 +108,7 @@ def test_what_overlaps_is_compared_and_what_does_not_is_counted(report):
 def test_features_of_other_models_and_dictionaries_are_others(report):
     for unlike in (
         replace(report, model="another"),
-        replace(report, dictionaries=[replace(report.dictionaries[0], d_sae=99)]),
+        replace(report, dictionaries=[replace(report.dictionaries[0], weights="others")]),
     ):
         (change,) = compare_scores({"a": report, "b": unlike}).changes
         assert (change.n_both, change.n_only_first, change.n_only_second, change.measures) == (0, 4, 4, [])

@@ -19,6 +19,7 @@ from bae_lens.comsem.judges.client import ChatClient
 from bae_lens.comsem.judges.judge import Verdict
 from bae_lens.comsem.judges.language_model import LanguageModelJudge
 from bae_lens.comsem.judges.spending import Budget
+from bae_lens.comsem.scores.score_test import TESTS, ScoreTest
 
 CORPUS = CorpusSettings(tokens=1200, context_size=16)
 
@@ -79,8 +80,22 @@ def test_every_score_ranks_features_known_by_construction(comsem, word_model, kn
         assert (nothing.simulation, nothing.detection) == (0, 0.5)
         assert set(report.score_tests) == {"intruder", "simulation"}
         assert not report.score_tests["simulation"].passed, "the judge knows no words of the test"
-        assert "test of simulation: 0.00 on 24 cases" in report.table()
+        assert "test of simulation: 0.00 on 24 of 24 cases" in report.table()
         assert {feature.simulation for feature in report.random_features} == {0}
+
+
+def test_a_judge_that_answers_nothing_of_a_score_s_test_is_refused(
+    rule_judge, word_model, known_sae, word_texts, monkeypatch
+):
+    async def nothing(_judge):
+        return ScoreTest("simulation", None, 0.0, 0, 24)
+
+    monkeypatch.setitem(TESTS, "simulation", nothing)
+    monkeypatch.setattr(ComSem, "_passed_test", lambda _: None)
+    with pytest.raises(
+        ValueError, match=r"rules answered none of the cases of simulation's test .*leave simulation out"
+    ):
+        ComSem(rule_judge, corpus=CORPUS, scores=("simulation",)).score(word_model, known_sae, word_texts)
 
 
 def test_scores_that_were_not_asked_for_have_no_column(comsem, word_model, known_sae, word_texts):

@@ -87,6 +87,7 @@ class Excerpt:
     """Some tokens in a row, with how strongly a feature fires on each."""
 
     text: str
+    """In which the tokens lie."""
     tokens: list[Span]
     """Start and end of each token in the text."""
     activations: list[float]

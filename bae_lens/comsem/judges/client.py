@@ -132,19 +132,20 @@ class ChatClient:
         expected_tokens: int,
         fault: Callable[[str], str | None] | None = None,
         read_logprobs: ReadLogprobs = READ_SINGLE,
+        needs_logprobs: bool = False,
     ) -> Answer:
         """The answer to a chat request, from the cache or the server. `expected_tokens`: of the answer, for estimates.
 
         `fault` says in a few words why a text cannot be parsed, None if it can. Without it every answer can that ends
         by itself; with it those that were cut off too, if they say all that was asked. `read_logprobs` makes
-        the answer's `probabilities` from its tokens' log-probabilities.
+        the answer's `probabilities` from its tokens' log-probabilities; with `needs_logprobs` one without is of no use.
 
         Raises ValueError if the server refuses the key, the address or the model, or the model's first request of all,
         OSError if it cannot be reached any more or an answer cannot be kept, and BudgetSpentError before a call that
         might exceed the budget.
         """
         keyed = {"server": self.label, **request}
-        kept = self._kept(keyed, fault)
+        kept = self._kept(keyed, fault, needs_logprobs)
         if kept is not None:
             self.usage.cached += 1
             self._models_that_answered.add(request["model"])
@@ -157,15 +158,17 @@ class ChatClient:
                 self.usage.add(estimate_input_tokens(request), expected_tokens, self._price(request))
             return Answer(None, [])
         if key not in self._pending:
-            self._pending[key] = asyncio.ensure_future(self._ask(keyed, request, fault, read_logprobs))
+            self._pending[key] = asyncio.ensure_future(self._ask(keyed, request, fault, read_logprobs, needs_logprobs))
             self._pending[key].add_done_callback(lambda _: self._pending.pop(key, None))
         return await self._pending[key]
 
-    def _kept(self, keyed: dict[str, Any], fault: Callable[[str], str | None] | None) -> Answer | None:
+    def _kept(
+        self, keyed: dict[str, Any], fault: Callable[[str], str | None] | None, needs_logprobs: bool
+    ) -> Answer | None:
         """The cached answer, if it is one: those of earlier versions may be of no use."""
         match self.cache.get(keyed):
             case {"text": str(text), "probabilities": list(probabilities)} if not (fault and fault(text)):
-                return Answer(text, probabilities)
+                return Answer(text, probabilities) if probabilities or not needs_logprobs else None
         return None
 
     async def _ask(
@@ -174,6 +177,7 @@ class ChatClient:
         request: dict[str, Any],
         fault: Callable[[str], str | None] | None,
         read_logprobs: ReadLogprobs,
+        needs_logprobs: bool,
     ) -> Answer:
         async with self._slots:
             with self._within_budget(request):
@@ -193,6 +197,8 @@ class ChatClient:
             self._failures_in_a_row[model] = 0
             self._models_that_answered.add(model)
             probabilities = read_logprobs(completion.logprobs)
+            if needs_logprobs and not (trouble or probabilities):
+                trouble = "no log-probabilities"
             if trouble:
                 self.unparsable[trouble] += 1
             else:

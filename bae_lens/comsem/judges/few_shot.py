@@ -105,7 +105,7 @@ EXPLAINED: tuple[tuple[str, tuple[Shown, ...]], ...] = (
         (
             ("miles", 4, "We walked ten miles in the dark."),
             ("inch", 3, "Move an inch to the left."),
-            ("metres", 5, "The wall is two metres high."),
+            ("meters", 5, "The wall is two meters high."),
         ),
     ),
     (

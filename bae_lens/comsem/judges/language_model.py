@@ -134,12 +134,14 @@ class LanguageModelJudge:
         request = self._request(simulation_messages(explanation, excerpt), n * allowed)
         request |= self._logprobs | {"top_logprobs": LARGEST + 1}
         answer = await self.client.ask(
-            request, n * expected + self._reasoning_tokens, partial(simulation_fault, n=n), expected_activations
+            request,
+            n * expected + self._reasoning_tokens,
+            partial(simulation_fault, n=n),
+            expected_activations,
+            needs_logprobs=True,
         )
         if answer.text is None:
             return Prediction(None, failed=True)
-        if not answer.probabilities and simulation_fault(answer.text, n) is None:
-            raise ValueError(f"simulation {NEEDS_LOGPROBS}; {self.name} answered without any")
         return Prediction(answer.probabilities if len(answer.probabilities) == n else None)
 
     async def find_intruder(self, instances: list[Instance]) -> Choice:

@@ -49,6 +49,8 @@ def simulation_fault(text: str, n: int) -> str | None:
 def expected_activations(tokens: Sequence[dict[str, Any]]) -> list[float]:
     r"""The expectation of each number that ends a line, from the log-probabilities of an answer's tokens.
 
+    Empty if any of them has none.
+
     A vocabulary may have no 10 but a 1 and a 0: the probability of the 1 then counts for what the answer makes of it.
 
     >>> line = [{"token": "rain", "top_logprobs": []}, {"token": "\t", "top_logprobs": []}]
@@ -67,7 +69,9 @@ def expected_activations(tokens: Sequence[dict[str, Any]]) -> list[float]:
             for other in tokens[place]["top_logprobs"]
             if NUMBER.fullmatch(text := other["token"].strip())
         ]
-        values.append(expectation(alternatives) if alternatives else float(match[1]))
+        if not alternatives:
+            return []
+        values.append(expectation(alternatives))
     return values
 
 

@@ -16,7 +16,7 @@ async def fuzzing(judge: Judge, explanation: str, instances: FeatureInstances, s
     """Balanced accuracy at telling highlights of held-out instances from those of controls; 1/2 is chance.
 
     Where the token alone is highlighted the question is the one about marked tokens, and is asked as such, so that a
-    language model that was asked it before is not asked again.
+    language model that was asked it before is not asked again; an answer of no use then counts here and there.
     """
     if not instances.controls:
         return Outcome(None)
@@ -29,7 +29,7 @@ async def fuzzing(judge: Judge, explanation: str, instances: FeatureInstances, s
         _merged(kind, of_marked, of_several)
         for kind, of_marked, of_several in zip((held_out, controls), marked, highlights, strict=True)
     ]
-    return Outcome.of_verdicts(balanced_accuracy(*verdicts), chain.from_iterable(highlights))
+    return Outcome.of_verdicts(balanced_accuracy(*verdicts), chain.from_iterable(verdicts))
 
 
 def _alone(instance: Instance) -> bool:

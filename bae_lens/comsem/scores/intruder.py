@@ -50,6 +50,8 @@ def intruder_puzzles(instances: FeatureInstances, seed: str) -> list[Puzzle]:
 
 
 def count_found(choices: Sequence[Choice], right: Sequence[int]) -> tuple[int, int]:
-    """How many are right, and of how many answers; one that could not be parsed is wrong."""
-    answers = [choice.number == number for choice, number in zip(choices, right, strict=True) if not choice.failed]
+    """How many are right, and of how many answers, without those that could not be parsed."""
+    answers = [
+        choice.number == number for choice, number in zip(choices, right, strict=True) if choice.number is not None
+    ]
     return sum(answers), len(answers)

@@ -7,6 +7,7 @@ from typing import Any
 
 from bae_lens.comsem.judges.judge import IntruderFinder, Simulator
 from bae_lens.comsem.judges.measures import mean
+from bae_lens.comsem.judges.self_test import ENOUGH
 from bae_lens.comsem.judges.together import together
 from bae_lens.comsem.scores.catalog import ScoreName
 from bae_lens.comsem.scores.intruder import ALIKE, CHANCE, count_found
@@ -27,19 +28,22 @@ class ScoreTest:
     """What a judge without any idea gets."""
     n: int
     """Cases that were answered."""
+    n_cases: int
+    """Cases that were asked about."""
 
     @property
     def passed(self) -> bool:
-        """Whether it is at least halfway from chance to 1, as the judge's self-test asks too."""
-        return self.value is not None and self.value >= (1 + self.chance) / 2
+        """Whether it is at least halfway from chance to 1, on nine tenths of the cases, as in the self-test."""
+        enough = self.value is not None and self.n >= ENOUGH * self.n_cases
+        return enough and self.value >= (1 + self.chance) / 2
 
     @property
     def summary(self) -> str:
         """One line."""
         value = "no answers" if self.value is None else f"{self.value:.2f}"
         return (
-            f"test of {self.score}: {value} on {self.n} cases with known answers, where chance is {self.chance:g}: "
-            f"{'passed' if self.passed else 'failed'}"
+            f"test of {self.score}: {value} on {self.n} of {self.n_cases} cases with known answers, where chance is "
+            f"{self.chance:g}: {'passed' if self.passed else 'failed'}"
         )
 
 
@@ -51,7 +55,7 @@ async def run_intruder_test(judge: IntruderFinder) -> ScoreTest:
         puzzles.append(([*alike[:number], other, *alike[number:]], number))
     choices = await together([judge.find_intruder(shown) for shown, _ in puzzles])
     found, answered = count_found(choices, [number for _, number in puzzles])
-    return ScoreTest("intruder", found / answered if answered else None, CHANCE, answered)
+    return ScoreTest("intruder", found / answered if answered else None, CHANCE, answered, len(puzzles))
 
 
 async def run_simulation_test(judge: Simulator) -> ScoreTest:
@@ -59,7 +63,7 @@ async def run_simulation_test(judge: Simulator) -> ScoreTest:
     predictions = await together([judge.simulate(explanation, list(texts)) for explanation, texts in SIMULATION_CASES])
     scores = [simulation_score(group, texts) for group, (_, texts) in zip(predictions, SIMULATION_CASES, strict=True)]
     n = sum(prediction.activations is not None for group in predictions for prediction in group)
-    return ScoreTest("simulation", mean(scores), 0.0, n)
+    return ScoreTest("simulation", mean(scores), 0.0, n, sum(map(len, predictions)))
 
 
 TESTS: dict[ScoreName, Callable[[Any], Coroutine[Any, Any, ScoreTest]]] = {

@@ -478,8 +478,9 @@ def test_simulation_without_log_probabilities_is_refused(chat_server):
     assert chat_server.received == 0
     chat_server.raw = lambda body: numbers(body, with_logprobs=False)
     judge = LanguageModelJudge("m", ChatClient(chat_server.url))
-    with pytest.raises(ValueError, match=f"{sentence} answered without any"):
-        finished(judge, judge.simulate("kinds of weather", [EXCERPT]))
+    for _ in range(2):  # such an answer is not kept
+        assert finished(judge, judge.simulate("kinds of weather", [EXCERPT])) == [Prediction(None)]
+    assert judge.client.unparsable == {"no log-probabilities": 2}
 
 
 def test_the_odd_one_out_is_named_by_its_number(chat_server):

@@ -39,9 +39,11 @@ def test_a_ten_may_be_one_token_or_two():
     assert expected_activations(split) == [pytest.approx(7), pytest.approx(2)]
 
 
-def test_a_number_without_alternatives_counts_as_it_stands():
-    assert expected_activations([token("a"), token("\t9")]) == [9]
-    assert expected_activations([token("a"), token("\t"), token("9", _yes=0.5)]) == [9]
+def test_a_number_without_alternatives_is_no_expectation():
+    known = [token("a"), token("\t"), token("9", _9=1.0)]
+    assert expected_activations(known) == [9]
+    assert expected_activations([*known, token("\nb"), token("\t9")]) == []
+    assert expected_activations([token("a"), token("\t"), token("9", _yes=0.5)]) == []
     assert expected_activations([token("nothing to read, 9 times\t11\n")]) == []
 
 

@@ -27,7 +27,7 @@ class Judge:
 
 def test_who_knows_passes_and_who_guesses_fails():
     knows, guesses = Judge(True), Judge(False)
-    assert asyncio.run(run_intruder_test(knows)) == ScoreTest("intruder", 1.0, 0.2, 20)
+    assert asyncio.run(run_intruder_test(knows)) == ScoreTest("intruder", 1.0, 0.2, 20, 20)
     right = asyncio.run(run_simulation_test(knows))
     assert (right.value, right.n, right.passed) == (pytest.approx(1), 24, True)
     for run in (run_intruder_test, run_simulation_test):
@@ -38,12 +38,14 @@ def test_who_knows_passes_and_who_guesses_fails():
 
 
 def test_halfway_from_chance_passes():
-    assert ScoreTest("intruder", 0.6, 0.2, 20).passed
-    assert not ScoreTest("intruder", 0.55, 0.2, 20).passed
-    assert ScoreTest("simulation", 0.5, 0.0, 24).passed
-    assert not ScoreTest("simulation", None, 0.0, 0).passed
-    assert ScoreTest("intruder", None, 0.2, 0).summary == (
-        "test of intruder: no answers on 0 cases with known answers, where chance is 0.2: failed"
+    assert ScoreTest("intruder", 0.6, 0.2, 20, 20).passed
+    assert not ScoreTest("intruder", 0.55, 0.2, 20, 20).passed
+    assert ScoreTest("simulation", 0.5, 0.0, 24, 24).passed
+    assert ScoreTest("intruder", 1.0, 0.2, 18, 20).passed
+    assert not ScoreTest("intruder", 1.0, 0.2, 17, 20).passed
+    assert not ScoreTest("simulation", None, 0.0, 0, 24).passed
+    assert ScoreTest("intruder", None, 0.2, 0, 20).summary == (
+        "test of intruder: no answers on 0 of 20 cases with known answers, where chance is 0.2: failed"
     )
 
 
