@@ -159,7 +159,7 @@ class ComSem:
             if score_tests[name].n == 0 and not self.accept_failing_judge:
                 raise ValueError(
                     f"{self.judge.name} answered none of the cases of {name}'s test in a way that can be read "
-                    f"({dict(self._unparsable)}); leave {name} out of scores, use a judge that can (simulation needs "
+                    f"({dict(self._unparsable)}); leave it out of scores, use a judge that can (simulation needs "
                     "log-probabilities), or accept_failing_judge to go on"
                 )
         return self_test, score_tests

@@ -34,7 +34,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     if len(steps.unique()) > 1:
         found = ", ".join(map(str, steps.tolist()))
         raise ValueError(
-            f"the processes see different checkpoints in {folder}, at steps {found}; use a shared folder, or remove those of the others"
+            f"the processes see different checkpoints in {folder}, at steps {found}; use a "
+            "shared folder, or remove those of the others"
         )
     return last
 

@@ -92,9 +92,7 @@ def test_a_judge_that_answers_nothing_of_a_score_s_test_is_refused(
 
     monkeypatch.setitem(TESTS, "simulation", nothing)
     monkeypatch.setattr(ComSem, "_passed_test", lambda _: None)
-    with pytest.raises(
-        ValueError, match=r"rules answered none of the cases of simulation's test .*leave simulation out"
-    ):
+    with pytest.raises(ValueError, match=r"rules answered none of the cases of simulation's test .*leave it out"):
         ComSem(rule_judge, corpus=CORPUS, scores=("simulation",)).score(word_model, known_sae, word_texts)
 
 

@@ -34,8 +34,8 @@ class ScoreTest:
     @property
     def passed(self) -> bool:
         """Whether it is at least halfway from chance to 1, on nine tenths of the cases, as in the self-test."""
-        enough = self.value is not None and self.n >= ENOUGH * self.n_cases
-        return enough and self.value >= (1 + self.chance) / 2
+        knows = self.value is not None and self.value >= (1 + self.chance) / 2
+        return knows and self.n >= ENOUGH * self.n_cases
 
     @property
     def summary(self) -> str:
