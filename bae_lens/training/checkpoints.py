@@ -1,6 +1,8 @@
 """The states of a training that is under way, on disk: whole at any moment, and good for any number of processes."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,16 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(trainer: SAETrainer[Any, Any], checkpoint: Path) -> None:
-    """Brings the trainer and its dictionary to the state that was saved. Raises ValueError if it cannot be read."""
+    """Brings the trainer and its dictionary to the state that was saved; for within `reading`."""
+    trainer.sae.load_weights_from_checkpoint(checkpoint)
+    trainer.load_trainer_state(checkpoint)
+
+
+@contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Raises ValueError if the checkpoint that is read in the block cannot be read."""
     try:
-        trainer.sae.load_weights_from_checkpoint(checkpoint)
-        trainer.load_trainer_state(checkpoint)
+        yield
     except Exception as error:
         reason = repr(error).splitlines()[0]
         raise ValueError(f"checkpoint {checkpoint} cannot be read ({reason}); remove it to start over") from error

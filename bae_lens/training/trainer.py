@@ -38,7 +38,7 @@ from bae_lens.saes.saelens_compat import SAETrainerConfig, TrainStepOutput, get_
 from bae_lens.saes.sharing import check_features_can_be_shared
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import check_same, read_json, validated, write_json, written_whole
-from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, save_checkpoint
+from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, reading, save_checkpoint
 from bae_lens.training.feature_shards import gathered, own_checkpoint, own_share, with_all_counts
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.tracking import UNTRACKED, TrackedRun, Tracking, tracked
@@ -341,7 +341,8 @@ class _Run:
             return
         report = _read_report(last)
         check_same(report.source, self.source, last)
-        with own_checkpoint(self.trainer, last) if self.shards else nullcontext(last) as checkpoint:
+        part = own_checkpoint(self.trainer, last) if self.shards else nullcontext(last)
+        with reading(last), part as checkpoint:
             load_checkpoint(self.trainer, checkpoint)
         self.seconds, self.memory_gib, self.curve = report.seconds, report.memory_gib, report.curve
         self.saved_step = self.trainer.n_training_steps
