@@ -281,7 +281,7 @@ def _circumstances(report: ComSemReport) -> dict[str, Any]:
         "judge": report.judge,
         "explainer": report.explainer,
         "setting": report.setting,
-        "worked examples": report.settings["worked_examples"],
+        "worked examples": report.settings.get("worked_examples", False),
         "seed": report.settings["seed"],
         "text": (report.dataset, report.settings["corpus"]),
     }
