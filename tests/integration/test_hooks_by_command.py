@@ -175,12 +175,8 @@ def test_transcoder_between_hooks(command, hooks, words, tiny_model_folder, tmp_
     folder, code = tmp_path / "run" / "dictionaries" / "binary_transcoder", tmp_path / "x.bae"
     test = tmp_path / "run" / "activations" / "test"
     status, said = command("compress", "--vectors", test, "--dictionary", folder, "--output", code)
-    if hooks[1] == "mlp.hook_post":
-        assert (status, "a transcoder's code does not stand for its input" in said) == (2, True)
-        assert not code.exists()
-    else:
-        assert status == 0, said
-        assert command("decompress", "--file", code, "--dictionary", folder, "--output", tmp_path / "y.npy")[0] == 0
+    assert (status, "a transcoder's code does not stand for its input" in said) == (2, True)
+    assert not code.exists()
     judged = ["--offline-judge", "--accept-failing-judge", "--max-features", 2, "--n-tokens", 600]
     status, said = command("comsem", tmp_path / "run", *judged)
     assert status == 0, said
