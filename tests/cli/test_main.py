@@ -253,6 +253,7 @@ def test_settings_out_of_range_are_refused_before_anything_is_loaded(train, caps
     assert "batch_size must be at least 2, got 1" in re.sub(r"[│\s]+", " ", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_runs_go_on_where_they_were(tiny_model_folder, words, tmp_path):
     sizes = "--cached-tokens 2000 --held-out-tokens 120 --context-size 16 --training-tokens 640000 --batch-size 32"
     command = [sys.executable, "-m", "bae_lens", "train", "--model", str(tiny_model_folder), "--dataset", str(words)]

@@ -422,6 +422,7 @@ def test_a_report_of_another_version_is_refused_with_a_sentence(report):
         ComSemReport.from_dict(described)
 
 
+@pytest.mark.slow
 def test_importing_comsem_imports_nothing_that_only_a_judge_needs():
     code = (
         "import sys; from bae_lens.comsem import *; assert LanguageModelJudge and OfflineJudge and ComSem;"

@@ -223,6 +223,7 @@ def test_instances_for_comsem(models, tiny_dataset):
     assert found[1] == found[0]
 
 
+@pytest.mark.slow
 def test_a_comparison(models, tiny_dataset, tmp_path):
     experiment = Experiment(
         "tiny",

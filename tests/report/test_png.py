@@ -32,6 +32,7 @@ def test_a_panel_for_each_hook(comparison, tmp_path):
     assert wide.shape[1] == 2 * narrow.shape[1] == 1800
 
 
+@pytest.mark.slow
 def test_pictures_show_the_colors_of_the_page(make_comparison, tmp_path):
     comparison = make_comparison(("Top-k", "BAE"))
     for path in write_pictures(comparison, tmp_path):
