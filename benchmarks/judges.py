@@ -27,6 +27,7 @@ from bae_lens.comsem.collect.sentences import sentence_spans
 from bae_lens.comsem.judges.local_server import local_name, local_server
 from bae_lens.comsem.judges.self_test import SelfTest, run_self_test
 from bae_lens.comsem.judges.self_test_cases import CASES, CaseGroup
+from bae_lens.markdown import markdown_table
 from bae_lens.storage import write_text
 
 N_ORDINARY = 256
@@ -101,11 +102,11 @@ def ordinary_tokens(seed: int = 0) -> list[Instance]:
 def table(tests: dict[str, SelfTest]) -> str:
     """In Markdown."""
     kinds = list(next(iter(tests.values())).kinds)
-    rows = [["", *kinds, "all", "abstained"], ["---", *["---:"] * (len(kinds) + 2)]]
+    rows = []
     for name, test in tests.items():
         accuracies = [f"{test.kinds[kind].balanced_accuracy:.2f}" for kind in kinds]
         rows.append([name, *accuracies, f"{test.overall.balanced_accuracy:.2f}", str(test.abstained)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(["", *kinds, "all", "abstained"], rows)
 
 
 if __name__ == "__main__":

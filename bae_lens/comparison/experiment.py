@@ -11,6 +11,7 @@ from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import TEXT_COLUMN
 from bae_lens.training.recipe import Recipe, TrainingSettings
+from bae_lens.training.trainer import can_share_steps, check_processes, check_widths
 
 FOLDER_NAME = r"\w[\w .+-]*"
 
@@ -106,3 +107,25 @@ def check_contenders(contenders: Mapping[str, Contender]) -> None:
     for name in contenders:
         if not re.fullmatch(FOLDER_NAME, name):
             raise ValueError(f"a dictionary's name must be made of letters, digits, spaces and _.+-, got {name!r}")
+
+
+def check_hooks(
+    contenders: Mapping[str, Contender],
+    experiment: Experiment,
+    widths: dict[str, int],
+    share_steps: bool,
+    shard_features: bool,
+) -> None:
+    """Raises ValueError for dictionaries that do not fit their hooks, or that processes cannot share as they are to.
+
+    `widths` are those of all hooks, in the order in which the model reaches them.
+    """
+    order = list(widths)
+    for name, contender in contenders.items():
+        hooks = contender.hooks(experiment.hook_name)
+        if order.index(hooks[0]) > order.index(hooks[-1]):
+            raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
+        for recipe in contender.trials:
+            if shard_features or (share_steps and can_share_steps(recipe.cfg)):
+                check_processes(name, recipe.cfg, shard_features)
+            check_widths(name, recipe.cfg, {hook: widths[hook] for hook in hooks})

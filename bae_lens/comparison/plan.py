@@ -7,8 +7,8 @@ from typing import Any
 from bae_lens.activations.forward import stop_layer
 from bae_lens.activations.model_shape import ModelShape
 from bae_lens.activations.precision import STORED, torch_dtype
+from bae_lens.comparison.baselines import BASELINE_ROWS
 from bae_lens.comparison.experiment import Contender, Experiment
-from bae_lens.comparison.run import BASELINE_ROWS
 from bae_lens.comparison.timing import CONTEXTS, DictionaryTiming, PassTiming
 from bae_lens.entropy.memory import COPIES_OF_A_BATCH, COPIES_OF_A_CODE, COPIES_OF_A_WEIGHT
 from bae_lens.functional.optimized_code import LARGEST_COUPLINGS
@@ -17,6 +17,7 @@ from bae_lens.saes.transcoder import output_width
 
 CHECKPOINTS = 2  # on the disk at a time, one of which is being written
 COPIES_IN_A_CHECKPOINT = 3  # of every weight: itself and two moments of the optimizer
+BATCHES_FOR_A_GPU = 6  # ready on the host, one of which is being gathered and one copied
 MEASURED_ROWS = 2048  # at a time
 CODES_MEASURED = 6  # of these rows at a time
 COPIES_FOR_BASELINES = 5  # of activations for PCA, as numbers of 4 bytes
@@ -111,17 +112,19 @@ def plan_comparison(
             of_model and of_model.layer * rows * n_layers,
         ),
     ]
-    finished = 0
+    finished, largest = 0, max(sizes, key=lambda name: sizes[name].weights)
     for name, contender in contenders.items():
         size, timing = sizes[name], timings and timings.dictionaries[name]
         tried, n_seeds = len(contender.trials), len(experiment.seeds)
         trained = n_seeds if tried == 1 else tried + n_seeds - 1
+        checkpoint = COPIES_IN_A_CHECKPOINT * size.weights
+        batches = BATCHES_FOR_A_GPU * FLOAT * training.batch_size * (size.d_in + size.d_out)
         stages.append(
             stage(
                 f"train {name}",
                 f"{trained} x {training.steps:,} steps of {training.batch_size:,}, {size.d_sae:,} features",
-                size.weights * (trained + (tried > 1)),
-                chosen + CHECKPOINTS * FLOAT * size.d_in,
+                size.weights * (trained + (tried > 1)) + CHECKPOINTS * checkpoint * (name == largest),
+                chosen + (batches + checkpoint if resources.on_gpu else 0),
                 finished + size.training,
                 timing and timing.step * training.steps * trained,
             )
@@ -139,20 +142,27 @@ def plan_comparison(
                 timing and (None if experiment.every_help else timing.measured_token * measured),
             )
         )
-    baselines = COPIES_FOR_BASELINES * FLOAT * min(BASELINE_ROWS, contexts.cached_tokens) * max(widths)
-    stages.append(
+    known = min(BASELINE_ROWS, contexts.cached_tokens)
+    stages += [
         stage(
             "language model's loss",
             f"{contexts.loss_contexts:,} contexts with each dictionary",
-            CHECKPOINTS * COPIES_IN_A_CHECKPOINT * max(size.weights for size in sizes.values()),
-            baselines + held_out,
+            0,
+            chosen,
             finished,
             of_model
             and contexts.loss_contexts
             * contexts.context_size
             * _seconds_of_predictions(of_model, shape.n_layers, contenders, experiment),
-        )
-    )
+        ),
+        stage(
+            "PCA and Gaussian bound",
+            f"{known:,} and {contexts.held_out_tokens:,} tokens",
+            0,
+            COPIES_FOR_BASELINES * FLOAT * known * shape.width_at(experiment.hook_name) + held_out,
+            finished,
+        ),
+    ]
     beside = resources.usable - (model if model_beside or not resources.on_gpu else 0)
     misfits = [
         *_disk_misfits(sum(stage.disk for stage in stages), cached + 2 * chosen // n_contexts, experiment, resources),

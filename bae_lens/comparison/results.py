@@ -13,6 +13,7 @@ from bae_lens.evaluation.features import FeatureDashboard
 from bae_lens.evaluation.metrics import DictionaryMetrics, OptimizedCode
 from bae_lens.evaluation.model_loss import LanguageModelLoss
 from bae_lens.functional.rate_distortion import RatePoint
+from bae_lens.markdown import markdown_table
 from bae_lens.storage import Stage, read_json, validated, write_json
 
 RESULT_FILE = "result.json"
@@ -140,9 +141,8 @@ class Comparison:
 
     def table(self) -> str:
         """The held-out results as a table in Markdown: the mean over seeds and, after ±, their standard deviation."""
-        rows = [list(TABLE), ["---", *["---:"] * (len(TABLE) - 1)]]
-        rows += [[cell(dictionary) for cell in TABLE.values()] for dictionary in self.dictionaries]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        rows = [[cell(dictionary) for cell in TABLE.values()] for dictionary in self.dictionaries]
+        return markdown_table(list(TABLE), rows)
 
 
 def earlier_comsem(folder: Path) -> Table1 | None:

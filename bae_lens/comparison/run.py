@@ -2,14 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from math import log
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from sae_lens import SAE
 
 from bae_lens.activations.cache import CachedActivations
@@ -19,7 +18,8 @@ from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.paired import PairedActivations
-from bae_lens.comparison.experiment import Contender, Experiment, check_contenders
+from bae_lens.comparison.baselines import Baselines
+from bae_lens.comparison.experiment import Contender, Experiment, check_contenders, check_hooks
 from bae_lens.comparison.results import (
     Comparison,
     DictionaryResult,
@@ -34,7 +34,6 @@ from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary
 from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
 from bae_lens.file_exchange import bring_together
-from bae_lens.functional.rate_distortion import RatePoint, covariance, gaussian_bound, pca_quantization, sign_coding
 from bae_lens.storage import (
     ACTIVATIONS_FOLDER,
     OnStage,
@@ -51,13 +50,10 @@ from bae_lens.training.tracking import UNTRACKED, Tracking
 from bae_lens.training.trainer import (
     TrainedDictionary,
     can_share_steps,
-    check_processes,
-    check_widths,
     train_dictionary,
 )
 
 L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
-BASELINE_ROWS = 65_536  # training tokens on which PCA is fitted, at most
 
 OnMeasured = Callable[[str, DictionaryMetrics], None]
 
@@ -113,7 +109,7 @@ def compare(
     hooks = list(dict.fromkeys([experiment.hook_name, *chain.from_iterable(reads.values())]))
     recipes = {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()}
     share_steps |= shard_features
-    _check_hooks(contenders, experiment, hook_widths(model, hooks), share_steps, shard_features)
+    check_hooks(contenders, experiment, hook_widths(model, hooks), share_steps, shard_features)
     for site in dict.fromkeys(reads.values()):
         check_attachable(model, site)
     weights = model_fingerprint(model)
@@ -142,18 +138,6 @@ def compare(
         if is_main_process():
             comparison.save(folder)
         return comparison
-
-
-@dataclass(frozen=True)
-class Baselines:
-    """What takes no dictionary; see `Comparison`."""
-
-    pca: list[RatePoint]
-    """Of PCA with scalar quantization."""
-    gaussian_bound: list[RatePoint]
-    """Of Gaussian activations with the same covariance."""
-    sign_coding: list[RatePoint]
-    """Of signs of the activations' own dimensions."""
 
 
 class _Training(NamedTuple):
@@ -328,16 +312,10 @@ class _Comparing:
         return [validated(FeatureDashboard, dashboard, str(path)) for dashboard in read_json(path)]
 
     def _baselines(self) -> Baselines:
-        path, train, test = self.folder / "baselines.json", self._states("train"), self._states("test")
+        path = self.folder / "baselines.json"
         if not path.exists():
             with self.stopwatch.stage("PCA and Gaussian bound"):
-                known = train.rows(train.content[:: -(-len(train.content) // BASELINE_ROWS)])
-                new = test.rows(test.content)
-                pca = pca_quantization(known, new)
-                bits = torch.tensor([point.bits for point in pca], dtype=torch.float64)
-                bound = gaussian_bound(torch.linalg.eigvalsh(covariance(known)).clamp(min=0), bits)
-                gaussian = [RatePoint(*point) for point in zip(bits.tolist(), bound.tolist(), strict=True)]
-            write_json(path, Baselines(pca, gaussian, sign_coding(known, new)))
+                write_json(path, Baselines.of(self._states("train"), self._states("test")))
         return validated(Baselines, read_json(path), str(path))
 
     def _dictionary_result(
@@ -382,22 +360,3 @@ def best_trial(trials: list[Trial], l0: float | None) -> int:
         return max(near, key=lambda i: trials[i].explained_variance)
     assert l0 is not None
     return min(range(len(trials)), key=lambda i: abs(log(max(trials[i].informative_l0, 1e-9) / l0)))
-
-
-def _check_hooks(
-    contenders: Mapping[str, Contender],
-    experiment: Experiment,
-    widths: dict[str, int],
-    share_steps: bool,
-    shard_features: bool,
-) -> None:
-    """`widths` are those of all hooks, in the order in which the model reaches them."""
-    order = list(widths)
-    for name, contender in contenders.items():
-        hooks = contender.hooks(experiment.hook_name)
-        if order.index(hooks[0]) > order.index(hooks[-1]):
-            raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
-        for recipe in contender.trials:
-            if shard_features or (share_steps and can_share_steps(recipe.cfg)):
-                check_processes(name, recipe.cfg, shard_features)
-            check_widths(name, recipe.cfg, {hook: widths[hook] for hook in hooks})

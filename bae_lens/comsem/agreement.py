@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from bae_lens.comsem.results import ComSemReport, FeatureScore
+from bae_lens.markdown import markdown_table
 from bae_lens.storage import validated
 
 MEASURES = ("detection", "intruder", "score", "balanced_accuracy", "simulation", "fuzzing")
@@ -149,10 +150,10 @@ class Agreement:
 
     def table(self) -> str:
         """How scores agree in each run, and how each changes between runs, as tables in Markdown."""
-        tables = [_markdown(["rank correlation", *(run.name for run in self.runs)], _pair_rows(self.runs))]
+        tables = [markdown_table(["rank correlation", *(run.name for run in self.runs)], _pair_rows(self.runs))]
         if self.changes:
             names = [f"{change.first} and {change.second}" for change in self.changes]
-            tables.append(_markdown(["of each score with itself", *names], _change_rows(self.changes)))
+            tables.append(markdown_table(["of each score with itself", *names], _change_rows(self.changes)))
         return "\n\n".join(tables)
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,11 +189,6 @@ def _change_rows(changes: Sequence[Change]) -> list[list[str]]:
     rows += [["left out", *(str(change.n_only_first + change.n_only_second) for change in changes)]]
     measures = [measure for measure in MEASURES if any(measure in of_change for of_change in found)]
     return rows + [[name, *(str(of_change.get(name, NOTHING)) for of_change in found)] for name in measures]
-
-
-def _markdown(headings: list[str], rows: list[list[str]]) -> str:
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def _scored_run(name: str, report: ComSemReport) -> ScoredRun:

@@ -13,6 +13,7 @@ from bae_lens.comsem.judges.self_test import SelfTest
 from bae_lens.comsem.judges.spending import Usage
 from bae_lens.comsem.scores.catalog import SCORES
 from bae_lens.comsem.scores.score_test import ScoreTest
+from bae_lens.markdown import markdown_table
 from bae_lens.storage import validated
 
 
@@ -206,10 +207,9 @@ class ComSemReport:
     def table(self) -> str:
         """Scores and controls as a table in Markdown, with the judge's self-test below."""
         headings, *rows = self.rows()
-        lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
         notes = [self.self_test.summary, *(test.summary for test in self.score_tests.values())]
         notes += filter(None, [self.warning, self.lost, self.too_few, self.stopped])
-        return "\n".join([*(f"| {' | '.join(row)} |" for row in lines), "", *notes])
+        return "\n".join([markdown_table(headings, rows), "", *notes])
 
     @property
     def warning(self) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from bae_lens.comsem.judges.measures import jeffreys_interval
 from bae_lens.comsem.results import ComSemReport, DictionaryScores
+from bae_lens.markdown import markdown_table
 
 HEADINGS = ("dictionary", "Feature Activated", "scored", "score > 0", "score = 1 (share)")
 
@@ -92,8 +93,7 @@ class Table1:
 
     def table(self) -> str:
         """In Markdown."""
-        lines = [list(HEADINGS), ["---", *["---:"] * (len(HEADINGS) - 1)], *self.cells()]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return markdown_table(HEADINGS, self.cells())
 
     def cells(self) -> list[list[str]]:
         """Of each row, with the judge's mark beside the name."""

@@ -5,6 +5,7 @@ from itertools import cycle
 from pathlib import Path
 
 from bae_lens.entropy.results import CurvePoint, EntropyDynamics
+from bae_lens.markdown import markdown_table
 from bae_lens.report.entropy import curve_series
 from bae_lens.report.figures import draw
 from bae_lens.report.html import embed, render
@@ -47,10 +48,7 @@ def common_explained_variance(groups: Mapping[str, EntropyDynamics]) -> float | 
 def demonstrations_table(groups: Mapping[str, EntropyDynamics], explained_variance: float | None) -> str:
     """Bits by hook, group and demonstration in Markdown, with their 95 % intervals."""
     first = next(iter(groups.values()))
-    rows = [
-        ["demonstrations", *map(str, first.positions)],
-        ["---", *["---:"] * len(first.positions)],
-    ]
+    rows = list[list[str]]()
     marks = set[str]()
     for hook in first.hook_names:
         for group, dynamics in groups.items():
@@ -61,7 +59,7 @@ def demonstrations_table(groups: Mapping[str, EntropyDynamics], explained_varian
     note = _explanation(groups, explained_variance)
     if marks:
         note += f" *: bits that say more of the code than of the activations ({', '.join(sorted(marks))})."
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note])
+    return "\n".join([markdown_table(["demonstrations", *map(str, first.positions)], rows), "", note])
 
 
 def demonstrations_chart(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bae_lens.entropy.results import NEAR_CAP, OVERFITTED, CurvePoint, EntropyDynamics, Mark, View
 from bae_lens.entropy.saturation import Saturation
+from bae_lens.markdown import markdown_table
 from bae_lens.report.entropy import view_chart
 from bae_lens.report.figures import draw
 from bae_lens.report.html import embed, render
@@ -35,9 +36,8 @@ def write_dynamics(dynamics: EntropyDynamics, folder: Path, explained_variance: 
 def dynamics_table(dynamics: EntropyDynamics, views: list[View]) -> str:
     """These views of every hook side by side in Markdown, and where their curves saturate."""
     distinct = dynamics.distinct_tokens
+    headings = ["", "position", *map(str, dynamics.positions)]
     rows = [
-        ["", "position", *map(str, dynamics.positions)],
-        ["---", "---", *["---:"] * len(dynamics.positions)],
         ["", "distinct tokens", *map(str, distinct)],
         ["", "log2 of them", *(f"{math.log2(n):.1f}" for n in distinct)],
     ]
@@ -47,9 +47,8 @@ def dynamics_table(dynamics: EntropyDynamics, views: list[View]) -> str:
             found = [points.get(position) for position in dynamics.positions]
             entries = ("-" if point is None else _entry(point, view) for point in found)
             rows.append([hook if i == 0 else "", view.name, *entries])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
     saturating = [f"{view.name}: {_sentence(found)}" for view in views for found in view.saturations]
-    return "\n".join([*lines, "", _explanation(dynamics, views), *saturating])
+    return "\n".join([markdown_table(headings, rows, 2), "", _explanation(dynamics, views), *saturating])
 
 
 def _entry(point: CurvePoint, view: View) -> str:

@@ -1,5 +1,6 @@
 """What a run would take, as a table for a terminal."""
 
+from bae_lens.markdown import markdown_table
 from bae_lens.planning import Plan
 
 
@@ -12,10 +13,8 @@ def plan_text(plan: Plan) -> str:
         headings.append("time")
         for row, seconds in zip(rows, [*(stage.seconds for stage in plan.stages), plan.seconds], strict=True):
             row.append(_duration(seconds))
-    ruler = ["---", "---", *["---:"] * (len(headings) - 2)]
-    lines = [f"| {' | '.join(row)} |" for row in (headings, ruler, *rows)]
     verdict = [f"does not fit: {misfit}" for misfit in plan.misfits] or ["it fits"]
-    return "\n".join([*lines, "", *verdict])
+    return "\n".join([markdown_table(headings, rows, 2), "", *verdict])
 
 
 def _size(n_bytes: int) -> str:

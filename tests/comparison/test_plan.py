@@ -64,7 +64,8 @@ def test_disk_and_tokens_are_those_of_a_run(tiny_model, tiny_dataset, tmp_path: 
     weights = sum(path.stat().st_size for path in tmp_path.rglob("sae_weights.safetensors"))
     stages = plan_comparison(ModelShape(16, 2, 2, 32, 4096), experiment, two, AMPLE).stages
     assert sum(stage.disk for stage in stages[:3]) == arrays
-    assert sum(stage.disk for stage in stages[3:-1]) == pytest.approx(weights, rel=0.1)  # files have headers
+    # Files have headers; two checkpoints of three times the weights are there while one of the three is trained.
+    assert sum(stage.disk for stage in stages[3:]) == pytest.approx(weights * (3 + 2 * 3) / 3, rel=0.1)
 
 
 def test_by_hand():
@@ -75,6 +76,12 @@ def test_by_hand():
     assert plan.stages[2].work == f"{rows:,} tokens through 12 layers"
     assert plan.stages[2].disk == rows * (4 * 2048 + 4) + 8 * n_contexts + 8 * (rows + n_contexts)
     assert plan.stages[3].work == "2 x 1,000 steps of 512, 8,192 features"
+    weights = 4 * (8192 * (2048 + 2048 + 2) + 2048)
+    assert [stage.disk for stage in plan.stages[3:]] == [2 * weights + 2 * 3 * weights, 0, 2 * 4 * 34_832, 0, 0, 0]
+    assert [stage.name for stage in plan.stages[-2:]] == ["language model's loss", "PCA and Gaussian bound"]
+    on_gpu = planned(resources=gpu(80)).stages
+    assert on_gpu[3].host == 8 * (rows + n_contexts) + 6 * 4 * 512 * (2048 + 2048) + 3 * weights
+    assert on_gpu[-1].host == 5 * 4 * 65_536 * 2048 + 4 * 16_384 * 2 * 2048
     assert plan.misfits == []
     assert plan.seconds is None
     assert plan.device == 0
