@@ -6,12 +6,12 @@ import pytest
 from bae_lens.comsem.agreement import (
     Agreement,
     Change,
-    Estimate,
     ExplanationControl,
     ScoredRun,
     ScorePair,
     Stability,
 )
+from bae_lens.comsem.estimates import Estimate
 from bae_lens.report.agreement import correlations, explanation_controls, write_agreement_report
 
 HALF = Estimate(0.5, (0.25, 0.75), 12)
