@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from bae_lens.distributed import barrier, gather, home_index, is_first_at_home, n_homes, send_between_homes
+from bae_lens.distributed.exchange import barrier, gather
+from bae_lens.distributed.homes import home_index, is_first_at_home, n_homes, send_between_homes
 from bae_lens.storage import ACTIVATIONS_FOLDER, written_whole
 
 PIECE_BYTES = 2**26

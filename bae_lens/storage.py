@@ -22,7 +22,9 @@ from jaxtyping import Int
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from bae_lens.distributed import barrier, gather, is_first_at_home, is_main_process
+from bae_lens.distributed.connection import is_main_process
+from bae_lens.distributed.exchange import barrier, gather
+from bae_lens.distributed.homes import is_first_at_home
 
 T = TypeVar("T")
 

@@ -24,7 +24,9 @@ from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import tqdm
 
 from bae_lens import TrainingBAE, TrainingBAEConfig
-from bae_lens.distributed import connect, disconnect, shard, sum_gradients
+from bae_lens.distributed.connection import connect, disconnect
+from bae_lens.distributed.exchange import shard
+from bae_lens.distributed.gradients import sum_gradients
 from bae_lens.storage import write_text
 
 

@@ -32,7 +32,8 @@ from bae_lens import (
     train_dictionary,
 )
 from bae_lens.comparison.experiment import Contender, Experiment
-from bae_lens.distributed import barrier, connect, disconnect
+from bae_lens.distributed.connection import connect, disconnect
+from bae_lens.distributed.exchange import barrier
 from bae_lens.storage import write_text
 
 HOOK = "blocks.10.hook_resid_post"

@@ -26,7 +26,6 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 import bae_lens.training.trainer
 from bae_lens import BAE, BAEConfig, FitSettings, TrainingBAEConfig, TrainingBinaryTranscoderConfig, file_exchange
-from bae_lens import distributed as parallel
 from bae_lens.activations.cache import CHECKSUMS_FILE, COMPLETE_FILE, CachedActivations
 from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import ContextSettings, choose_contexts
@@ -39,6 +38,8 @@ from bae_lens.comparison.run import compare
 from bae_lens.comsem.collect import collector
 from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.collect.sampling import SamplingSettings
+from bae_lens.distributed import connection, exchange, gradients, homes, joining
+from bae_lens.distributed.work import share
 from bae_lens.entropy.dynamics import DynamicsSettings, entropy_dynamics
 from bae_lens.evaluation import model_loss
 from bae_lens.functional import covariance
@@ -80,9 +81,9 @@ def _joined(n: int, rank: int, store: Path, scenario: Callable[..., Any], *argum
     try:
         torch.set_num_threads(1)
         if n > 1:
-            parallel.connect(backend="gloo", init_method=f"file://{store}", rank=rank, world_size=n)
+            connection.connect(backend="gloo", init_method=f"file://{store}", rank=rank, world_size=n)
         scenario(*arguments)
-        parallel.disconnect()
+        connection.disconnect()
     except BaseException:
         traceback.print_exc()
         return 1
@@ -90,7 +91,7 @@ def _joined(n: int, rank: int, store: Path, scenario: Callable[..., Any], *argum
 
 
 def write(name: str, found: Any) -> None:
-    path = folder / name / f"{parallel.n_processes()}-{parallel.process_index()}.pt"
+    path = folder / name / f"{connection.n_processes()}-{connection.process_index()}.pt"
     path.parent.mkdir(exist_ok=True)
     torch.save(found, path)
 
@@ -98,29 +99,29 @@ def write(name: str, found: Any) -> None:
 def parts() -> None:
     """The functions of `parallel`, each on data that is the same in all processes."""
     whole = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
-    own = parallel.shard(whole).clone().requires_grad_()
-    gathered = parallel.gather_rows(own)
+    own = exchange.shard(whole).clone().requires_grad_()
+    gathered = exchange.gather_rows(own)
     gathered.square().sum().backward()
     assert own.grad is not None
-    index = parallel.process_index()
-    uneven = parallel.gather_rows(torch.full((index,), index))
-    code = parallel.gather_rows(parallel.shard((whole > 0).double()), sent_as=torch.uint8)
+    index = connection.process_index()
+    uneven = exchange.gather_rows(torch.full((index,), index))
+    code = exchange.gather_rows(exchange.shard((whole > 0).double()), sent_as=torch.uint8)
     linear = torch.nn.Linear(4, 1)
     torch.nn.init.zeros_(linear.weight)
-    parallel.sum_gradients(linear)
-    linear(parallel.shard(whole)).sum().backward()
+    gradients.sum_gradients(linear)
+    linear(exchange.shard(whole)).sum().backward()
     assert linear.weight.grad is not None
     write(
         "parts",
         {
             "gathered": gathered.detach(),
-            "gradient": parallel.gather_rows(own.grad),
+            "gradient": exchange.gather_rows(own.grad),
             "rows": len(own),
             "uneven": uneven,
             "code": code,
             "weight": linear.weight.grad[0],
-            "sum": parallel.all_reduce_sum(lambda base, part, n_parts: torch.tensor([base + part, n_parts]), 10),
-            "any": [parallel.any_process(index == 1, False), parallel.any_process(False, index == 0)],
+            "sum": exchange.all_reduce_sum(lambda base, part, n_parts: torch.tensor([base + part, n_parts]), 10),
+            "any": [exchange.any_process(index == 1, False), exchange.any_process(False, index == 0)],
         },
     )
 
@@ -144,13 +145,13 @@ def _train_steps(cfg: TrainingBAEConfig, shard_features: bool) -> dict[str, Any]
     )
     trainer = SAETrainer(settings, sae, data_provider=iter(()))
     if shard_features:
-        parallel.clip_gradients_together(sae, alike=("b_dec", "W_skip"))
+        gradients.clip_gradients_together(sae, alike=("b_dec", "W_skip"))
     else:
-        parallel.sum_gradients(sae)
+        gradients.sum_gradients(sae)
     losses, sparse = [], []
     for step in range(24):
         batch = 2 * torch.randn(ROWS[step % len(ROWS)], 16 + getattr(cfg, "d_out", 0), dtype=torch.float64)
-        output = trainer.step(batch if shard_features else parallel.shard(batch))
+        output = trainer.step(batch if shard_features else exchange.shard(batch))
         losses.append(
             [
                 torch.as_tensor(value).detach()
@@ -204,7 +205,7 @@ def during_step(step: int, rank: int, action: Callable[[], None]) -> Iterator[No
         self: CachedActivations, batch_size: int, seed: int, start_step: int = 0, device: str = "cpu"
     ) -> Iterator[torch.Tensor]:
         for index, batch in enumerate(shuffled(self, batch_size, seed, start_step, device), start_step):
-            if index == step and parallel.process_index() == rank:
+            if index == step and connection.process_index() == rank:
                 action()
             yield batch
 
@@ -247,46 +248,46 @@ def killed_training(name: str) -> None:
 
 def lists() -> None:
     """Items that take unlike times, one of which is done already."""
-    done = folder / "lists" / str(parallel.n_processes())
-    if parallel.is_main_process():
+    done = folder / "lists" / str(connection.n_processes())
+    if connection.is_main_process():
         done.mkdir(parents=True)
-    parallel.barrier()
+    exchange.barrier()
 
     def work(item: int) -> None:
         time.sleep(0.02 * item)
-        (done / f"{item} by {launched_as()} among {parallel.n_processes()}").touch()
+        (done / f"{item} by {launched_as()} among {connection.n_processes()}").touch()
 
-    parallel.share(range(7), work)
+    share(range(7), work)
     seen = sorted(path.name for path in done.iterdir())
-    parallel.share([], work)
-    write("lists", {"seen": seen, "gathered": parallel.gather({"rank": parallel.process_index()})})
+    share([], work)
+    write("lists", {"seen": seen, "gathered": exchange.gather({"rank": connection.process_index()})})
 
 
 def launched_as() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
-def homes(name: str, machines: list[int], folders: list[str]) -> None:
+def shared_folders(name: str, machines: list[int], folders: list[str]) -> None:
     """What each finds out of which of the machines share a folder."""
-    rank = parallel.process_index()
+    rank = connection.process_index()
     try:
-        parallel.find_homes(folder / "homes" / name / folders[rank], machines[rank])
+        homes.find_homes(folder / "homes" / name / folders[rank], machines[rank])
     except ValueError as error:
         write(f"homes-{name}", str(error))
         return
-    first = parallel.is_first_at_home()
-    write(f"homes-{name}", (parallel.n_homes(), parallel.home_index(), first, parallel.place_at_home()))
+    first = homes.is_first_at_home()
+    write(f"homes-{name}", (homes.n_homes(), homes.home_index(), first, homes.place_at_home()))
 
 
 def apart() -> Path:
     """A folder for each of two processes, as on machines that share none."""
-    own = folder / "apart" / str(parallel.n_processes()) / str(parallel.process_index())
-    parallel.find_homes(own, parallel.process_index())
+    own = folder / "apart" / str(connection.n_processes()) / str(connection.process_index())
+    homes.find_homes(own, connection.process_index())
     return own
 
 
 def files_apart() -> None:
-    own, rank = apart(), parallel.process_index()
+    own, rank = apart(), connection.process_index()
     run = own / "run"
     for path, content in {
         "result.json": "main's" if rank == 0 else None,
@@ -309,13 +310,13 @@ def files_apart() -> None:
 def cache_apart(name: str, copied_to: tuple[int, ...]) -> None:
     """The cache of a single process, some contexts of which are damaged, lies on some of the machines."""
     own = apart() / name
-    if parallel.process_index() in copied_to:
+    if connection.process_index() in copied_to:
         shutil.copytree(folder / "states" / "1", own)
         sums = open_array(own / HOOK / CHECKSUMS_FILE)
-        sums[4 * parallel.process_index()] = 0  # in another batch on each
+        sums[4 * connection.process_index()] = 0  # in another batch on each
         sums.flush()
         (own / COMPLETE_FILE).unlink()
-    parallel.barrier()
+    exchange.barrier()
     hook_widths(model, [HOOK])
     run, calls = model.run_with_cache, []
 
@@ -387,13 +388,13 @@ def instances() -> None:
 
 def silent() -> None:
     """The last of three processes stops without a word while one waits for it and one is at work."""
-    place, start, rank = folder / "silent-process", time.monotonic(), parallel.process_index()
+    place, start, rank = folder / "silent-process", time.monotonic(), connection.process_index()
     if rank == 2:
         place.write_text(str(os.getpid()))
         os.kill(os.getpid(), signal.SIGSTOP)
-    signal.signal(signal.SIGTERM, parallel._told_to_end)
+    signal.signal(signal.SIGTERM, joining._told_to_end)
     try:
-        parallel.barrier() if rank == 0 else time.sleep(60)
+        exchange.barrier() if rank == 0 else time.sleep(60)
     except ConnectionError as error:
         write("silent", {"message": str(error), "seconds": time.monotonic() - start})
     if rank == 0:
@@ -415,7 +416,7 @@ def main() -> None:
     found["compared, sharing steps"] = together(2, compared, "sharing", True)
     shared = {"one machine": ([0, 0, 0], "aaa"), "shared": ([0, 1, 1], "aaa"), "apart": ([0, 1, 1], "abb")}
     for name, (machines, folders) in {**shared, "mixed": ([0, 1, 2], "aab")}.items():
-        found[f"homes {name}"] = together(3, homes, name, machines, list(folders))
+        found[f"homes {name}"] = together(3, shared_folders, name, machines, list(folders))
     found["files apart"] = together(2, files_apart)
     for name, copied_to in {"nowhere": (), "on the first": (0,), "on the second": (1,), "on both": (0, 1)}.items():
         found[f"cache {name}"] = together(2, cache_apart, name, copied_to)
@@ -436,7 +437,7 @@ def main() -> None:
     found["train features resumed from rows"] = together(2, train, "from-rows-to-features", True)
     found["train killed"] = together(3, killed_training, "killed")
     found["train resumed after kill"] = together(2, train, "killed")
-    with mock.patch.multiple(parallel, SILENCE=timedelta(seconds=2), BEAT_SECONDS=0.1):
+    with mock.patch.multiple(connection, SILENCE=timedelta(seconds=2), BEAT_SECONDS=0.1):
         found["silent"] = together(3, silent)
     torch.save(found, folder / "exits.pt")
 

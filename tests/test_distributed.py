@@ -18,19 +18,11 @@ from safetensors.torch import load_file
 
 from bae_lens import TrainingBAEConfig
 from bae_lens.cli import main as cli
-from bae_lens.distributed import (
-    any_process,
-    check_alike,
-    connect,
-    gather,
-    gather_rows,
-    is_first_at_home,
-    is_main_process,
-    joined,
-    n_homes,
-    shard,
-    share,
-)
+from bae_lens.distributed.connection import connect, is_main_process
+from bae_lens.distributed.exchange import any_process, gather, gather_rows, shard
+from bae_lens.distributed.homes import is_first_at_home, n_homes
+from bae_lens.distributed.joining import check_alike, joined
+from bae_lens.distributed.work import share
 from bae_lens.training.trainer import check_processes
 
 SMALL = "--cached-tokens 600 --held-out-tokens 120 --context-size 16 --training-tokens 660 --batch-size 33"
@@ -105,9 +97,9 @@ class TestAlone:
         launched(monkeypatch, LOCAL_WORLD_SIZE="2", GROUP_RANK="3")
         monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
         monkeypatch.setattr("torch.cuda.set_device", calls.append)
-        monkeypatch.setattr("bae_lens.distributed.connect", lambda backend: calls.append(backend))
-        monkeypatch.setattr("bae_lens.distributed.find_homes", lambda _, machine: calls.append(machine))
-        monkeypatch.setattr("bae_lens.distributed.disconnect", lambda: calls.append("parted"))
+        monkeypatch.setattr("bae_lens.distributed.joining.connect", lambda backend: calls.append(backend))
+        monkeypatch.setattr("bae_lens.distributed.joining.find_homes", lambda _, machine: calls.append(machine))
+        monkeypatch.setattr("bae_lens.distributed.joining.disconnect", lambda: calls.append("parted"))
         with joined("cuda", tmp_path, {}) as device:
             assert device == "cuda:1"
         assert calls == ["cuda:1", "cpu:gloo,cuda:nccl", 3, "parted"]
@@ -122,7 +114,7 @@ class TestAlone:
             pass
 
     def test_process_that_does_not_come_is_not_waited_for_without_end(self, monkeypatch, tmp_path):
-        monkeypatch.setattr("bae_lens.distributed.JOIN_TIMEOUT", timedelta(seconds=1))
+        monkeypatch.setattr("bae_lens.distributed.connection.JOIN_TIMEOUT", timedelta(seconds=1))
         with pytest.raises(ConnectionError, match="another process of this run has ended or cannot be reached"):
             connect(backend="gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=2)
         assert not torch.distributed.is_initialized()
@@ -347,13 +339,15 @@ class TestEndingTogether:
         check_alike({"lr": 0.1})
 
     def test_what_differs_is_named_in_the_order_of_processes(self, monkeypatch):
-        monkeypatch.setattr("bae_lens.distributed.gather", lambda own: [{**own, "lr": "0.1", "output": "'a'"}, own])
+        monkeypatch.setattr(
+            "bae_lens.distributed.joining.gather", lambda own: [{**own, "lr": "0.1", "output": "'a'"}, own]
+        )
         check_alike({"lr": 0.1, "output": "a"})
         with pytest.raises(ValueError, match=r"must be started alike, .* \(lr: 0.1 and 0.2; output: 'a' and nothing\)"):
             check_alike({"lr": 0.2})
 
     def test_another_version_of_the_package_is_a_difference(self, monkeypatch):
-        monkeypatch.setattr("bae_lens.distributed.gather", lambda own: [{**own, "bae_lens": "'0.0.1'"}, own])
+        monkeypatch.setattr("bae_lens.distributed.joining.gather", lambda own: [{**own, "bae_lens": "'0.0.1'"}, own])
         with pytest.raises(ValueError, match=r"must be started alike, .* \(bae_lens: '0.0.1' and '\d"):
             check_alike({"lr": 0.1})
 
@@ -362,7 +356,7 @@ class TestEndingTogether:
     ):
         launched(monkeypatch, LOCAL_WORLD_SIZE="2", GROUP_RANK="0")
         for name in ("connect", "find_homes", "disconnect"):
-            monkeypatch.setattr(f"bae_lens.distributed.{name}", lambda *_, **__: None)
+            monkeypatch.setattr(f"bae_lens.distributed.joining.{name}", lambda *_, **__: None)
         before = signal.getsignal(signal.SIGTERM)
         with joined("cpu", tmp_path, {}):
             with pytest.raises(ConnectionError, match=r"this process was told to end, .* goes on from what is"):

@@ -18,7 +18,8 @@ from bae_lens.activations.batch_order import BLOCK_ROWS, NAME, WINDOW_BLOCKS, Ep
 from bae_lens.activations.contexts import PADDING, Contexts
 from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.precision import as_tensor
-from bae_lens.distributed import is_first_at_home, shard
+from bae_lens.distributed.exchange import shard
+from bae_lens.distributed.homes import is_first_at_home
 from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.saelens_compat import PrefetchingIterator
 from bae_lens.saes.standardization import Standardization

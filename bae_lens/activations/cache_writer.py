@@ -25,15 +25,9 @@ from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerpri
 from bae_lens.activations.forward import hook_widths, run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.precision import STORED, Dtype, stored, torch_dtype
-from bae_lens.distributed import (
-    all_homes,
-    barrier,
-    is_first_at_home,
-    is_main_process,
-    n_processes,
-    place_at_home,
-    process_index,
-)
+from bae_lens.distributed.connection import is_main_process, n_processes, process_index
+from bae_lens.distributed.exchange import barrier
+from bae_lens.distributed.homes import all_homes, is_first_at_home, place_at_home
 from bae_lens.file_exchange import bring_rows
 from bae_lens.saes.saelens_compat import get_special_token_ids
 from bae_lens.storage import checksum, claim, load_array, locked, make_array, open_array, save_array, write_json

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.sources import texts
-from bae_lens.distributed import is_first_at_home, is_main_process
+from bae_lens.distributed.connection import is_main_process
+from bae_lens.distributed.homes import is_first_at_home
 from bae_lens.storage import load_array, read_json, save_array, write_json, written_whole
 
 Split = Literal["train", "tune", "test"]

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.activations.sources import texts
-from bae_lens.distributed import is_first_at_home, is_main_process
+from bae_lens.distributed.connection import is_main_process
+from bae_lens.distributed.homes import is_first_at_home
 from bae_lens.storage import checksum, load_array, read_json, save_array, write_json, written_whole
 
 WINDOWS_PER_DOCUMENT = 8  # at most, so that a few long documents do not make the sample

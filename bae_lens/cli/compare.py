@@ -28,7 +28,7 @@ from bae_lens.comparison.dictionaries import (
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.plan import Timings, plan_comparison
 from bae_lens.comparison.timing import PassTiming, time_dictionary, time_pass
-from bae_lens.distributed import joined
+from bae_lens.distributed.joining import joined
 from bae_lens.planning import Plan
 from bae_lens.report.plan import plan_text
 from bae_lens.storage import existing_folder, flat

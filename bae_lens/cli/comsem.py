@@ -22,7 +22,8 @@ from bae_lens.comsem.judges.spending import Budget, Price
 from bae_lens.comsem.score import Setting
 from bae_lens.comsem.scores.catalog import ScoreName
 from bae_lens.comsem.table1 import table1
-from bae_lens.distributed import is_main_process, joined, n_launched
+from bae_lens.distributed.connection import is_main_process, n_launched
+from bae_lens.distributed.joining import joined
 from bae_lens.file_exchange import bring_together
 from bae_lens.report.comsem import join_comparison, write_comsem_report
 from bae_lens.storage import flat, locked

@@ -14,7 +14,7 @@ from bae_lens.cli.experiment import LOADING, REPORT, run_experiment, summary
 from bae_lens.cli.progress import Progress
 from bae_lens.comparison.dictionaries import ARCHITECTURES, default_spec
 from bae_lens.comparison.experiment import Contender, Experiment
-from bae_lens.distributed import joined
+from bae_lens.distributed.joining import joined
 from bae_lens.storage import flat
 from bae_lens.training.recipe import TrainingSettings
 from bae_lens.training.tracking import UNTRACKED, Tracking

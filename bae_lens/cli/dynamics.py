@@ -20,7 +20,10 @@ from bae_lens.activations.windows import (
     tokenizer_fingerprint,
 )
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device, resources
-from bae_lens.distributed import barrier, is_first_at_home, is_main_process, joined
+from bae_lens.distributed.connection import is_main_process
+from bae_lens.distributed.exchange import barrier
+from bae_lens.distributed.homes import is_first_at_home
+from bae_lens.distributed.joining import joined
 from bae_lens.entropy.dynamics import FEW_VECTORS, SHARED, DynamicsSettings, entropy_dynamics
 from bae_lens.entropy.plan import DynamicsPlan, plan_dynamics
 from bae_lens.entropy.presets import PAPER_BATCH, PAPER_MAX_POSITION, PAPER_WINDOWS, paper_settings

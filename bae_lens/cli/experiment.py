@@ -14,7 +14,7 @@ from bae_lens.cli.device import check_device
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import TABLE, Comparison
 from bae_lens.comparison.run import OnMeasured, compare
-from bae_lens.distributed import is_main_process
+from bae_lens.distributed.connection import is_main_process
 from bae_lens.extras import COMMANDS, missing_packages
 from bae_lens.report.card import write_cards
 from bae_lens.storage import OnStage, check_folder, unwatched

@@ -35,7 +35,7 @@ def main() -> None:
     """
     given = _parser().parse_args()
 
-    from bae_lens.distributed import launch_index
+    from bae_lens.distributed.connection import launch_index
 
     with redirect_stdout(io.StringIO() if launch_index() > 0 else sys.stdout):
         _run(given.command, given.arguments)
@@ -56,7 +56,7 @@ def _parser() -> ArgumentParser:
 
 
 def _run(name: str, arguments: list[str]) -> None:
-    from bae_lens.distributed import end, launch_index, n_launched
+    from bae_lens.distributed.connection import end, launch_index, n_launched
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:

@@ -13,7 +13,7 @@ from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import run_experiment, summary
 from bae_lens.comparison.dictionaries import DictionarySpec
 from bae_lens.comparison.experiment import Contender, Experiment
-from bae_lens.distributed import joined
+from bae_lens.distributed.joining import joined
 from bae_lens.saes.training_config import Preset
 from bae_lens.storage import flat
 from bae_lens.training.recipe import TrainingSettings

@@ -28,7 +28,10 @@ from bae_lens.comparison.results import (
     corpus_of,
     earlier_comsem,
 )
-from bae_lens.distributed import barrier, gather, is_first_at_home, is_main_process, share
+from bae_lens.distributed.connection import is_main_process
+from bae_lens.distributed.exchange import barrier, gather
+from bae_lens.distributed.homes import is_first_at_home
+from bae_lens.distributed.work import share
 from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
 from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary

@@ -16,7 +16,9 @@ from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.position_cache import PositionActivations, collect
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.windows import Windows
-from bae_lens.distributed import gather, is_main_process, n_processes, share
+from bae_lens.distributed.connection import is_main_process, n_processes
+from bae_lens.distributed.exchange import gather
+from bae_lens.distributed.work import share
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, fit_tree
 from bae_lens.entropy.fit import FitSettings, check_entropy_coefficients, fit_curves
 from bae_lens.entropy.memory import TrainingMemory, bytes_for_training

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import PADDING
 from bae_lens.activations.forward import start_layer
-from bae_lens.distributed import gather_rows, is_main_process, shard
+from bae_lens.distributed.connection import is_main_process
+from bae_lens.distributed.exchange import gather_rows, shard
 from bae_lens.evaluation.hooking import Captured, replaced, resolved_hooks
 
 TOKENS_PER_PASS = 1024  # of the model, or a single context: its logits are the largest thing here

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bae_lens.distributed import gather_rows
+from bae_lens.distributed.exchange import gather_rows
 from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.binary_code import StatisticsInFloat32
 from bae_lens.saes.standardization import PairStandardization, Standardization, standardization_of

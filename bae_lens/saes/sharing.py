@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from bae_lens.distributed import all_reduce_sum, gather_rows, in_turn, n_processes, process_index, shard, sum_parts
+from bae_lens.distributed.connection import n_processes, process_index
+from bae_lens.distributed.exchange import all_reduce_sum, gather_rows, in_turn, shard, sum_parts
 from bae_lens.functional.covariance import (
     absolute_covariance,
     code_times_signs,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from sae_lens import SAETrainer
 
-from bae_lens.distributed import gather_rows
+from bae_lens.distributed.exchange import gather_rows
 from bae_lens.storage import write_json, written_whole
 
 TRAINING_FILE = "training.json"

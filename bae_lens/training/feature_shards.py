@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Adam
 
-from bae_lens.distributed import gather_on_first, gather_rows, is_main_process
+from bae_lens.distributed.connection import is_main_process
+from bae_lens.distributed.exchange import gather_on_first, gather_rows
 from bae_lens.saes.saelens_compat import (
     ACTIVATION_SCALER_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,

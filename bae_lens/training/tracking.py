@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sae_lens import SAETrainer
 
-from bae_lens.distributed import process_index
+from bae_lens.distributed.connection import process_index
 from bae_lens.extras import missing
 from bae_lens.saes.saelens_compat import TrainStepOutput
 from bae_lens.storage import read_json, write_json

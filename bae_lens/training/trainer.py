@@ -20,16 +20,10 @@ from tqdm.auto import tqdm
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
-from bae_lens.distributed import (
-    any_process,
-    barrier,
-    clip_gradients_together,
-    gather_rows,
-    is_first_at_home,
-    is_main_process,
-    n_processes,
-    sum_gradients,
-)
+from bae_lens.distributed.connection import is_main_process, n_processes
+from bae_lens.distributed.exchange import any_process, barrier, gather_rows
+from bae_lens.distributed.gradients import clip_gradients_together, sum_gradients
+from bae_lens.distributed.homes import is_first_at_home
 from bae_lens.file_exchange import bring_together
 from bae_lens.functional.sparse_matmul import SparseProducts
 from bae_lens.saes.binary_code import is_binary
@@ -162,7 +156,7 @@ def check_processes(name: str, cfg: TrainingSAEConfig, shard_features: bool = Fa
     if n_processes() > 1 and not can_share_steps(cfg):
         raise ValueError(
             f"{n_processes()} processes cannot share the steps of {name}, a {cfg.architecture()} dictionary, but only "
-            "those of a bae or a binary_transcoder; train it in one of them, as `distributed.share` does"
+            "those of a bae or a binary_transcoder; train it in one of them, as `distributed.work.share` does"
         )
     if shard_features and isinstance(cfg, TrainingBAEConfig):
         check_features_can_be_shared(name, cfg)

@@ -22,8 +22,8 @@ def test_a_single_process_has_all_features_and_all_rows():
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_processes_have_features_in_order_that_differ_by_one_in_number(monkeypatch, index):
-    monkeypatch.setattr("bae_lens.distributed.n_processes", lambda: 3)
-    monkeypatch.setattr("bae_lens.distributed.process_index", lambda: index)
+    monkeypatch.setattr("bae_lens.distributed.exchange.n_processes", lambda: 3)
+    monkeypatch.setattr("bae_lens.distributed.exchange.process_index", lambda: index)
     sharing = SharedFeatures(8)
     assert sharing.own == [range(3), range(3, 6), range(6, 8)][index]
     assert sharing.own_features(torch.arange(8.0)).tolist() == list(sharing.own)

@@ -32,7 +32,8 @@ from bae_lens.comsem.collect.sampling import (
     TokenRows,
     read_instance,
 )
-from bae_lens.distributed import gather, is_main_process, n_processes, process_index
+from bae_lens.distributed.connection import is_main_process, n_processes, process_index
+from bae_lens.distributed.exchange import gather
 from bae_lens.evaluation.metrics import activated_features, is_binary
 from bae_lens.functional.outliers import is_outlier
 from bae_lens.saes.saelens_compat import get_special_token_ids, heads_concatenated
