@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from bae_lens import TrainingBAEConfig
 from bae_lens.cli import main as cli
-from bae_lens.distributed.connection import connect, is_main_process
+from bae_lens.distributed.connection import connect, finish, is_main_process
 from bae_lens.distributed.exchange import any_process, gather, gather_rows, shard
 from bae_lens.distributed.homes import is_first_at_home, n_homes
 from bae_lens.distributed.joining import check_alike, joined
@@ -118,6 +118,22 @@ class TestAlone:
         with pytest.raises(ConnectionError, match="another process of this run has ended or cannot be reached"):
             connect(backend="gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=2)
         assert not torch.distributed.is_initialized()
+
+    def test_an_exchange_that_is_done_just_when_it_counts_as_late_is_done(self):
+        class Exchange:
+            waited = 0
+
+            def wait(self, *timeout):
+                self.waited += 1
+                if timeout:
+                    raise RuntimeError("Operation timed out!")
+
+            def is_completed(self):
+                return True
+
+        exchange = Exchange()
+        finish(lambda *_, **__: exchange, torch.zeros(1))
+        assert exchange.waited == 2
 
     def test_a_group_of_others_is_left_alone(self, monkeypatch):
         monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)

@@ -150,6 +150,21 @@ def test_interrupted_run_goes_on_after_its_last_batch_of_baes(run, monkeypatch, 
     assert len(calls) == len(expected)
 
 
+def test_work_is_cut_as_the_process_with_least_memory_can_take_it(run, monkeypatch):
+    shared: list[list[list[int]]] = []
+    monkeypatch.setattr(dynamics_module, "gather", lambda value: [value, min(value, 2)] if value == 6 else [value])
+    monkeypatch.setattr(dynamics_module.TrainingMemory, "sets_at_a_time", lambda *_: 6)
+    share = dynamics_module.share
+
+    def noted(items, work):
+        shared.append(items)
+        share(items, work)
+
+    monkeypatch.setattr(dynamics_module, "share", noted)
+    run()
+    assert shared == [[[0, 1], [2, 3], [4, 5]]]
+
+
 def test_folder_of_other_settings_is_refused(run):
     run()
     with pytest.raises(ValueError, match=r"holds something else \(settings.d_sae: .* there, 8 now\)"):

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from sae_lens import TopKTrainingSAEConfig
 
-from bae_lens import TrainingBAEConfig
+from bae_lens import Contender, Experiment, Recipe, TrainingBAEConfig
+from bae_lens.comparison.experiment import check_hooks
 from bae_lens.saes.sharing import SharedFeatures, check_features_can_be_shared
 from bae_lens.training.trainer import check_processes
 
@@ -41,3 +43,12 @@ def test_codes_that_are_optimized_in_training_are_refused():
     cfg = TrainingBAEConfig(d_in=4, d_sae=8, max_flips=4, optimized_start_step=5)
     with pytest.raises(ValueError, match=r"mine is trained on optimized codes from step 5 on, .* leave out --shard"):
         check_features_can_be_shared("mine", cfg)
+
+
+@pytest.mark.usefixtures("of_nine")
+def test_features_are_not_shared_of_what_has_no_binary_code():
+    topk = {"Top-k": Contender((Recipe(TopKTrainingSAEConfig(d_in=4, d_sae=8, k=2), lr=1e-3),))}
+    experiment = Experiment("m", "text", "hook")
+    check_hooks(topk, experiment, {"hook": 4}, share_steps=True, shard_features=False)
+    with pytest.raises(ValueError, match="9 processes cannot share the steps of Top-k, a topk dictionary"):
+        check_hooks(topk, experiment, {"hook": 4}, share_steps=True, shard_features=True)

@@ -470,7 +470,7 @@ def test_a_simulation_that_leaves_tokens_out_is_counted_and_not_scored(chat_serv
     assert judge.client.unparsable == {"not a number for each token": 1}
 
 
-def test_simulation_without_log_probabilities_is_refused(chat_server):
+def test_simulation_without_log_probabilities_is_refused_or_not_kept(chat_server, cache_file):
     judge = LanguageModelJudge("m", ChatClient(chat_server.url), logprobs=False)
     sentence = "simulation needs log-probabilities; use a server that gives them, or leave simulation out; m"
     with pytest.raises(ValueError, match=f"{sentence} is not asked for any"):
@@ -481,6 +481,12 @@ def test_simulation_without_log_probabilities_is_refused(chat_server):
     for _ in range(2):  # such an answer is not kept
         assert finished(judge, judge.simulate("kinds of weather", [EXCERPT])) == [Prediction(None)]
     assert judge.client.unparsable == {"no log-probabilities": 2}
+    judge = LanguageModelJudge("m", ChatClient(chat_server.url, AnswerCache(cache_file)))
+    kept = {"text": "the\t0\nrain\t7\nfell\t0", "probabilities": []}  # as it may have been kept before
+    judge.client.cache.put({"server": judge.client.label, **chat_server.bodies[0]}, kept)
+    chat_server.raw = numbers
+    assert finished(judge, judge.simulate("kinds of weather", [EXCERPT])) != [Prediction(None)]
+    assert judge.client.usage.cached == 0
 
 
 def test_the_odd_one_out_is_named_by_its_number(chat_server):

@@ -36,6 +36,16 @@ def test_each_verdict_goes_to_its_instance():
         assert score(Recorder(wrong), [ONE, TWO], [OTHERS, OTHER]).value == 0.75
 
 
+def test_answers_of_no_use_are_counted_whichever_question_they_are_to():
+    class Judge:
+        async def judge(self, _, instances, question):
+            lost = Verdict(None, failed=True) if question == "marked token" else Verdict(None)
+            return [lost if instance in (ONE, TWO) else Verdict("cat" in instance.text) for instance in instances]
+
+    outcome = score(Judge(), [ONE, TWO, ONE], [OTHERS, OTHER])
+    assert (outcome.failed, outcome.unparsable) == (2, 1)
+
+
 def test_without_single_highlights_nothing_else_is_asked():
     judge = Recorder()
     score(judge, [TWO], [OTHERS])
