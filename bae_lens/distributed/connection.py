@@ -91,6 +91,7 @@ class Watch(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        """The thread's work: one meeting after another, until all want to part or one cannot be reached."""
         while True:
             leaving = torch.tensor([self._leaving.is_set()], dtype=torch.uint8)
             try:
