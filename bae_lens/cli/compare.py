@@ -62,7 +62,8 @@ class Compare:
     """Split of a dataset on the hub."""
     architectures: tuple[str, ...] = ARCHITECTURES
     """Dictionaries with default settings: bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk,
-    binary_topk, transcoder, topk_transcoder, binary_transcoder. Those described in the file take their place."""
+    binary_topk, transcoder, topk_transcoder, binary_transcoder, binary_topk_transcoder. Those described in the file
+    take their place."""
     dictionaries: Annotated[dict[str, DictionarySpec], tyro.conf.Suppress] = field(default_factory=dict)
     """Described in the file."""
     l0: int = 32

@@ -1,7 +1,7 @@
 """The result of a comparison: what was done, and what came out, as values that survive JSON."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -120,6 +120,9 @@ class Comparison:
     """In the order in which they were given."""
     comsem: Table1 | None = None
     """What a judge says of their features; None as long as `bae-lens comsem` has not asked."""
+    random_coding: list[RatePoint] = field(default_factory=list)
+    """Of random features that all fire equally often, as many as the widest dictionary has: what a binary code explains
+    whose encoder was not trained. Empty in results of earlier versions."""
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))

@@ -217,6 +217,7 @@ class _Comparing:
                 self._dictionary_result(name, recipe, trials, trained, metrics, losses, dashboards[name]())
                 for name, (recipe, trials) in chosen.items()
             ],
+            random_coding=baselines.random_coding,
         )
 
     def _share(self, trainings: list[_Training], work: Callable[[_Training], None], share_steps: bool) -> None:
@@ -318,7 +319,8 @@ class _Comparing:
         path = self.folder / "baselines.json"
         if not path.exists():
             with self.stopwatch.stage("PCA and Gaussian bound"):
-                write_json(path, Baselines.of(self._states("train"), self._states("test")))
+                widest = max(trial.cfg.d_sae for contender in self.contenders.values() for trial in contender.trials)
+                write_json(path, Baselines.of(self._states("train"), self._states("test"), widest))
         return validated(Baselines, read_json(path), str(path))
 
     def _dictionary_result(

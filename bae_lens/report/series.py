@@ -162,6 +162,7 @@ def _references(comparison: Comparison, hook: str) -> list[Series]:
         Series("PCA, quantized", _points(comparison.pca), GRAY, "dashed"),
         Series("Gaussian bound", _points(comparison.gaussian_bound), GRAY, "dotted"),
         Series("signs", _points(comparison.sign_coding), GRAY, "line"),
+        Series("random features", _points(comparison.random_coding), GRAY, "marked line", "diamond"),
     ]
 
 
