@@ -64,9 +64,9 @@ class SparseProbing:
     """A seeded sample of those with prompts of `characters` in the mean, at most."""
     characters: int = 100
     """Of a prompt, in the mean over a task: long prompts take most of the time."""
-    train_rows: int = 512
+    train_rows: int = 384
     """To learn from; sae-probes takes 1024."""
-    test_rows: int = 256
+    test_rows: int = 192
     """To test on. As many of either class as of the other."""
     ks: tuple[int, ...] = (1, 4, 16, 64)
     """Features that a probe sees: those whose means differ most between the classes."""
