@@ -3,9 +3,9 @@ r"""Sparse probing by sae-probes 0.4.2 (arXiv 2502.16681): how well do the k bes
 In an environment of its own, where its tasks come with the package and nothing is fetched:
 
 pip install -c benchmarks/saebench_constraints.txt -e ".[demo]" sae-probes && pip uninstall -y torchvision
-for layer in 10 20; do bae-lens compare --output runs/probing_$layer --hook-name blocks.$layer.hook_resid_post \
-    --architectures bae binary_topk standard topk gated --training-tokens 262144 --cached-tokens 98304 --no-every-help; done
-python benchmarks/sparse_probing.py --runs runs/probing_10 runs/probing_20 --output runs/sparse_probing
+bae-lens compare --output runs/probing --architectures bae binary_topk standard topk gated \
+    --training-tokens 262144 --cached-tokens 98304 --no-every-help
+python benchmarks/sparse_probing.py --runs runs/probing --output runs/sparse_probing
 
 Feature selection, logistic regression with its search for the penalty, and measures are sae-probes' own functions. What
 is finished is kept; the same command goes on.
@@ -16,7 +16,6 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +134,9 @@ class SparseProbing:
         chosen = {"all": best} if name == DENSE else {str(k): best[:k] for k in self.ks}
         return {
             k: asdict(
-                find_best_reg(x[:, columns].numpy(), y, x_test[:, columns], y_test, penalty="l2", seed=self.seed).metrics
+                find_best_reg(
+                    x[:, columns].numpy(), y, x_test[:, columns], y_test, penalty="l2", seed=self.seed
+                ).metrics
             )["test_auc"]
             for k, columns in chosen.items()
         }

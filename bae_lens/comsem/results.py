@@ -213,7 +213,9 @@ class ComSemReport:
         ]
         headings = [*TABLE, "matched score", "matched balanced accuracy"]
         rows = [headings, *[[row[0] + self.mark, *row[1:]] for row in rows]]
-        shown = [heading.removeprefix(WEIGHTED) not in SCORES or any(cells) for heading, *cells in zip(*rows, strict=True)]
+        shown = [
+            heading.removeprefix(WEIGHTED) not in SCORES or any(cells) for heading, *cells in zip(*rows, strict=True)
+        ]
         return [list(compress(row, shown)) for row in rows]
 
     def table(self) -> str:

@@ -5,8 +5,8 @@ that fire are the k of largest pre-activation, as far as they are over a thresho
 gradient of a bit among these k is the sigmoid's derivative, that of the others 0. A threshold is a bias with another
 sign, so that here the encoder's bias is all there is. What else differs is what a `BAE` has of its own: activations are
 standardized, the rows of the decoder have any norm, where theirs have norm 1, and the sigmoid has a temperature of 1,
-where their default is 2. Of an SAE they encode what is left of the input without the decoder's bias, which the encoder's
-bias can do as well; of a transcoder the input as it is, as here.
+where their default is 2. Their SAE subtracts the decoder's bias from its input, which the encoder's bias does as well;
+their transcoder does not.
 """
 
 from copy import deepcopy

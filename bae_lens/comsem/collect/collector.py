@@ -57,8 +57,9 @@ def collect(
     Special tokens are skipped, and so are outliers by `is_outlier`, unless nothing is to be left out: at any hook,
     against the median norm there of the tokens of the first 16 contexts.
     The strengths of a binary dictionary's bits are relative to its exact firing rates over these tokens, whatever its
-    own `prior`, and rescaled activations to their mean and deviation; codes wait for them in a temporary file. Dictionaries stay as they are; at hook_z they take heads
-    concatenated for the time being. Memory depends on the dictionaries, not on the length of the corpus.
+    own `prior`, and rescaled activations to their mean and deviation; the codes wait for these in a temporary file.
+    Dictionaries stay as they are; at hook_z they take heads concatenated for the time being. Memory depends on the
+    dictionaries, not on the length of the corpus.
     Several processes share the batches; each samples from all of them in order, and returns what a single one would.
     Raises ValueError for an unknown hook, a dictionary of another width, features that a dictionary does not have, and
     a text without tokens of content.
