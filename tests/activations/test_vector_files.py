@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bae_lens.compression import vector_files
-from bae_lens.compression.vector_files import VectorFile
+from bae_lens.activations import vector_files
+from bae_lens.activations.vector_files import VectorFile
 
 
 @pytest.fixture(autouse=True)
