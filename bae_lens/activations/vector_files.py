@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-import pyarrow.compute
 import torch
 from jaxtyping import Float, Shaped
-from pyarrow import parquet
+from pyarrow import compute, parquet
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -108,7 +107,7 @@ def values_in(path: Path, name: str | None = None) -> list[Any]:
             case ".txt":
                 values: Any = path.read_text(encoding="utf-8").splitlines()
             case ".npy":
-                values = _open_npy(path).tolist()
+                values = _open_npy(path, name).tolist()
             case ".parquet":
                 values = _checked_column(path, name).to_pylist()
             case ".safetensors":
@@ -149,7 +148,7 @@ class _Column:
 
     def _values(self, batch: pyarrow.RecordBatch, n: int) -> Tensor:
         column = batch.column(0)
-        lengths = pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False)
+        lengths = compute.list_value_length(column).to_numpy(zero_copy_only=False)  # pyright: ignore[reportAttributeAccessIssue]
         width = self.shape[-1] if n else int(lengths[0]) if len(lengths) and lengths[0] == lengths[0] else 0
         flat = column.flatten()
         wrong = (lengths != width).nonzero()[0]
