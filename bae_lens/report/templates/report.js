@@ -111,7 +111,8 @@ function tokenBox(token) {
 function exampleItem({ before, token, after, activation }) {
   const strength = element("span", { className: "strength", textContent: activation.toPrecision(3) });
   const space = token.startsWith(" ") && token.trim() ? " " : "";
-  const mark = element("mark", { textContent: visible(token.slice(space.length)) });
+  const whole = control.dashboard.dataset.unit === "vector"; // which nothing stands around that it must be told from
+  const mark = element(whole ? "span" : "mark", { textContent: visible(token.slice(space.length)) });
   const text = element("span", {}, before, space, mark, after);
   return element("li", {}, strength, text);
 }
