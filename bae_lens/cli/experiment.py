@@ -18,6 +18,7 @@ from bae_lens.distributed.connection import is_main_process
 from bae_lens.extras import COMMANDS, missing_packages
 from bae_lens.report.card import write_cards
 from bae_lens.storage import OnStage, check_folder, unwatched
+from bae_lens.training.compiler import check_compiler
 from bae_lens.training.tracking import UNTRACKED, Tracking
 
 REPORT_LIBRARIES = ("jinja2", "markupsafe", "matplotlib", "plotly")
@@ -49,6 +50,8 @@ def run_experiment(
     check_device(device)
     check_device(model_device)
     check_dtype(experiment.model_dtype, model_device)
+    if experiment.training.compile:
+        check_compiler(device)
     check_folder(folder)
     assert experiment.model is not None
     experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
