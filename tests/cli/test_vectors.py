@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bae_lens.cli import main as cli
+from bae_lens.cli.scored import scored_run
 from bae_lens.comparison.results import Comparison
 from bae_lens.storage import read_json
 
@@ -40,6 +41,8 @@ def test_train(run, tmp_path):
     assert trained.experiment.dataset == "x.npy"
     assert trained.dictionaries[0].features[0].examples[0].token.startswith("shot ")
     assert (tmp_path / "run" / "dictionaries" / "bae" / "README.md").exists()
+    with pytest.raises(ValueError, match="run holds dictionaries of vectors, and ComSem asks about tokens"):
+        scored_run(tmp_path / "run", [], None)
 
 
 @pytest.mark.slow
