@@ -50,9 +50,9 @@ class Sources:
     modules of Python's standard library; "qwen", the middle of another model."""
     second_model: str | None = None
     """For "qwen": a name on the hub or a folder."""
-    architectures: tuple[str, ...] = ("bae", "standard", "topk", "gated")
+    architectures: tuple[str, ...] = ("bae", "standard", "topk")
     l0: int = 32
-    trials: int = 3
+    trials: int = 1
     cached_tokens: int = 65_536
     held_out_tokens: int = 8_192
     training_tokens: int = 131_072
