@@ -85,11 +85,12 @@ def test_of_a_folder_that_was_locked_for_nothing_nothing_is_left(tmp_path):
     with locked(tmp_path / "a" / "b"):
         pass
     assert list(tmp_path.iterdir()) == []
-    for name in ("empty", "used"):
-        (tmp_path / name).mkdir()
-        with locked(tmp_path / name):
-            (tmp_path / "used" / "result.json").touch()
-    assert list((tmp_path / "empty").iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine"):
+        pass
+    assert list((tmp_path / "mine").iterdir()) == []
+    with locked(tmp_path / "used"):
+        (tmp_path / "used" / "result.json").touch()
     assert (tmp_path / "used" / "result.json").exists()
 
 
