@@ -180,7 +180,7 @@ def random_coding(
     codes: list[list[tuple[Tensor, Tensor]]] = [[] for _ in counts]
     for part in directions.split(FEATURES_AT_A_TIME, dim=1):
         pre, pre_new = known @ part, new @ part
-        largest = pre.topk(max(counts), dim=0).values
+        largest = pre.topk(max(counts, default=0), dim=0).values
         for code, count in zip(codes, counts, strict=True):
             code.append((pre >= largest[count - 1], pre_new >= largest[count - 1]))
     variance = (test.double() - test.double().mean(0)).square().sum()

@@ -197,6 +197,7 @@ def test_random_features_are_judged_on_vectors_they_were_not_learned_from():
     assert point.explained_variance < -10
     with pytest.raises(ValueError, match="same width, got 4 and 3"):
         random_coding(known, torch.randn(5, 3), 16, [4])
+    assert random_coding(known, new, 16, []) == []
     for l0 in (0, 16):
         with pytest.raises(ValueError, match=f"l0 must lie between 0 and n_features = 16, got {l0}"):
             random_coding(known, new, 16, [4, l0])
