@@ -130,7 +130,8 @@ def test_what_a_topk_code_cannot_have():
 
 def test_a_transcoder_encodes_the_k_largest_and_writes_another_width():
     cfg = BinaryTopKTranscoderConfig(d_in=6, d_sae=12, d_out=4, k=3, skip=True)
-    sae, x = BinaryTopKTranscoder(cfg), torch.randn(100, 6)
+    sae: Any = BinaryTopKTranscoder(cfg)
+    x = torch.randn(100, 6)
     for parameter in sae.parameters():
         parameter.data.normal_()
     code, pre = sae.encode(x), x @ sae.W_enc + sae.b_enc
