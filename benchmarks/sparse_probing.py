@@ -2,7 +2,7 @@ r"""Sparse probing by sae-probes 0.4.2 (arXiv 2502.16681): how well do the k bes
 
 In an environment of its own, where its tasks come with the package and nothing is fetched:
 
-pip install -c benchmarks/saebench_constraints.txt -e ".[demo]" sae-probes && pip uninstall -y torchvision
+pip install -e ".[demo]" sae-probes==0.4.2
 bae-lens compare --output runs/probing --architectures bae binary_topk standard topk gated \
     --training-tokens 262144 --cached-tokens 98304 --no-every-help
 python benchmarks/sparse_probing.py --runs runs/probing --output runs/sparse_probing
@@ -14,7 +14,7 @@ is finished is kept; the same command goes on.
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,7 @@ class SparseProbing:
         hooks = [str(read_json(folder / "run.json")["hook_name"]) for folder in self.runs]
         self._activations(tasks, hooks)
         results = {hook: self._probed(folder, hook, tasks) for folder, hook in zip(self.runs, hooks, strict=True)}
-        write_json(self.summary, {**machine(), "auc": results}, indent=1)
+        write_json(self.summary, {**machine(), "tasks": [task.name for task in tasks], "auc": results})
         for hook, by_name in results.items():
             print(f"\n{hook}: AUC over {len(tasks)} tasks, and less the BAE's\n\n{self._table(by_name)}")
 
@@ -128,18 +128,15 @@ class SparseProbing:
 
     @torch.no_grad()
     def _auc(self, name: str, features: Tensor, labels: np.ndarray) -> dict[str, float]:
-        x, x_test = features[: self.train_rows], features[self.train_rows :].numpy()
+        x, x_test = features.split([self.train_rows, self.test_rows])
         y, y_test = labels[: self.train_rows], labels[self.train_rows :]
         best = get_sorted_indices(x, torch.from_numpy(y), mean_act_normalization)
         chosen = {"all": best} if name == DENSE else {str(k): best[:k] for k in self.ks}
-        return {
-            k: asdict(
-                find_best_reg(
-                    x[:, columns].numpy(), y, x_test[:, columns], y_test, penalty="l2", seed=self.seed
-                ).metrics
-            )["test_auc"]
-            for k, columns in chosen.items()
-        }
+        return {k: self._probe(x[:, columns], y, x_test[:, columns], y_test) for k, columns in chosen.items()}
+
+    def _probe(self, x: Tensor, y: np.ndarray, x_test: Tensor, y_test: np.ndarray) -> float:
+        found = find_best_reg(x.numpy(), y, x_test.numpy(), y_test, penalty="l2", seed=self.seed)
+        return round(found.metrics.test_auc, 4)
 
     def _table(self, results: dict[str, dict[str, list[float]]]) -> str:
         ks = [str(k) for k in self.ks]

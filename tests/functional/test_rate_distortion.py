@@ -173,7 +173,7 @@ def test_signs_are_judged_on_vectors_they_were_not_learned_from():
 
 
 def test_random_features_fire_equally_often_and_are_decoded_by_least_squares():
-    x = 5 + torch.randn(4000, 3) @ torch.tensor([[2.0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0.5, 1]])
+    x = 5 + torch.randn(4000, 3).square() @ torch.tensor([[2.0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0.5, 1]])
     points = random_coding(x, x, 40, [8, 2])
     directions = torch.randn(4, 40, generator=torch.Generator().manual_seed(0)).double()
     centered = x.double() - x.double().mean(0)
