@@ -93,6 +93,9 @@ class Compare:
     """Where the model and the dictionaries run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    device_map: str | None = None
+    """For a model that is too large for one GPU: over which it is spread, as transformers says it: auto, balanced,
+    balanced_low_0, sequential, or a JSON object from its parts to devices."""
     tracking: Tracking = UNTRACKED
     """Where metrics go while dictionaries train."""
     plan: bool = False
@@ -124,6 +127,7 @@ class Compare:
                 self.output,
                 device,
                 model_device=self.model_device,
+                device_map=self.device_map,
                 share_steps=self.share_steps,
                 tracking=self.tracking,
             )
@@ -170,7 +174,7 @@ class Compare:
         shape = model_shape(self.model)
         contenders = self._contenders(lambda hooks: {hook: shape.width_at(hook) for hook in hooks}, self.hook_name)
         room = resources(self.output, self.device, self.disk, self.gpu_memory)
-        beside = self.model_device in (None, self.device)
+        beside = self.model_device in (None, self.device) and self.device_map is None
         plan = plan_comparison(shape, self.experiment, contenders, room, beside)
         if plan.misfits:
             return plan, ""

@@ -69,6 +69,9 @@ class Train:
     """Where the model and the dictionary run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    device_map: str | None = None
+    """For a model that is too large for one GPU: over which it is spread, as transformers says it: auto, balanced,
+    balanced_low_0, sequential, or a JSON object from its parts to devices."""
     tracking: Tracking = UNTRACKED
     """Where metrics go while dictionaries train."""
     shard_features: bool = False
@@ -102,6 +105,7 @@ class Train:
                 self.output,
                 device,
                 model_device=self.model_device,
+                device_map=self.device_map,
                 share_steps=True,
                 shard_features=self.shard_features,
                 tracking=self.tracking,
