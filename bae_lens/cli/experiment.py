@@ -61,13 +61,14 @@ def run_experiment(
     if experiment.training.compile:
         check_compiler(device)
     check_folder(folder)
+    assert experiment.model is not None
     experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
     on_stage(LOADING, None)
     start = time.monotonic()
     source = (experiment.dataset, experiment.text_column, experiment.dataset_split)
     text = None if (folder / CONTEXTS_FOLDER).exists() else load_text(*source)
     size = experiment.contexts.context_size
-    model = load_model(experiment.model, model_device, size, experiment.model_dtype, spread)
+    model = load_model(str(experiment.model), model_device, size, experiment.model_dtype, spread)
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
     on_stage(LOADING, loading)
@@ -85,11 +86,12 @@ def run_experiment(
         tracking=tracking,
     )
     if is_main_process():
-        _write_report(comparison, folder, on_stage)
+        write_results(comparison, folder, on_stage)
     return comparison
 
 
-def _write_report(comparison: Comparison, folder: Path, on_stage: OnStage) -> None:
+def write_results(comparison: Comparison, folder: Path, on_stage: OnStage = unwatched) -> None:
+    """Writes cards and, if its libraries are there, pictures and report."""
     if not missing_packages(REPORT_LIBRARIES):
         from bae_lens.report.page import write_report
         from bae_lens.report.png import write_pictures
@@ -115,13 +117,15 @@ def summary(comparison: Comparison, folder: Path) -> str:
         for dictionary in comparison.dictionaries
         if dictionary.hook_name_out != comparison.experiment.hook_name
     ]
-    return f"{terminal_table(comparison)}\n\n{''.join(elsewhere)}{where}"
+    split = "" if comparison.split is None else f"{comparison.split}\n"
+    return f"{terminal_table(comparison)}\n\n{split}{''.join(elsewhere)}{where}"
 
 
 def terminal_table(comparison: Comparison) -> str:
     """The columns of the table that matter most, in at most 100 characters unless names are long."""
-    rows = [[TABLE[column](dictionary) for column in COLUMNS] for dictionary in comparison.dictionaries]
-    return aligned([wrapped(column) for column in COLUMNS], rows)
+    columns = [column for column in COLUMNS if column in comparison.columns]
+    rows = [[TABLE[column](dictionary) for column in columns] for dictionary in comparison.dictionaries]
+    return aligned([wrapped(column) for column in columns], rows)
 
 
 def wrapped(heading: str) -> tuple[str, str]:

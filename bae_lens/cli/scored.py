@@ -129,7 +129,10 @@ def scored_run(folder: Path, names: Sequence[str], text: Text | None) -> Scored:
     Raises ValueError for a folder that is no run, and for what is no longer there.
     """
     path = folder / RUN_FILE
-    run = validated(AnalyzedRun, read_json(path), str(path))
+    content = read_json(path)
+    if isinstance(content, dict) and "vectors" in content:
+        raise ValueError(f"{folder} holds dictionaries of vectors, and ComSem asks about tokens of a language model")
+    run = validated(AnalyzedRun, content, str(path))
     for name in (run.model, run.dataset) if text is None else (run.model,):
         if Path(name).is_absolute() and not Path(name).exists():
             raise ValueError(f"{path} names {name}, which is not there; bring it back, or write there where it is")

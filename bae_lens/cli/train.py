@@ -2,16 +2,20 @@
 
 import ast
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
+from bae_lens.activations.vectors import HOOK
 from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import run_experiment, summary
-from bae_lens.comparison.dictionaries import DictionarySpec
+from bae_lens.cli.vectors import run_on_vectors, vector_files
+from bae_lens.comparison.dictionaries import DictionarySpec, WidthsAt
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.distributed.joining import joined
 from bae_lens.saes.training_config import Preset
@@ -22,15 +26,15 @@ from bae_lens.training.tracking import UNTRACKED, Tracking
 
 @dataclass(frozen=True)
 class Train:
-    """Train one dictionary on a language model's activations and measure it on held-out documents.
+    """Train one dictionary on a language model's activations, or files of vectors, and measure it on held-out ones.
 
     Several processes train one binary code together: torchrun --nproc-per-node 2 -m bae_lens train ...
     """
 
-    hook_name: str
-    """Where in the model the activations are taken, such as blocks.10.hook_resid_post; where a transcoder reads."""
     output: Path
     """Folder for activations, dictionary and report; the same command goes on after an interruption."""
+    hook_name: str | None = None
+    """Where in the model the activations are taken, such as blocks.10.hook_resid_post; where a transcoder reads."""
     model: str = DEMO_MODEL
     """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
     dataset: str = DEMO_TEXT
@@ -39,6 +43,16 @@ class Train:
     """Column that holds the text."""
     dataset_split: str = "train"
     """Split of a dataset on the hub."""
+    vectors: tuple[str, ...] = ()
+    """Instead of a model and a text, files of vectors, .npy, .pt, .safetensors or .parquet, one after another."""
+    array: str | None = None
+    """Of --vectors: the array of .safetensors or the column of .parquet files that holds them, if there are several."""
+    documents: str | None = None
+    """Of --vectors: what says of which document, video, protein or other whole each is, so that none is both trained on
+    and measured on. A .npy or .txt file with a value for each vector, or an array or a column beside them. By default
+    they are split by blocks of neighboring rows."""
+    labels: str | None = None
+    """Of --vectors: what says likewise what each is of, for the report."""
     architecture: str = "bae"
     """bae, standard, topk, gated, jumprelu, batchtopk, binary_topk, transcoder, topk_transcoder, binary_transcoder, or
     another that SAELens trains."""
@@ -79,11 +93,17 @@ class Train:
     for a single device. (Each needs the memory of the host for the whole, once, without the optimizer's.)"""
 
     def run(self) -> str:
-        """Trains, writes dictionary and results into `output`, and returns the table."""
+        """Trains, writes dictionary and results into `output`, and returns the table.
+
+        Raises ValueError for flags that contradict one another.
+        """
+        files = vector_files(self)
+        if files is None and self.hook_name is None:
+            raise ValueError("name where in the model activations are taken with --hook-name, or files with --vectors")
         experiment = Experiment(
             self.model,
             self.dataset,
-            self.hook_name,
+            self.hook_name or HOOK,
             self.text_column,
             self.dataset_split,
             self.contexts,
@@ -95,21 +115,27 @@ class Train:
         )
         spec = self.spec()
 
-        def contenders(model: Any, hook_name: str) -> dict[str, Contender]:
-            return {self.architecture: spec.contender(model, hook_name, self.expansion, self.training.steps)}
+        def made(widths_at: WidthsAt, hook_name: str) -> dict[str, Contender]:
+            made = spec.contender_by_width(widths_at, hook_name, self.expansion, self.training.steps)
+            return {self.architecture: made}
 
+        def contenders(model: Any, hook_name: str) -> dict[str, Contender]:
+            return made(partial(hook_widths, model), hook_name)
+
+        options: Any = {"share_steps": True, "shard_features": self.shard_features, "tracking": self.tracking}
         with joined(self.device, self.output, flat(asdict(self))) as device:
-            comparison = run_experiment(
-                experiment,
-                contenders,
-                self.output,
-                device,
-                model_device=self.model_device,
-                device_map=self.device_map,
-                share_steps=True,
-                shard_features=self.shard_features,
-                tracking=self.tracking,
-            )
+            if files is not None:
+                comparison = run_on_vectors(files, experiment, made, self.output, device, **options)
+            else:
+                comparison = run_experiment(
+                    experiment,
+                    contenders,
+                    self.output,
+                    device,
+                    model_device=self.model_device,
+                    device_map=self.device_map,
+                    **options,
+                )
             return summary(comparison, self.output)
 
     def spec(self) -> DictionarySpec:
