@@ -20,6 +20,7 @@ from bae_lens.cli.scored import Scored, Text, scored_sources
 from bae_lens.comsem.collect.corpus import CorpusSettings, text_contexts
 from bae_lens.comsem.collect.dictionaries import load_dictionary
 from bae_lens.distributed.homes import made_if_used
+from bae_lens.saes.bae import BAE
 from bae_lens.saes.transcoder import hooks_of
 from bae_lens.storage import write_json, written_whole
 
@@ -155,7 +156,7 @@ def _shown(name: str, sae: SAE[Any]) -> SAE[Any]:
             f"SAEDashboard shows dictionaries that read and write at one hook, and {name} reads {hook_name} and writes "
             f"{hook_name_out}; choose another"
         )
-    return sae.to_graded_sae() if hasattr(sae, "to_graded_sae") else sae
+    return sae.to_graded_sae() if isinstance(sae, BAE) else sae
 
 
 def _run(python: Path, job: Path) -> None:
