@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import torch
-from sae_lens import SAE, SAETrainer, TrainingSAE, TrainingSAEConfig
+from sae_lens import SAE, SAEConfig, SAETrainer, TrainingSAE, TrainingSAEConfig
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -130,14 +130,14 @@ def train_dictionary(
     return TrainedDictionary(sae, report.seconds, report.memory_gib, report.curve)
 
 
-def check_widths(name: str, cfg: TrainingSAEConfig, widths: Mapping[str, int]) -> None:
+def check_widths(name: str, cfg: SAEConfig, widths: Mapping[str, int]) -> None:
     """Raises ValueError unless a dictionary fits the hooks that it reads and writes, given with their widths.
 
     An SAE has one hook, a transcoder two.
     """
     if hasattr(cfg, "d_out") != (len(widths) == 2):
         kind, hooks = ("a transcoder", "two hooks") if hasattr(cfg, "d_out") else ("no transcoder", "one hook")
-        raise ValueError(f"{name} is {kind} and is trained on {hooks}, got {', '.join(widths)}")
+        raise ValueError(f"{name} is {kind} and takes {hooks}, got {', '.join(widths)}")
     for field, (hook_name, width) in zip(("d_in", "d_out"), widths.items(), strict=False):
         if getattr(cfg, field) != width:
             configured = getattr(cfg, field)
