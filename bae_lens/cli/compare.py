@@ -180,9 +180,7 @@ class Compare:
             default_spec(architecture, self.l0, d_sae, self.trials) for architecture in architectures
         )
         if twice := self.pretrained.keys() & specs.keys():
-            raise ValueError(
-                f"two dictionaries are called {', '.join(sorted(twice))}; rename those of --pretrained"
-            )
+            raise ValueError(f"two dictionaries are called {', '.join(sorted(twice))}; rename those of --pretrained")
         specs = {**specs, **{name: PretrainedSpec(source) for name, source in self.pretrained.items()}}
         return {
             name: spec.contender_by_width(widths_at, hook_name, self.expansion, self.training.steps)
@@ -191,7 +189,7 @@ class Compare:
         }
 
     def planned(self) -> tuple[Plan, str]:
-        """The plan of what is trained, with times if the device is here and what is asked for fits on it, and what is to be said of them.
+        """The plan of what is trained, with times if the device is here and it fits there, and what is said of them.
 
         Raises ValueError for a model whose config is not to be had, and for hooks whose width does not follow from it.
         """

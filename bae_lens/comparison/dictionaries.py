@@ -98,7 +98,8 @@ class DictionarySpec:
         at_hook = widths_at(hooks)
         widths = {side: at_hook[hook] for side, hook in zip(("d_in", "d_out"), hooks, strict=False)}
         recipes = tuple(self._recipe(trial, widths, expansion, training_steps) for trial in self.trials)
-        return Contender(recipes, *(hooks if self.is_transcoder else ()))
+        reads, writes = hooks if self.is_transcoder else (None, None)
+        return Contender(recipes, reads, writes)
 
     def _recipe(self, trial: dict[str, Any], widths: dict[str, int], expansion: int, training_steps: int) -> Recipe:
         training_class, config_class = SAE_TRAINING_CLASS_REGISTRY[self.architecture]
@@ -149,9 +150,7 @@ class PretrainedSpec:
         """
         sae = load_pretrained(self.pretrained)
         if not (self.hook_name or sae.cfg.metadata.hook_name):
-            raise ValueError(
-                f"{self.pretrained} does not say which hook it reads; name its hook_name in a file"
-            )
+            raise ValueError(f"{self.pretrained} does not say which hook it reads; name its hook_name in a file")
         hooks = hooks_of(sae)
         is_transcoder = hasattr(sae.cfg, "d_out")
         if self.hook_name_out is not None and not is_transcoder:

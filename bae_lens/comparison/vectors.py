@@ -44,11 +44,11 @@ def compare_vectors(
     experiment = replace(experiment, hook_name=HOOK)
     check_contenders(contenders)
     for name, contender in contenders.items():
-        hooks = contender.hooks(HOOK)
-        if len(hooks) > 1:
+        hook_name, *others = contender.hooks(HOOK)
+        if others:
             raise ValueError(f"{name} is a transcoder, which needs activations at two hooks of a model; leave it out")
-        if hooks != (HOOK,) and (contender.pretrained is None or contender.pretrained.elsewhere):
-            raise ValueError(f"{name} is to read {hooks[0]} of a model, and vectors have {HOOK} only; name that hook")
+        if hook_name != HOOK and (contender.pretrained is None or contender.pretrained.elsewhere):
+            raise ValueError(f"{name} is to read {hook_name} of a model, and vectors have {HOOK} only; name that hook")
     share_steps |= shard_features
     check_hooks(contenders, experiment, {HOOK: vectors.d}, share_steps, shard_features)
     tune = any(len(contender.trials) > 1 for contender in contenders.values())

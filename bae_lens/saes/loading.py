@@ -53,9 +53,7 @@ def load_pretrained(source: str, device: str = "cpu") -> SAE[Any]:
         sae = SAE.from_pretrained(release, sae_id, device)
     except Exception as error:  # unknown names, no network and damaged files fail in many ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(
-            f"{source} is no folder, and not to be had from the hub as RELEASE/SAE_ID ({reason})"
-        ) from error
+        raise ValueError(f"{source} is no folder, and not to be had from the hub ({reason})") from error
     _check_values(sae, f"the dictionary {source}")
     return sae
 

@@ -137,7 +137,7 @@ def check_widths(name: str, cfg: SAEConfig, widths: Mapping[str, int]) -> None:
     """
     if hasattr(cfg, "d_out") != (len(widths) == 2):
         kind, hooks = ("a transcoder", "two hooks") if hasattr(cfg, "d_out") else ("no transcoder", "one hook")
-        raise ValueError(f"{name} is {kind} and takes {hooks}, got {', '.join(widths)}")
+        raise ValueError(f"{name} is {kind} and is trained on {hooks}, got {', '.join(widths)}")
     for field, (hook_name, width) in zip(("d_in", "d_out"), widths.items(), strict=False):
         if getattr(cfg, field) != width:
             configured = getattr(cfg, field)

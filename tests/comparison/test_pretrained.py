@@ -1,4 +1,3 @@
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -29,7 +28,7 @@ def contender(source, **hooks):
     return PretrainedSpec(str(source), **hooks).contender_by_width(lambda _: {}, HOOK, 4, 10)
 
 
-def test_they_are_measured_as_those_that_are_trained(trained, tiny_model, tiny_dataset, tmp_path, monkeypatch):
+def test_they_are_measured_as_those_that_are_trained(trained, tiny_model, tiny_dataset, tmp_path):
     first, folder = trained
     theirs = {name: contender(folder / name) for name in ("BAE", "Transcoder")}
     experiment = replace(EXPERIMENT, seeds=(0, 1))
@@ -58,14 +57,9 @@ def test_they_are_measured_as_those_that_are_trained(trained, tiny_model, tiny_d
     page = write_report(result, tmp_path / "second").read_text()
     assert "Pretrained, on other or more tokens" in page
     assert str(folder) not in page
-    for name in ("train_dictionary", "evaluate_dictionary"):
-        monkeypatch.setattr(f"bae_lens.comparison.run.{name}", lambda *_, **__: pytest.fail("done again"))
-    shutil.rmtree(tmp_path / "second" / "trials", ignore_errors=True)
 
 
-def test_a_second_start_measures_nothing_again_and_refuses_other_weights(
-    trained, tiny_model, tiny_dataset, tmp_path, monkeypatch
-):
+def test_a_second_start_does_nothing_again(trained, tiny_model, tiny_dataset, tmp_path, monkeypatch):
     folder = trained[1]
     given = (tiny_model, tiny_dataset, {"Theirs": contender(folder / "BAE")}, EXPERIMENT, tmp_path / "second")
     result = compare(*given)
@@ -131,9 +125,7 @@ def test_what_cannot_be_measured_is_refused(tiny_model, tiny_dataset, tmp_path, 
         raise OSError("no network")
 
     monkeypatch.setattr(SAE, "from_pretrained", unreachable)
-    with pytest.raises(
-        ValueError, match=r"gpt2/x is no folder, and not to be had from the hub \(OSError: no network\)"
-    ):
+    with pytest.raises(ValueError, match=r"gpt2/x is no folder, and not to be had .*\(OSError: no network\)"):
         contender("gpt2/x")
     with pytest.raises(ValueError, match="a dictionary is a folder or RELEASE/SAE_ID on the hub, got 'nowhere'"):
         contender("nowhere")
