@@ -123,19 +123,12 @@ class Train:
             return made(partial(hook_widths, model), hook_name)
 
         options: Any = {"share_steps": True, "shard_features": self.shard_features, "tracking": self.tracking}
+        placed = {"model_device": self.model_device, "device_map": self.device_map}
         with joined(self.device, self.output, flat(asdict(self))) as device:
             if files is not None:
                 comparison = run_on_vectors(files, experiment, made, self.output, device, **options)
             else:
-                comparison = run_experiment(
-                    experiment,
-                    contenders,
-                    self.output,
-                    device,
-                    model_device=self.model_device,
-                    device_map=self.device_map,
-                    **options,
-                )
+                comparison = run_experiment(experiment, contenders, self.output, device, **placed, **options)
             return summary(comparison, self.output)
 
     def spec(self) -> DictionarySpec:

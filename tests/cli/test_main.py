@@ -373,7 +373,7 @@ dictionaries:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sedes: [1]", "contexts, dataset, dataset_split, device, device_map, every_help, expansion"),
+        ("sedes: [1]", "contexts, dataset, dataset_split, device, device_map, documents, every_help, expansion"),
         ("output: here", "dictionaries at the top, got {'output': 'here'}"),
         ("training: {batch: 3}", "takes autocast, batch_size, compile, lr_decay, training_tokens here"),
         ("expansion: four", "expansion: Input should be a valid integer, got 'four'"),
