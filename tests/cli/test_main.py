@@ -104,6 +104,17 @@ def test_train_runs_on_a_bridge_and_resolves_its_aliases(train, tmp_path, monkey
     assert bae.cfg.metadata.model_class_name == "SAETransformerBridge"
 
 
+def test_train_on_a_model_by_a_device_map_is_that_on_a_bridge(train, tmp_path, capsys):
+    train("--device-map", '{"": "cpu"}')
+    with pytest.raises(SystemExit):
+        train("--device-map", '{"": "cpu"}', "--model-device", "cpu", "--output", str(tmp_path / "other"))
+    assert (
+        "a model runs on one device or by a device map, got both; leave out cpu or the map" in capsys.readouterr().err
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["dictionaries"][0]["runs"][0]["metrics"]["explained_variance"] > 0.1
+
+
 def test_train_takes_other_architectures_and_its_fields(train, tmp_path):
     train("--architecture", "topk", "--set", "k", "4")
     assert SAE.load_from_disk(tmp_path / "run" / "dictionaries" / "topk").cfg.k == 4
@@ -362,9 +373,9 @@ dictionaries:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sedes: [1]", "contexts, dataset, dataset_split, device, every_help, expansion"),
+        ("sedes: [1]", "contexts, dataset, dataset_split, device, device_map, documents, every_help, expansion"),
         ("output: here", "dictionaries at the top, got {'output': 'here'}"),
-        ("training: {batch: 3}", "takes autocast, batch_size, lr_decay, training_tokens here"),
+        ("training: {batch: 3}", "takes autocast, batch_size, compile, lr_decay, training_tokens here"),
         ("expansion: four", "expansion: Input should be a valid integer, got 'four'"),
         ("expansion: 4.5", "expansion: Input should be a valid integer, got 4.5"),
         ("training: {batch_size: 1}", "batch_size must be at least 2, got 1"),
