@@ -1,18 +1,21 @@
 """`bae-lens train`."""
 
 import ast
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.hook_names import expand_hooks
 from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.cli.device import DEFAULT_DEVICE
-from bae_lens.cli.experiment import run_experiment, summary
+from bae_lens.cli.experiment import HookNames, summary_at_hooks
 from bae_lens.comparison.dictionaries import DictionarySpec
 from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.comparison.hooks import check_specs
 from bae_lens.distributed.joining import joined
 from bae_lens.saes.training_config import Preset
 from bae_lens.storage import flat
@@ -25,10 +28,12 @@ class Train:
     """Train one dictionary on a language model's activations and measure it on held-out documents.
 
     Several processes train one binary code together: torchrun --nproc-per-node 2 -m bae_lens train ...
+    At several hooks each trains those of other hooks.
     """
 
-    hook_name: str
-    """Where in the model the activations are taken, such as blocks.10.hook_resid_post; where a transcoder reads."""
+    hook_name: HookNames
+    """Where in the model the activations are taken, such as blocks.10.hook_resid_post; where a transcoder reads. At
+    several, or a pattern such as 'blocks.{0,5,10}.hook_resid_post', a dictionary is trained at each."""
     output: Path
     """Folder for activations, dictionary and report; the same command goes on after an interruption."""
     model: str = DEMO_MODEL
@@ -77,10 +82,11 @@ class Train:
 
     def run(self) -> str:
         """Trains, writes dictionary and results into `output`, and returns the table."""
+        hook_names = expand_hooks(self.hook_name)
         experiment = Experiment(
             self.model,
             self.dataset,
-            self.hook_name,
+            hook_names[0],
             self.text_column,
             self.dataset_split,
             self.contexts,
@@ -91,37 +97,33 @@ class Train:
             cache_dtype=self.cache_dtype,
         )
         spec = self.spec()
+        several = len(hook_names) > 1
 
         def contenders(model: Any, hook_name: str) -> dict[str, Contender]:
-            return {self.architecture: spec.contender(model, hook_name, self.expansion, self.training.steps)}
+            check_specs({self.architecture: spec}, hook_widths(model, hook_names))
+            at_hook = replace(spec, hook_name=hook_name) if spec.is_transcoder else spec
+            return {self.architecture: at_hook.contender(model, hook_name, self.expansion, self.training.steps)}
 
         with joined(self.device, self.output, flat(asdict(self))) as device:
-            comparison = run_experiment(
+            return summary_at_hooks(
                 experiment,
+                hook_names,
                 contenders,
                 self.output,
                 device,
-                model_device=self.model_device,
-                share_steps=True,
+                self.model_device,
+                share_steps=not several,
                 shard_features=self.shard_features,
                 tracking=self.tracking,
             )
-            return summary(comparison, self.output)
 
     def spec(self) -> DictionarySpec:
-        """The dictionary that the flags describe. Raises ValueError for flags that contradict."""
+        """The dictionary that the flags describe, but for where a transcoder reads.
+
+        Raises ValueError for an architecture that cannot be trained.
+        """
         config = {key: _literal(value) for key, value in self.set.items()}
-        spec = DictionarySpec(self.architecture, config, self.lr, self.preset)
-        if spec.is_transcoder or self.hook_name_out:
-            return DictionarySpec(
-                self.architecture,
-                config,
-                self.lr,
-                self.preset,
-                hook_name=self.hook_name,
-                hook_name_out=self.hook_name_out,
-            )
-        return spec
+        return DictionarySpec(self.architecture, config, self.lr, self.preset, hook_name_out=self.hook_name_out)
 
 
 def _literal(text: str) -> Any:

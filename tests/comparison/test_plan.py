@@ -36,7 +36,8 @@ def contenders(d_sae: int = 8192, trials: int = 1) -> dict[str, Contender]:
 
 
 def planned(plan_of: Experiment = EXPERIMENT, resources: Resources = AMPLE, **options):
-    return plan_comparison(LLAMA, plan_of, options.pop("contenders", contenders()), resources, **options)
+    made = {plan_of.hook_name: options.pop("contenders", contenders())}
+    return plan_comparison(LLAMA, plan_of, made, resources, **options)
 
 
 def number_after(words: str, sentence: str) -> int:
@@ -62,7 +63,7 @@ def test_disk_and_tokens_are_those_of_a_run(tiny_model, tiny_dataset, tmp_path: 
     compare(tiny_model, Dataset.from_dict({"text": documents}), two, experiment, tmp_path / "run")
     arrays = sum(np.load(path, mmap_mode="r").nbytes for path in tmp_path.rglob("*.npy"))
     weights = sum(path.stat().st_size for path in tmp_path.rglob("sae_weights.safetensors"))
-    stages = plan_comparison(ModelShape(16, 2, 2, 32, 4096), experiment, two, AMPLE).stages
+    stages = plan_comparison(ModelShape(16, 2, 2, 32, 4096), experiment, {experiment.hook_name: two}, AMPLE).stages
     assert sum(stage.disk for stage in stages[:3]) == arrays
     # Files have headers; two checkpoints of three times the weights are there while one of the three is trained.
     assert sum(stage.disk for stage in stages[3:]) == pytest.approx(weights * (3 + 2 * 3) / 3, rel=0.1)
@@ -89,7 +90,7 @@ def test_by_hand():
 
 def test_seconds_are_those_of_the_steps():
     of_dictionaries = {name: DictionaryTiming(step=0.5, measured_token=0.01) for name in ("BAE", "ReLU")}
-    timings = Timings(PassTiming(layer=1e-6, prediction=1e-5), of_dictionaries)
+    timings = Timings(PassTiming(layer=1e-6, prediction=1e-5), {EXPERIMENT.hook_name: of_dictionaries})
     plan = planned(replace(EXPERIMENT, seeds=(0, 1), every_help=False), timings=timings)
     seconds = {stage.name: stage.seconds for stage in plan.stages}
     assert seconds["train BAE"] == 2 * 1000 * 0.5
