@@ -15,6 +15,7 @@ from bae_lens.activations.models import load_model
 from bae_lens.activations.precision import Dtype, check_dtype, torch_dtype
 from bae_lens.activations.sources import DEMO_TEXT, load_text
 from bae_lens.comparison.experiment import FOLDER_NAME
+from bae_lens.comparison.hooks import HOOKS_FOLDER
 from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.collect.dictionaries import load_dictionary
 from bae_lens.saes.loading import CONFIG_FILE
@@ -101,10 +102,16 @@ class Scored:
 def scored_run(folder: Path, names: Sequence[str], text: Text | None) -> Scored:
     """Dictionaries of a run, by default all that are finished, on its held-out documents or another text.
 
-    Raises ValueError for a folder that is no run, and for what is no longer there.
+    Raises ValueError for a folder that is no run or one at several hooks, and for what is no longer there.
     """
     path = folder / RUN_FILE
-    run = validated(AnalyzedRun, read_json(path), str(path))
+    content = read_json(path)
+    if hook_names := content.get("hook_names"):
+        raise ValueError(
+            f"the dictionaries of one hook are scored together, and {folder} has those of {len(hook_names)} in "
+            f"{folder / HOOKS_FOLDER}; choose one of the folders there, such as {hook_names[0]}"
+        )
+    run = validated(AnalyzedRun, content, str(path))
     for name in (run.model, run.dataset) if text is None else (run.model,):
         if Path(name).is_absolute() and not Path(name).exists():
             raise ValueError(f"{path} names {name}, which is not there; bring it back, or write there where it is")

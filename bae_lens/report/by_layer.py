@@ -40,11 +40,12 @@ MEASURES: dict[str, Callable[[HookRow], float | None]] = {
     "support bits": lambda row: row.support_bits,
     "value bits": lambda row: None if row.is_binary else row.value_bits,
     "joint bits": lambda row: row.joint_bits,
-    "Feature Activated": lambda row: row.feature_activated,
-    "dead": lambda row: row.dead,
-    "dense": lambda row: row.dense,
+    "Feature Activated": lambda row: float(row.feature_activated),
+    "dead": lambda row: float(row.dead),
+    "dense": lambda row: float(row.dense),
 }
 """What is drawn, by the heading of its column; None where there is nothing to draw."""
+SHARES, COUNTS = ("explained variance", "CE recovered"), ("Feature Activated", "dead", "dense")
 OWN_EXPLANATIONS = {
     "hook": "Of the comparison, with a link to its report.",
     "joint bits": HELP_EXPLANATIONS["joint bits"],
@@ -134,9 +135,16 @@ def _chart(result: HookComparisons, measure: str, place: str) -> Chart:
         )
         for name, points in values.items()
     ]
-    digits = ".3f" if measure in ("explained variance", "CE recovered") else ",.0f"
-    hover = f"layer %{{x:.0f}}: {measure} %{{y:{digits}}}"
-    return Chart("layer", measure, hover, series, x_ticks=layers if len(layers) <= MOST_TICKS else [])
+    hover = f"layer %{{x:.0f}}: {measure} %{{y:{'.3f' if measure in SHARES else ',.0f'}}}"
+    top = 1.1 * max(1.0, *(max(at_layer) for points in values.values() for _, at_layer in points))
+    return Chart(
+        "layer",
+        measure,
+        hover,
+        series,
+        y_range=(-0.04 * top, top) if measure in COUNTS else None,
+        x_ticks=layers if len(layers) <= MOST_TICKS else [],
+    )
 
 
 def _spread(values: list[float]) -> tuple[float, float]:
