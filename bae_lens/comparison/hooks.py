@@ -76,8 +76,8 @@ def compare_hooks(
         stopwatch.add("load model and text", loading_seconds)
         needed = {hook: made for hook, (_, made) in parts.items()}
         splits = cached_splits(model, documents, needed, experiment, folder, stopwatch)
-        works = [
-            partial(
+        works = {
+            hook: partial(
                 compare_cached,
                 model,
                 splits,
@@ -86,18 +86,19 @@ def compare_hooks(
                 folder / HOOKS_FOLDER / hook,
                 Stopwatch(folder / HOOKS_FOLDER / hook, partial(_stage_at, on_stage, hook)),
                 device,
-                partial(_measured_at, on_measured, hook),
                 shard_features=shard_features,
                 tracking=tracking,
             )
             for hook, (at_hook, made) in parts.items()
-        ]
-        if n_processes() > 1 and not share_steps:
-            share(works[: len(works) - len(works) % n_processes()], lambda work: work(share_steps=False))
-            bring_together(folder)
+        }
+        told = {hook: partial(_measured_at, on_measured, hook) for hook in works}
+        n = n_processes()
+        alone = [] if share_steps or n == 1 else list(works)[: len(works) // n * n]
+        share(alone, lambda hook: works[hook](on_measured=told[hook], share_steps=False))
+        bring_together(folder)
         rows, stages, first = [], list(stopwatch.stages.values()), None
-        for hook, work in zip(parts, works, strict=True):
-            comparison = work(share_steps=share_steps)
+        for hook, work in works.items():
+            comparison = work(on_measured=unwatched if hook in alone else told[hook], share_steps=share_steps)
             if is_main_process():
                 comparison.save(folder / HOOKS_FOLDER / hook)
             rows += HookRow.all_of(comparison)
@@ -146,7 +147,8 @@ def check_specs(specs: Mapping[str, DictionarySpec], widths: Mapping[str, int]) 
             )
         fixed = any("d_sae" in settings for settings in (spec.config, *spec.trials))
         if fixed and not spec.is_transcoder and len(set(widths.values())) > 1:
-            listed = ", ".join(f"{width} at {hook}" for hook, width in widths.items())
+            examples = {width: hook for hook, width in reversed(widths.items())}
+            listed = ", ".join(f"{width} at {hook}" for width, hook in sorted(examples.items()))
             raise ValueError(
                 f"d_sae can be fixed for hooks of one width, but {name} has it and widths are {listed}; leave it out "
                 "for expansion times each width, or run hooks of one width together"

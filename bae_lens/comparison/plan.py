@@ -214,7 +214,7 @@ def _together(at_hooks: Sequence[Sequence[StagePlan]]) -> Iterator[StagePlan]:
         named.setdefault(stage.name, []).append(stage)
     for name, stages in named.items():
         works = Counter(stage.work for stage in stages)
-        hooks = {work: f" at {n} hooks" if len(at_hooks) > 1 else "" for work, n in works.items()}
+        hooks = {work: f" at {n} of {len(at_hooks)} hooks" if len(at_hooks) > 1 else "" for work, n in works.items()}
         seconds = [stage.seconds for stage in stages if stage.seconds is not None]
         yield StagePlan(
             name,

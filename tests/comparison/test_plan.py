@@ -104,6 +104,28 @@ def test_seconds_are_those_of_the_steps():
     assert planned(contenders=contenders(trials=3), timings=timings).stages[3].seconds == 3 * 1000 * 0.5
 
 
+def test_hooks_add_up_in_disk_and_time_and_take_the_most_of_memory():
+    other, dictionaries = "blocks.3.hook_resid_post", contenders()
+    of_one = {name: DictionaryTiming(step=0.5, measured_token=0.01) for name in dictionaries}
+    hooks = [EXPERIMENT.hook_name, other]
+    timings = Timings(PassTiming(layer=1e-6, prediction=1e-5), dict.fromkeys(hooks, of_one))
+    one, two = (
+        plan_comparison(LLAMA, EXPERIMENT, dict.fromkeys(at, dictionaries), AMPLE, timings=timings)
+        for at in (hooks[:1], hooks)
+    )
+    assert [stage.name for stage in two.stages] == [stage.name for stage in one.stages]
+    by_name = [{stage.name: stage for stage in plan.stages} for plan in (one, two)]
+    train, train_both = (stages["train BAE"] for stages in by_name)
+    weights = 4 * (8192 * (2048 + 2048 + 2) + 2048)
+    assert train_both.disk == train.disk + weights  # checkpoints are there of one dictionary at a time
+    assert train_both.seconds == 2 * 1000 * 0.5
+    assert (train_both.host, train_both.work) == (train.host, f"{train.work} at 2 of 2 hooks")
+    assert two.stages[2].disk - one.stages[2].disk == 995 * (1024 * 4 * (2048 + 1) + 8)  # contexts
+    loss, loss_of_both = (stages["language model's loss"].seconds for stages in by_name)
+    # Behind layer 3, 13 layers with zeros and with each dictionary, where behind layer 11 there are 5.
+    assert loss_of_both == pytest.approx(2 * loss + 32 * 1024 * 1e-6 * 8 * 3)
+
+
 def test_half_of_a_gpu_that_is_missing_says_by_what_to_shrink():
     half = planned().host / 1e9 / 2
     for misfit in planned(resources=gpu(half)).misfits:

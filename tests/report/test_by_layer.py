@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 from statistics import stdev
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ ROW = HookRow(
 TOPK = replace(ROW, dictionary="Top-k", architecture="topk", is_binary=False, value_bits=20.0)
 
 
-def moved(row: HookRow, comparison: str, writes: str = "", **changes: float | None) -> HookRow:
+def moved(row: HookRow, comparison: str, writes: str = "", **changes: Any) -> HookRow:
     return replace(row, comparison=comparison, hook_name=comparison, hook_name_out=writes or comparison, **changes)
 
 
