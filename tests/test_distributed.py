@@ -298,7 +298,7 @@ def test_hooks_are_shared_and_the_result_is_that_of_a_single_process_to_the_last
     for process in processes:
         assert process["result"] == single["result"]
     told = [process["measured"] for process in processes]
-    assert sorted(sum(told, [])) == sorted(single["measured"])
+    assert sorted(name for each in told for name in each) == sorted(single["measured"])
     assert all(len({name.split(" at ")[1] for name in each[:2]}) == 1 for each in told)  # all of a hook to begin with
 
 
