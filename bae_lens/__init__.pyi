@@ -9,6 +9,9 @@ from .activations.demo_model import demo_dataset as demo_dataset
 from .activations.demo_model import load_demo_model as load_demo_model
 from .activations.models import load_model as load_model
 from .activations.sources import load_text as load_text
+from .activations.vector_cache import cache_vectors as cache_vectors
+from .activations.vectors import Vectors as Vectors
+from .activations.vectors import choose_vectors as choose_vectors
 from .activations.windows import Windows as Windows
 from .activations.windows import first_windows as first_windows
 from .activations.windows import random_windows as random_windows
@@ -21,6 +24,7 @@ from .comparison.hook_results import HookRow as HookRow
 from .comparison.hooks import compare_hooks as compare_hooks
 from .comparison.results import Comparison as Comparison
 from .comparison.run import compare as compare
+from .comparison.vectors import compare_vectors as compare_vectors
 from .compression.codec import CompressionReport as CompressionReport
 from .compression.codec import compress as compress
 from .compression.codec import decompress as decompress
@@ -57,6 +61,7 @@ from .entropy.synthetic_model import bit_model as bit_model
 from .entropy.synthetic_model import random_embedding_model as random_embedding_model
 from .evaluation.evals import run_evals as run_evals
 from .evaluation.features import feature_dashboards as feature_dashboards
+from .evaluation.features import vector_dashboards as vector_dashboards
 from .evaluation.metrics import evaluate_dictionary as evaluate_dictionary
 from .evaluation.steering import LogitEffects as LogitEffects
 from .evaluation.steering import edit as edit

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bae_lens.distributed.connection import is_main_process
 from bae_lens.distributed.exchange import barrier, gather
-from bae_lens.distributed.homes import is_first_at_home
+from bae_lens.distributed.homes import is_first_at_home, made_if_used
 
 T = TypeVar("T")
 
@@ -249,11 +249,18 @@ def _of_a_claim(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder, made if need be, alone among processes. Raises ValueError if another one holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Holds a folder, made if need be, alone among processes; nothing is left of it if nothing was put there.
+
+    Raises ValueError if another process holds it.
+    """
+    lock = folder / LOCK_FILE
     try:
-        with FileLock(folder / LOCK_FILE, timeout=0):
-            yield
+        with made_if_used(folder), FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                if list(folder.iterdir()) == [lock]:
+                    lock.unlink()
     except Timeout as error:
         raise ValueError(f"another process is at work in {folder}; wait for it, or choose another folder") from error
 

@@ -6,20 +6,20 @@ r"""SynthSAEBench (arXiv 2602.14687): dictionaries on activations with known tru
 
 The first is scaled down for a CPU: the published model with a quarter of its features, roots and dictionary, and a
 third of its dimensions; firing probabilities, hierarchy, correlations and magnitudes are made alike. The second is the
-published model at its budget. All dictionaries of a seed see the same samples in the same order. What is measured is
-kept; the same command goes on.
+published model at its budget. All dictionaries of a seed take their steps on the same batches. What is
+measured of a seed is kept; the same command goes on.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 from machine import machine
-from sae_lens import SAE
-from sae_lens.config import SAETrainerConfig
+from sae_lens import SAE, TrainingSAE
 from sae_lens.synthetic import (
     FoldedNormalMagnitudeConfig,
     HierarchyConfig,
@@ -37,7 +37,10 @@ from bae_lens.comparison.dictionaries import default_lr, default_spec
 from bae_lens.functional.losses import marginal_entropy
 from bae_lens.functional.tree_entropy import PairCounts, learn_tree
 from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
+from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import read_json, write_json
+from bae_lens.training.recipe import TrainingSettings
+from bae_lens.training.trainer import take_step, trainer_of
 
 SCALED = SyntheticModelConfig(
     num_features=4096,
@@ -90,10 +93,9 @@ class SynthSAEBench:
         truth = self._kept("truth.json", lambda: self._entropy(self._samples(model, 10**6, encode=None)))
         print(f"true features: {truth}")
         rows = [
-            {"architecture": architecture, "seed": seed, **self._kept(f"{architecture}_{seed}.json", make)}
+            row
             for seed in range(self.seeds)
-            for architecture in self.architectures
-            for make in [lambda a=architecture, s=seed: self._measured(model, a, s)]
+            for row in self._kept(f"seed_{seed}.json", partial(self._rows, model, seed))
         ]
         write_json(self.output / "result.json", {**machine(), "true_features": truth, "dictionaries": rows})
         self._show(rows)
@@ -103,39 +105,43 @@ class SynthSAEBench:
             write_json(self.output / name, make())
         return read_json(self.output / name)
 
-    def _measured(self, model: SyntheticModel, architecture: str, seed: int) -> dict[str, Any]:
-        sae = self._trained(model, architecture, seed)
+    def _rows(self, model: SyntheticModel, seed: int) -> list[dict[str, Any]]:
+        """What came out for each dictionary of a seed; they are trained side by side on each batch."""
+        settings = TrainingSettings(training_tokens=self.samples, batch_size=self.batch_size)
+        trainers = {each: self._trainer(model, each, seed, settings) for each in self.architectures}
+        torch.manual_seed(seed)
+        for _ in tqdm(range(settings.steps), f"training, seed {seed}"):
+            batch = model.sample(self.batch_size)
+            for trainer in trainers.values():
+                take_step(trainer, batch)
+                trainer.n_training_steps += 1
+        return [self._measured(model, each, seed, trainer.sae) for each, trainer in trainers.items()]
+
+    def _trainer(
+        self, model: SyntheticModel, architecture: str, seed: int, settings: TrainingSettings
+    ) -> SAETrainer[Any, Any]:
+        d_sae = model.cfg.num_features // WIDTH
+        training_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
+        values = {"d_in": model.cfg.hidden_dim, "d_sae": d_sae, **default_spec(architecture, self.l0, d_sae)[1].config}
+        if architecture == "bae":
+            cfg = TrainingBAEConfig.preset("default", training_steps=settings.steps, **values)
+        else:
+            cfg = config_class(**values)
+        torch.manual_seed(seed)
+        return trainer_of(training_class(cfg).to(self.device), default_lr(architecture), settings, self.device)
+
+    def _measured(
+        self, model: SyntheticModel, architecture: str, seed: int, trained: TrainingSAE[Any]
+    ) -> dict[str, Any]:
+        folder = self.output / f"{architecture}_{seed}"
+        trained.save_inference_model(folder)
+        sae = SAE.load_from_disk(folder, self.device)
         torch.manual_seed(10**5 + seed)
         found = eval_sae_on_synthetic_data(
             sae, model.feature_dict, model.activation_generator, self.eval_samples, self.batch_size
         )
-        return {**found.to_dict(), **self._entropy(self._samples(model, 2 * 10**5 + seed, sae.encode))}
-
-    def _trained(self, model: SyntheticModel, architecture: str, seed: int) -> SAE[Any]:
-        d_sae, steps = model.cfg.num_features // WIDTH, self.samples // self.batch_size
-        training_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
-        values = {"d_in": model.cfg.hidden_dim, "d_sae": d_sae, **default_spec(architecture, self.l0, d_sae)[1].config}
-        if architecture == "bae":
-            cfg = config_class.preset("default", training_steps=steps, **values)
-        else:
-            cfg = config_class(**values)
-        lr = default_lr(architecture)
-        torch.manual_seed(seed)
-        sae = training_class(cfg).to(self.device)
-        settings = SAETrainerConfig(
-            total_training_samples=self.samples,
-            train_batch_size_samples=self.batch_size,
-            lr=lr,
-            lr_end=lr,
-            lr_decay_steps=steps // 5,
-            device=self.device,
-            dead_feature_window=max(1, min(1000, steps // 10)),
-        )
-        torch.manual_seed(seed)
-        batches = (model.sample(self.batch_size) for _ in tqdm(range(steps), f"{architecture}, seed {seed}"))
-        SAETrainer(settings, sae, batches).fit()
-        sae.save_inference_model(self.output / f"{architecture}_{seed}")
-        return SAE.load_from_disk(self.output / f"{architecture}_{seed}", self.device)
+        bits = self._entropy(self._samples(model, 2 * 10**5 + seed, sae.encode))
+        return {"architecture": architecture, "seed": seed, **found.to_dict(), **bits}
 
     @torch.no_grad()
     def _samples(self, model: SyntheticModel, seed: int, encode: Any) -> Iterator[torch.Tensor]:

@@ -271,8 +271,10 @@ def launched_as() -> int:
 def shared_folders(name: str, machines: list[int], folders: list[str]) -> None:
     """What each finds out of which of the machines share a folder."""
     rank = connection.process_index()
+    own = folder / "homes" / name / folders[rank]
+    own.mkdir(parents=True, exist_ok=True)
     try:
-        homes.find_homes(folder / "homes" / name / folders[rank], machines[rank])
+        homes.find_homes(own, machines[rank])
     except ValueError as error:
         write(f"homes-{name}", str(error))
         return
@@ -283,6 +285,7 @@ def shared_folders(name: str, machines: list[int], folders: list[str]) -> None:
 def apart() -> Path:
     """A folder for each of two processes, as on machines that share none."""
     own = folder / "apart" / str(connection.n_processes()) / str(connection.process_index())
+    own.mkdir(parents=True, exist_ok=True)
     homes.find_homes(own, connection.process_index())
     return own
 

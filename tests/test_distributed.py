@@ -445,7 +445,9 @@ def test_torchrun_shows_help_once_and_fails_if_a_process_does(tiny_model_folder,
     refused = _run(*TORCHRUN, *command, "blocks.9.hook_resid_post")
     assert refused.returncode == 1
     assert "error: the model has no hook 'blocks.9.hook_resid_post'" in refused.stderr
-    assert not (tmp_path / "run" / "run.json").exists()
+    unknown = _run(*TORCHRUN, "-m", "bae_lens", "comsem", str(tmp_path / "run" / "TYPO"))
+    assert "score dictionaries that are in none in one process" in unknown.stderr
+    assert not (tmp_path / "run").exists()
     of_one = _run(*TORCHRUN, *command, "blocks.0.hook_resid_post")
     assert of_one.returncode == 0, of_one.stderr[-3000:]
     assert of_one.stdout.count("\ntopk  ") == 1

@@ -81,6 +81,19 @@ def test_folder_in_use_is_not_taken_by_another_lock(tmp_path):
         assert (tmp_path / "new").is_dir()
 
 
+def test_of_a_folder_that_was_locked_for_nothing_nothing_is_left(tmp_path):
+    with locked(tmp_path / "a" / "b"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine"):
+        pass
+    assert list((tmp_path / "mine").iterdir()) == []
+    with locked(tmp_path / "used"):
+        (tmp_path / "used" / "result.json").touch()
+    assert (tmp_path / "used" / "result.json").exists()
+
+
 def test_claim_that_was_killed_can_be_made_again(tmp_path):
     for name in (".lock", ".run.json.17.partial"):
         (tmp_path / name).write_text("")

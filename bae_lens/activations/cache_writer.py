@@ -70,14 +70,14 @@ def cache_activations(
         claim(folder / SOURCE_FILE, source)
         if not all_homes((folder / COMPLETE_FILE).exists()):
             widths = hook_widths(model, names)
-            _make_arrays(folder, contexts, {name: widths[name] for name in names}, dtype)
-            _forget_damaged(folder, names)
+            make_arrays(folder, contexts, {name: widths[name] for name in names}, dtype)
+            forget_damaged(folder, names)
             _cache_missing(model, contexts, names, folder, batch_size, dtype)
-            _complete(folder, names)
+            complete(folder, names)
     return {hook_name: CachedActivations(folder, name) for hook_name, name in resolved.items()}
 
 
-def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int], dtype: Dtype) -> None:
+def make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int], dtype: Dtype) -> None:
     """Everything that will be written, before anything is computed."""
     if is_first_at_home():
         save_array(folder / "tokens.npy", contexts.tokens)
@@ -90,7 +90,7 @@ def _make_arrays(folder: Path, contexts: Contexts, widths: dict[str, int], dtype
     barrier()
 
 
-def _forget_damaged(folder: Path, hook_names: list[str]) -> None:
+def forget_damaged(folder: Path, hook_names: list[str]) -> None:
     """Contexts whose activations do not have the checksum that they were written with count as missing."""
     norms, damaged = load_array(folder / NORMS_FILE, mmap_mode="r"), set()
     for hook_name in hook_names:
@@ -150,7 +150,8 @@ def _cache_missing(
     bring_rows([norms, *arrays.values(), *sums.values()], written(), batch_size)
 
 
-def _complete(folder: Path, hook_names: list[str]) -> None:
+def complete(folder: Path, hook_names: list[str]) -> None:
+    """Says in the folder that everything is there. Raises ValueError if it is not."""
     if is_first_at_home():
         if not all(load_array(folder / hook_name / CHECKSUMS_FILE).all() for hook_name in hook_names):
             raise ValueError(f"not all contexts arrived in {folder}; start the same command again")

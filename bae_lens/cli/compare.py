@@ -17,7 +17,8 @@ from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device, resources
-from bae_lens.cli.experiment import HookNames, summary_at_hooks
+from bae_lens.cli.experiment import HookNames, summary, summary_at_hooks
+from bae_lens.cli.vectors import run_on_vectors, vector_files
 from bae_lens.comparison.dictionaries import (
     ARCHITECTURES,
     DictionarySpec,
@@ -63,9 +64,20 @@ class Compare:
     """Column that holds the text."""
     dataset_split: str = "train"
     """Split of a dataset on the hub."""
+    vectors: tuple[str, ...] = ()
+    """Instead of a model and a text, files of vectors, .npy, .pt, .safetensors or .parquet, one after another."""
+    array: str | None = None
+    """Of --vectors: the array of .safetensors or the column of .parquet files that holds them, if there are several."""
+    documents: str | None = None
+    """Of --vectors: what says of which document, video, protein or other whole each is, so that none is both trained on
+    and measured on. A .npy or .txt file with a value for each vector, or an array or a column beside them. By default
+    they are split by blocks of neighboring rows."""
+    labels: str | None = None
+    """Of --vectors: what says likewise what each is of, for the report."""
     architectures: tuple[str, ...] = ARCHITECTURES
     """Dictionaries with default settings: bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk,
-    binary_topk, transcoder, topk_transcoder, binary_transcoder. Those described in the file take their place."""
+    binary_topk, transcoder, topk_transcoder, binary_transcoder. Those described in the file take their place. Of
+    vectors there are no transcoders."""
     dictionaries: Annotated[dict[str, DictionarySpec], tyro.conf.Suppress] = field(default_factory=dict)
     """Described in the file."""
     l0: int = 32
@@ -117,20 +129,19 @@ class Compare:
             raise ValueError(f"architectures must be different, got {', '.join(self.architectures)}")
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, got {self.trials}")
+        files = vector_files(self)
+        if self.plan and files is not None:
+            raise ValueError("--plan is for a language model's activations, and --vectors come without; leave one out")
         if self.plan:
             plan, note = self.planned()
             return f"{plan_text(plan)}\n{note}".rstrip()
+        options: Any = {"share_steps": self.share_steps, "tracking": self.tracking}
         with joined(self.device, self.output, flat(asdict(self))) as device:
-            return summary_at_hooks(
-                self.experiment,
-                self.hook_names,
-                self.contenders,
-                self.output,
-                device,
-                self.model_device,
-                share_steps=self.share_steps,
-                tracking=self.tracking,
-            )
+            if files is not None:
+                comparison = run_on_vectors(files, self.experiment, self._contenders, self.output, device, **options)
+                return summary(comparison, self.output)
+            where = (self.output, device, self.model_device)
+            return summary_at_hooks(self.experiment, self.hook_names, self.contenders, *where, **options)
 
     @property
     def hook_names(self) -> list[str]:
@@ -163,8 +174,11 @@ class Compare:
     def _contenders(self, widths_at: WidthsAt, hook_name: str) -> dict[str, Contender]:
         check_specs(self.dictionaries, widths_at(self.hook_names))
         d_sae = self.expansion * widths_at([hook_name])[hook_name]
+        architectures = self.architectures
+        if self.vectors and architectures == ARCHITECTURES:
+            architectures = [name for name in ARCHITECTURES if not name.endswith("transcoder")]
         specs = self.dictionaries or dict(
-            default_spec(architecture, self.l0, d_sae, self.trials) for architecture in self.architectures
+            default_spec(architecture, self.l0, d_sae, self.trials) for architecture in architectures
         )
         return {
             name: spec.contender_by_width(widths_at, hook_name, self.expansion, self.training.steps)

@@ -6,9 +6,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.vector_files import VectorFile
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.compression.codec import ROWS, compress
-from bae_lens.compression.vector_files import VectorFile
 from bae_lens.saes.loading import load_bae
 from bae_lens.saes.transcoder import hooks_of
 

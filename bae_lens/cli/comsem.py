@@ -1,7 +1,7 @@
 """`bae-lens comsem`: are the features of dictionaries what they are explained as?"""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -230,7 +230,7 @@ class Comsem:
         if self.offline_judge:
             yield {"judge": OfflineJudge()}
             return
-        with closing(AnswerCache(folder / CACHE_FILE)) as cache:
+        with _answers(folder / CACHE_FILE) as cache:
             client: dict[str, Any] = {
                 "cache": cache,
                 "budget": Budget(self.budget_tokens, self.budget),
@@ -261,6 +261,19 @@ class Comsem:
         if self.explainer:
             judges["explainer"] = LanguageModelJudge(self.explainer, **settings)
         return judges
+
+
+@contextmanager
+def _answers(path: Path) -> Iterator[AnswerCache]:
+    """Those so far, in a file that is removed again if there are none."""
+    cache = AnswerCache(path)
+    try:
+        yield cache
+    finally:
+        is_empty = len(cache) == 0
+        cache.close()
+        if is_empty:
+            path.unlink()
 
 
 def _price(of_input: float | None, of_output: float | None, name: str) -> Price | None:

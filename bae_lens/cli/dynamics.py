@@ -150,10 +150,10 @@ class Dynamics:
         model = load_model(self.model, self.device, self._length + 1)
         if self._length >= model.cfg.n_ctx:
             raise ValueError(f"max_position must be below the model's context of {model.cfg.n_ctx}, got {self._length}")
-        settings = self._settings(model.cfg.d_model, self._n_windows)
+        settings, hooks = self._settings(model.cfg.d_model, self._n_windows), self._hooks(model)
         windows = self._windows(model.tokenizer)
         loading = time.monotonic() - start
-        dynamics = self._dynamics(model, windows, self._positions, settings, self.output, loading)
+        dynamics = self._dynamics(model, windows, hooks, self._positions, settings, self.output, loading)
         if not is_main_process():
             return ""
         table = write_dynamics(dynamics, self.output, self.explained_variance)
@@ -161,37 +161,44 @@ class Dynamics:
 
     def _in_context(self) -> str:
         start = time.monotonic()
+        marker = self.marker and self.marker.replace("\\n", "\n")
+        given = [] if self.prompts == DEMO_TEXT else read_prompts(Path(str(self.prompts)), marker)
+        model = load_model(self.model, self.device)
+        hooks = self._hooks(model)
         with claimed(self.output, {"kind": "entropy by demonstrations, a folder for each group"}):
-            path = Path(str(self.prompts))
-            if self.prompts == DEMO_TEXT:
-                path = self.output / "prompts.jsonl"
-                if is_first_at_home():
-                    write_text(path, "".join(f"{json.dumps(row)}\n" for row in century_prompts(seed=self.seed)))
-                barrier()
-            prompts = read_prompts(path, self.marker and self.marker.replace("\\n", "\n"))
-            model = load_model(self.model, self.device)
+            prompts = given or read_prompts(self._written_demo_prompts(), marker)
             groups = prompt_windows(model.tokenizer, prompts)
             positions = list(range(1, len(prompts[0].ends) + 1))
             loading = time.monotonic() - start
             found = {}
             for group, windows in groups.items():
                 settings = self._settings(model.cfg.d_model, len(windows.tokens))
-                found[group] = self._dynamics(model, windows, positions, settings, self.output / group, loading)
+                found[group] = self._dynamics(model, windows, hooks, positions, settings, self.output / group, loading)
             if not is_main_process():
                 return ""
             table = write_demonstrations(found, self.output, self.explained_variance)
         return f"{table}\n\nresults and figure are in {self.output}"
 
+    def _written_demo_prompts(self) -> Path:
+        path = self.output / "prompts.jsonl"
+        if is_first_at_home():
+            write_text(path, "".join(f"{json.dumps(row)}\n" for row in century_prompts(seed=self.seed)))
+        barrier()
+        return path
+
+    def _hooks(self, model: Any) -> list[str]:
+        return [f"blocks.{layer}.hook_resid_post" for layer in self._layers(model.cfg.n_layers)]
+
     def _dynamics(
         self,
         model: Any,
         windows: Windows,
+        hooks: list[str],
         positions: list[int],
         settings: DynamicsSettings,
         folder: Path,
         loading: float,
     ) -> EntropyDynamics:
-        hooks = [f"blocks.{layer}.hook_resid_post" for layer in self._layers(model.cfg.n_layers)]
         return entropy_dynamics(
             model,
             windows,

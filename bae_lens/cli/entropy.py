@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from bae_lens.activations.vector_files import VectorFile
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
-from bae_lens.compression.vector_files import VectorFile
 from bae_lens.entropy.estimate import EntropyEstimate, estimate_entropy, fit_tree
 from bae_lens.entropy.fit import FitSettings, fit_bae
 from bae_lens.entropy.recovery import WIDTHS, recover

@@ -1,8 +1,7 @@
 """What commands that train dictionaries share: models and texts by name, checked, then compared and reported."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from bae_lens.distributed.connection import is_main_process
 from bae_lens.extras import COMMANDS, missing_packages
 from bae_lens.report.card import write_cards
 from bae_lens.storage import OnStage, check_folder, read_json, unwatched
+from bae_lens.training.compiler import check_compiler
 from bae_lens.training.tracking import UNTRACKED, Tracking
 
 REPORT_LIBRARIES = ("jinja2", "markupsafe", "matplotlib", "plotly")
@@ -69,8 +69,7 @@ def run_experiment(
         tracking=tracking,
     )
     if is_main_process():
-        with _reporting(on_stage) as with_report:
-            _write_report(comparison, folder, with_report)
+        write_results(comparison, folder, on_stage)
     return comparison
 
 
@@ -109,14 +108,13 @@ def summary_at_hooks(
         **shared,
     )
     if is_main_process():
-        with _reporting() as with_report:
-            for hook_name in result.hook_names:
-                home = folder / HOOKS_FOLDER / hook_name
-                _write_report(Comparison.from_dict(read_json(home / RESULT_FILE)), home, with_report)
-            if with_report:
-                from bae_lens.report.by_layer import write_layer_report
+        for hook_name in result.hook_names:
+            home = folder / HOOKS_FOLDER / hook_name
+            write_results(Comparison.from_dict(read_json(home / RESULT_FILE)), home)
+        if not missing_packages(REPORT_LIBRARIES):
+            from bae_lens.report.by_layer import write_layer_report
 
-                write_layer_report(result, folder)
+            write_layer_report(result, folder)
     return hooks_summary(result, folder)
 
 
@@ -148,38 +146,33 @@ def _load(
     check_device(device)
     check_device(model_device)
     check_dtype(experiment.model_dtype, model_device)
+    if experiment.training.compile:
+        check_compiler(device)
     check_folder(folder)
+    assert experiment.model is not None
     experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
     on_stage(LOADING, None)
     start = time.monotonic()
     source = (experiment.dataset, experiment.text_column, experiment.dataset_split)
     text = None if (folder / CONTEXTS_FOLDER).exists() else load_text(*source)
-    model = load_model(experiment.model, model_device, experiment.contexts.context_size, experiment.model_dtype)
+    model = load_model(str(experiment.model), model_device, experiment.contexts.context_size, experiment.model_dtype)
     made = {hook_name: contenders(model, hook_name) for hook_name in hook_names}
     seconds = time.monotonic() - start
     on_stage(LOADING, seconds)
     return _Loaded(experiment, model, text, made, seconds)
 
 
-@contextmanager
-def _reporting(on_stage: OnStage = unwatched) -> Iterator[bool]:
-    """Whether the libraries for reports are there; if so, what the block takes is a stage."""
-    if missing_packages(REPORT_LIBRARIES):
-        yield False
-        return
-    on_stage(REPORT, None)
-    start = time.monotonic()
-    yield True
-    on_stage(REPORT, time.monotonic() - start)
-
-
-def _write_report(comparison: Comparison, folder: Path, with_report: bool) -> None:
-    if with_report:
+def write_results(comparison: Comparison, folder: Path, on_stage: OnStage = unwatched) -> None:
+    """Writes cards and, if its libraries are there, pictures and report."""
+    if not missing_packages(REPORT_LIBRARIES):
         from bae_lens.report.page import write_report
         from bae_lens.report.png import write_pictures
 
+        on_stage(REPORT, None)
+        start = time.monotonic()
         write_pictures(comparison, folder)
         write_report(comparison, folder)
+        on_stage(REPORT, time.monotonic() - start)
     write_cards(comparison, folder)
 
 
@@ -191,7 +184,9 @@ def summary(comparison: Comparison, folder: Path) -> str:
         for dictionary in comparison.dictionaries
         if dictionary.hook_name_out != comparison.experiment.hook_name
     ]
-    return f"{terminal_table(comparison)}\n\n{''.join(elsewhere)}{_where('results and dictionaries are', folder)}"
+    split = "" if comparison.split is None else f"{comparison.split}\n"
+    where = _where("results and dictionaries are", folder)
+    return f"{terminal_table(comparison)}\n\n{split}{''.join(elsewhere)}{where}"
 
 
 def hooks_summary(result: HookComparisons, folder: Path) -> str:
@@ -211,8 +206,9 @@ def _where(what: str, folder: Path) -> str:
 
 def terminal_table(comparison: Comparison) -> str:
     """The columns of the table that matter most, in at most 100 characters unless names are long."""
-    rows = [[TABLE[column](dictionary) for column in COLUMNS] for dictionary in comparison.dictionaries]
-    return aligned([wrapped(column) for column in COLUMNS], rows)
+    columns = [column for column in COLUMNS if column in comparison.columns]
+    rows = [[TABLE[column](dictionary) for column in columns] for dictionary in comparison.dictionaries]
+    return aligned([wrapped(column) for column in columns], rows)
 
 
 def wrapped(heading: str) -> tuple[str, str]:

@@ -106,11 +106,13 @@ def scored_run(folder: Path, names: Sequence[str], text: Text | None) -> Scored:
     """
     path = folder / RUN_FILE
     content = read_json(path)
-    if hook_names := content.get("hook_names"):
+    if isinstance(content, dict) and (hook_names := content.get("hook_names")):
         raise ValueError(
             f"the dictionaries of one hook are scored together, and {folder} has those of {len(hook_names)} in "
             f"{folder / HOOKS_FOLDER}; choose one of the folders there, such as {hook_names[0]}"
         )
+    if isinstance(content, dict) and "vectors" in content:
+        raise ValueError(f"{folder} holds dictionaries of vectors, and ComSem asks about tokens of a language model")
     run = validated(AnalyzedRun, content, str(path))
     for name in (run.model, run.dataset) if text is None else (run.model,):
         if Path(name).is_absolute() and not Path(name).exists():

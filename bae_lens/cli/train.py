@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from bae_lens.activations.hook_names import expand_hooks
 from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
+from bae_lens.activations.vectors import HOOK
 from bae_lens.cli.device import DEFAULT_DEVICE
-from bae_lens.cli.experiment import HookNames, summary_at_hooks
-from bae_lens.comparison.dictionaries import DictionarySpec
+from bae_lens.cli.experiment import HookNames, summary, summary_at_hooks
+from bae_lens.cli.vectors import run_on_vectors, vector_files
+from bae_lens.comparison.dictionaries import DictionarySpec, WidthsAt
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.hooks import check_specs
 from bae_lens.distributed.joining import joined
@@ -25,17 +28,17 @@ from bae_lens.training.tracking import UNTRACKED, Tracking
 
 @dataclass(frozen=True)
 class Train:
-    """Train one dictionary on a language model's activations and measure it on held-out documents.
+    """Train one dictionary on a language model's activations, or files of vectors, and measure it on held-out ones.
 
     Several processes train one binary code together: torchrun --nproc-per-node 2 -m bae_lens train ...
     At several hooks each trains those of other hooks.
     """
 
-    hook_name: HookNames
-    """Where in the model the activations are taken, such as blocks.10.hook_resid_post; where a transcoder reads. At
-    several, or a pattern such as 'blocks.{0,5,10}.hook_resid_post', a dictionary is trained at each."""
     output: Path
     """Folder for activations, dictionary and report; the same command goes on after an interruption."""
+    hook_name: HookNames = ()
+    """Where in the model the activations are taken, such as blocks.10.hook_resid_post; where a transcoder reads. At
+    several, or a pattern such as 'blocks.{0,5,10}.hook_resid_post', a dictionary is trained at each."""
     model: str = DEMO_MODEL
     """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
     dataset: str = DEMO_TEXT
@@ -44,6 +47,16 @@ class Train:
     """Column that holds the text."""
     dataset_split: str = "train"
     """Split of a dataset on the hub."""
+    vectors: tuple[str, ...] = ()
+    """Instead of a model and a text, files of vectors, .npy, .pt, .safetensors or .parquet, one after another."""
+    array: str | None = None
+    """Of --vectors: the array of .safetensors or the column of .parquet files that holds them, if there are several."""
+    documents: str | None = None
+    """Of --vectors: what says of which document, video, protein or other whole each is, so that none is both trained on
+    and measured on. A .npy or .txt file with a value for each vector, or an array or a column beside them. By default
+    they are split by blocks of neighboring rows."""
+    labels: str | None = None
+    """Of --vectors: what says likewise what each is of, for the report."""
     architecture: str = "bae"
     """bae, standard, topk, gated, jumprelu, batchtopk, binary_topk, transcoder, topk_transcoder, binary_transcoder, or
     another that SAELens trains."""
@@ -81,8 +94,14 @@ class Train:
     for a single device. (Each needs the memory of the host for the whole, once, without the optimizer's.)"""
 
     def run(self) -> str:
-        """Trains, writes dictionary and results into `output`, and returns the table."""
-        hook_names = expand_hooks(self.hook_name)
+        """Trains, writes dictionary and results into `output`, and returns the table.
+
+        Raises ValueError for flags that contradict one another.
+        """
+        files = vector_files(self)
+        if files is None and not self.hook_name:
+            raise ValueError("name where in the model activations are taken with --hook-name, or files with --vectors")
+        hook_names = [HOOK] if files is not None else expand_hooks(self.hook_name)
         experiment = Experiment(
             self.model,
             self.dataset,
@@ -97,25 +116,23 @@ class Train:
             cache_dtype=self.cache_dtype,
         )
         spec = self.spec()
-        several = len(hook_names) > 1
+
+        def made(widths_at: WidthsAt, hook_name: str) -> dict[str, Contender]:
+            check_specs({self.architecture: spec}, widths_at(hook_names))
+            at_hook = replace(spec, hook_name=hook_name) if spec.is_transcoder else spec
+            made = at_hook.contender_by_width(widths_at, hook_name, self.expansion, self.training.steps)
+            return {self.architecture: made}
 
         def contenders(model: Any, hook_name: str) -> dict[str, Contender]:
-            check_specs({self.architecture: spec}, hook_widths(model, hook_names))
-            at_hook = replace(spec, hook_name=hook_name) if spec.is_transcoder else spec
-            return {self.architecture: at_hook.contender(model, hook_name, self.expansion, self.training.steps)}
+            return made(partial(hook_widths, model), hook_name)
 
+        options: Any = {"shard_features": self.shard_features, "tracking": self.tracking}
+        options["share_steps"] = len(hook_names) == 1
         with joined(self.device, self.output, flat(asdict(self))) as device:
-            return summary_at_hooks(
-                experiment,
-                hook_names,
-                contenders,
-                self.output,
-                device,
-                self.model_device,
-                share_steps=not several,
-                shard_features=self.shard_features,
-                tracking=self.tracking,
-            )
+            if files is not None:
+                return summary(run_on_vectors(files, experiment, made, self.output, device, **options), self.output)
+            where = (self.output, device, self.model_device)
+            return summary_at_hooks(experiment, hook_names, contenders, *where, **options)
 
     def spec(self) -> DictionarySpec:
         """The dictionary that the flags describe, but for where a transcoder reads.

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from yaml.composer import ComposerError
 
 from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.vectors import HOOK
 from bae_lens.comparison.experiment import Contender
 from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_config import Preset
@@ -74,6 +75,11 @@ class DictionarySpec:
 
     def contender_by_width(self, widths_at: WidthsAt, hook_name: str, expansion: int, training_steps: int) -> Contender:
         """As `contender`, where `widths_at` gives the widths at some hooks."""
+        if self.is_transcoder and hook_name == HOOK:
+            raise ValueError(
+                f"a {self.architecture} reads at one hook of a language model and writes at another, and vectors come "
+                "without a model; leave it out"
+            )
         if self.is_transcoder:
             layer = re.match(r"(.*\.\d+)\.", hook_name)
             if layer is None and not (self.hook_name and self.hook_name_out):

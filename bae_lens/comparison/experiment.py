@@ -22,10 +22,10 @@ FOLDER_NAME = r"\w[\w .+-]*"
 class Experiment:
     """What all dictionaries of a comparison share."""
 
-    model: str
-    """Name of the model, as `load_model` takes it."""
+    model: str | None
+    """Name of the model, as `load_model` takes it; None for vectors that come without one."""
     dataset: str
-    """Name of the dataset, as `load_text` takes it."""
+    """Name of the dataset, as `load_text` takes it, or of what holds the vectors."""
     hook_name: str
     """Where in the model the activations are taken."""
     text_column: str = TEXT_COLUMN
@@ -60,6 +60,11 @@ class Experiment:
             raise ValueError(f"l0 must be positive, got {self.l0}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different, at least one, got {list(self.seeds)}")
+
+    @property
+    def unit(self) -> str:
+        """What every row of activations belongs to: a token or, without a model, a vector."""
+        return "vector" if self.model is None else "token"
 
     def seed_folder(self, folder: Path, seed: int) -> Path:
         """Where in a comparison's folder the dictionaries of a seed are kept, under `dictionaries`."""

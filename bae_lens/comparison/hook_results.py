@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,8 @@ class HookRow:
             seed=run.seed,
             training_seconds=run.training_seconds,
             explained_variance=metrics.explained_variance,
-            ce_recovered=_known(loss.recovered),
-            kl_recovered=_known(loss.kl_recovered),
+            ce_recovered=_known(loss and loss.recovered),
+            kl_recovered=_known(loss and loss.kl_recovered),
             l0=code.l0,
             informative_l0=code.informative_l0,
             support_bits=code.support_bits,
@@ -98,8 +98,8 @@ class HookRow:
         )
 
 
-def _known(share: float) -> float | None:
-    return None if math.isnan(share) else share
+def _known(share: float | None) -> float | None:
+    return None if share is None or math.isnan(share) else share
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def share_over_seeds(shares: Sequence[float | None]) -> str:
     return over_seeds(known, 3) if len(known) == len(shares) else "-"
 
 
-HOOK_TABLE = {  # columns: their headings, and how the rows of one dictionary fill them
+# Columns: their headings, and how the rows of one dictionary fill them.
+HOOK_TABLE: dict[str, Callable[[list[HookRow]], str]] = {
     "hook": lambda rows: rows[0].comparison,
     "dictionary": lambda rows: rows[0].dictionary,
     "explained variance": lambda rows: over_seeds([row.explained_variance for row in rows], 3),

@@ -13,6 +13,7 @@ from bae_lens.activations.models import resolve_hook
 from bae_lens.comparison.dictionaries import DictionarySpec
 from bae_lens.comparison.experiment import Contender, Experiment, check_run
 from bae_lens.comparison.hook_results import HookComparisons, HookRow
+from bae_lens.comparison.origin import ModelOrigin
 from bae_lens.comparison.results import Comparison
 from bae_lens.comparison.run import OnMeasured, cached_splits, checked, compare_cached, purpose
 from bae_lens.distributed.connection import is_main_process, n_processes
@@ -79,7 +80,7 @@ def compare_hooks(
         works = {
             hook: partial(
                 compare_cached,
-                model,
+                ModelOrigin(model, splits, at_hook),
                 splits,
                 made,
                 at_hook,
@@ -147,7 +148,7 @@ def check_specs(specs: Mapping[str, DictionarySpec], widths: Mapping[str, int]) 
             )
         fixed = any("d_sae" in settings for settings in (spec.config, *spec.trials))
         if fixed and not spec.is_transcoder and len(set(widths.values())) > 1:
-            examples = {width: hook for hook, width in reversed(widths.items())}
+            examples = {width: hook for hook, width in widths.items()}
             listed = ", ".join(f"{width} at {hook}" for width, hook in sorted(examples.items()))
             raise ValueError(
                 f"d_sae can be fixed for hooks of one width, but {name} has it and widths are {listed}; leave it out "

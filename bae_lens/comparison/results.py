@@ -1,12 +1,14 @@
 """The result of a comparison: what was done, and what came out, as values that survive JSON."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.vectors import VectorSplit
 from bae_lens.comparison.experiment import Experiment
 from bae_lens.comsem.table1 import Table1
 from bae_lens.evaluation.features import FeatureDashboard
@@ -47,8 +49,8 @@ class Run:
     """Loss terms by training step."""
     metrics: DictionaryMetrics
     """On held-out activations."""
-    language_model: LanguageModelLoss
-    """Of the model with the dictionary in place."""
+    language_model: LanguageModelLoss | None
+    """Of the model with the dictionary in place; None without a model."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,14 @@ class Comparison:
     """In the order in which they were given."""
     comsem: Table1 | None = None
     """What a judge says of their features; None as long as `bae-lens comsem` has not asked."""
+    split: VectorSplit | None = None
+    """How vectors were split that come without a model; None for tokens, whose documents are split."""
+
+    @property
+    def columns(self) -> dict[str, Callable[[DictionaryResult], str]]:
+        """Those of `TABLE` for which something was measured."""
+        left_out = () if self.split is None else OF_MODELS
+        return {heading: cell for heading, cell in TABLE.items() if heading not in left_out}
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -130,10 +140,12 @@ class Comparison:
         return validated(cls, content, "this result")
 
     def save(self, folder: Path) -> Path:
-        """Writes `result.json`, whose path it returns, and each dictionary and seed under SAEBench's keys."""
-        (folder / "saebench").mkdir(parents=True, exist_ok=True)
+        """Writes `result.json`, whose path it returns, and, with a model, each dictionary and seed as SAEBench does."""
         for dictionary in self.dictionaries:
             for run in dictionary.runs:
+                if run.language_model is None:
+                    continue
+                (folder / "saebench").mkdir(parents=True, exist_ok=True)
                 path = folder / "saebench" / f"{dictionary.name}_seed{run.seed}.json"
                 write_json(path, saebench_core(self, dictionary, run), indent=2)
         write_json(folder / RESULT_FILE, self)
@@ -141,8 +153,8 @@ class Comparison:
 
     def table(self) -> str:
         """The held-out results as a table in Markdown: the mean over seeds and, after ±, their standard deviation."""
-        rows = [[cell(dictionary) for cell in TABLE.values()] for dictionary in self.dictionaries]
-        return markdown_table(list(TABLE), rows)
+        rows = [[cell(dictionary) for cell in self.columns.values()] for dictionary in self.dictionaries]
+        return markdown_table(list(self.columns), rows)
 
 
 def earlier_comsem(folder: Path) -> Table1 | None:
@@ -158,12 +170,18 @@ def over_seeds(values: list[int] | list[float], digits: int) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-TABLE = {  # columns: their headings, and how a `DictionaryResult` fills them
+def losses_of(dictionary: DictionaryResult) -> list[LanguageModelLoss]:
+    """Of the model with a dictionary in place, one a seed; none without a model."""
+    return [run.language_model for run in dictionary.runs if run.language_model is not None]
+
+
+# Columns: their headings, and how a `DictionaryResult` fills them.
+TABLE: dict[str, Callable[[DictionaryResult], str]] = {
     "dictionary": lambda d: d.name,
     "writes": lambda d: d.hook_name_out,
     "explained variance": lambda d: over_seeds([run.metrics.explained_variance for run in d.runs], 3),
-    "CE recovered": lambda d: over_seeds([run.language_model.recovered for run in d.runs], 3),
-    "KL recovered": lambda d: over_seeds([run.language_model.kl_recovered for run in d.runs], 3),
+    "CE recovered": lambda d: over_seeds([loss.recovered for loss in losses_of(d)], 3),
+    "KL recovered": lambda d: over_seeds([loss.kl_recovered for loss in losses_of(d)], 3),
     "L0": lambda d: over_seeds([run.metrics.code.l0 for run in d.runs], 1),
     "informative L0": lambda d: over_seeds([run.metrics.code.informative_l0 for run in d.runs], 1),
     "support bits": lambda d: over_seeds([run.metrics.code.support_bits for run in d.runs], 0),
@@ -175,6 +193,7 @@ TABLE = {  # columns: their headings, and how a `DictionaryResult` fills them
     "training": lambda d: f"{over_seeds([run.training_seconds for run in d.runs], 0)} s",
     "memory": lambda d: f"{over_seeds([run.memory_gib for run in d.runs], 2)} GiB",
 }
+OF_MODELS = ("writes", "CE recovered", "KL recovered")  # columns for which there must be a model
 
 
 def codes_of(dictionary: DictionaryResult) -> dict[str, list[DictionaryMetrics] | list[OptimizedCode]]:
@@ -200,8 +219,9 @@ HELP_TABLE = {  # columns of the table of codes: their headings, and how one cod
 
 
 def saebench_core(comparison: Comparison, dictionary: DictionaryResult, run: Run) -> dict[str, Any]:
-    """The run's measures under the keys of SAEBench's core evaluation."""
+    """The run's measures, with a model, under the keys of SAEBench's core evaluation."""
     metrics, loss, code, rates = run.metrics, run.language_model, run.metrics.code, run.metrics.code.firing_rates
+    assert loss is not None
     return {
         "eval_type_id": "core",
         "sae_lens_id": f"{dictionary.name}_seed{run.seed}",
@@ -242,8 +262,8 @@ def saebench_core(comparison: Comparison, dictionary: DictionaryResult, run: Run
     }
 
 
-def corpus_of(activations: CachedActivations, tokenizer: Any) -> Corpus:
-    """Counts what is content and what is not."""
+def corpus_of(activations: CachedActivations, shown: Callable[[int], str]) -> Corpus:
+    """Counts what is content and what is not; `shown` names an outlier token."""
     tokens = activations.contexts.tokens.flatten()
     values, counts = tokens[activations.outliers].unique(return_counts=True)
     frequent = values[counts.argsort(descending=True)][:8].tolist()
@@ -253,5 +273,5 @@ def corpus_of(activations: CachedActivations, tokenizer: Any) -> Corpus:
         special_tokens=int((activations.special & (tokens >= 0)).sum()),
         outlier_tokens=int(activations.outliers.sum()),
         largest_norm=activations.relative_norms[~activations.special].max().item(),
-        outlier_examples=[tokenizer.decode([token]) for token in frequent],
+        outlier_examples=[shown(token) for token in frequent],
     )

@@ -20,22 +20,22 @@ from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.comparison.baselines import Baselines
 from bae_lens.comparison.experiment import Contender, Experiment, check_contenders, check_hooks, check_run, needed_hooks
+from bae_lens.comparison.origin import ModelOrigin, VectorOrigin
 from bae_lens.comparison.results import (
     Comparison,
     DictionaryResult,
     Run,
     Trial,
-    corpus_of,
     earlier_comsem,
 )
 from bae_lens.distributed.connection import is_main_process
 from bae_lens.distributed.exchange import barrier, gather
 from bae_lens.distributed.homes import is_first_at_home
 from bae_lens.distributed.work import share
-from bae_lens.evaluation.features import FeatureDashboard, feature_dashboards
+from bae_lens.evaluation.features import FeatureDashboard
 from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary
-from bae_lens.evaluation.model_loss import LanguageModelLoss, LossMeter
+from bae_lens.evaluation.model_loss import LanguageModelLoss
 from bae_lens.file_exchange import bring_together
 from bae_lens.storage import (
     ACTIVATIONS_FOLDER,
@@ -111,7 +111,7 @@ def compare(
         stopwatch.add("load model and text", loading_seconds)
         splits = cached_splits(model, documents, {experiment.hook_name: contenders}, experiment, folder, stopwatch)
         comparison = compare_cached(
-            model,
+            ModelOrigin(model, splits, experiment),
             splits,
             contenders,
             experiment,
@@ -187,7 +187,7 @@ def cached_splits(
 
 
 def compare_cached(
-    model: Any,
+    origin: ModelOrigin | VectorOrigin,
     splits: dict[str, dict[str, CachedActivations]],
     contenders: Mapping[str, Contender],
     experiment: Experiment,
@@ -202,7 +202,7 @@ def compare_cached(
 ) -> Comparison:
     """What `compare` does once the activations are there and everything is `checked`."""
     comparing = _Comparing(
-        model, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features, tracking
+        origin, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features, tracking
     )
     return replace(comparing.result(share_steps), comsem=earlier_comsem(folder))
 
@@ -225,7 +225,7 @@ class _Comparing:
 
     def __init__(
         self,
-        model: Any,
+        origin: ModelOrigin | VectorOrigin,
         splits: dict[str, dict[str, CachedActivations]],
         contenders: Mapping[str, Contender],
         experiment: Experiment,
@@ -236,19 +236,9 @@ class _Comparing:
         shard_features: bool,
         tracking: Tracking,
     ) -> None:
-        self.model, self.splits, self.contenders, self.experiment = model, splits, contenders, experiment
+        self.origin, self.splits, self.contenders, self.experiment = origin, splits, contenders, experiment
         self.folder, self.stopwatch, self.device = folder, stopwatch, device
         self.on_measured, self.shard_features, self.tracking = on_measured, shard_features, tracking
-        test = splits["test"][experiment.hook_name]
-        self.loss_meter = LossMeter(model, test, experiment.contexts.loss_contexts)
-        self.metadata = {
-            "model_name": experiment.model,
-            "model_class_name": type(model).__name__,
-            "dataset_path": experiment.dataset,
-            "context_size": experiment.contexts.context_size,
-            "prepend_bos": model.tokenizer.bos_token_id is not None,
-            "exclude_special_tokens": test.special_tokens,
-        }
 
     def result(self, share_steps: bool) -> Comparison:
         tried = {name: self._tried(name, contender) for name, contender in self.contenders.items()}
@@ -271,8 +261,8 @@ class _Comparing:
         baselines = self._baselines()
         return Comparison(
             self.experiment,
-            corpus_of(self._states("train"), self.model.tokenizer),
-            corpus_of(self._states("test"), self.model.tokenizer),
+            self.origin.corpus(self._states("train")),
+            self.origin.corpus(self._states("test")),
             list(self.stopwatch.stages.values()),
             baselines.pca,
             baselines.gaussian_bound,
@@ -281,6 +271,7 @@ class _Comparing:
                 self._dictionary_result(name, recipe, trials, trained, metrics, losses, dashboards[name]())
                 for name, (recipe, trials) in chosen.items()
             ],
+            split=self.origin.split,
         )
 
     def _share(self, trainings: list[_Training], work: Callable[[_Training], None], share_steps: bool) -> None:
@@ -339,7 +330,7 @@ class _Comparing:
         contender, train = self.contenders[name], self.splits["train"]
         sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
         states = sides[0] if contender.hook_name is None else PairedActivations(*sides)
-        placed = (self.device, self.metadata, self.shard_features, self.tracking)
+        placed = (self.device, self.origin.metadata, self.shard_features, self.tracking)
         return train_dictionary(name, recipe, states, self.experiment.training, folder, seed, *placed)
 
     def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
@@ -355,12 +346,16 @@ class _Comparing:
                 write_json(path, self._evaluate(training.name, sae, "test"))
         return validated(DictionaryMetrics, read_json(path), str(path))
 
-    def _language_model_losses(self, saes: dict[tuple[str, int], SAE[Any]]) -> dict[tuple[str, int], LanguageModelLoss]:
+    def _language_model_losses(
+        self, saes: dict[tuple[str, int], SAE[Any]]
+    ) -> Mapping[tuple[str, int], LanguageModelLoss | None]:
+        if not self.origin.predicts:
+            return dict.fromkeys(saes)
         paths = {key: self._home(*key) / "language_model.json" for key in saes}
         missing = {key for there in gather([key for key in saes if not paths[key].exists()]) for key in there}
         if missing:
             with self.stopwatch.stage("language model's loss"):
-                losses = self.loss_meter({"/".join(map(str, key)): saes[key] for key in saes if key in missing})
+                losses = self.origin.losses({"/".join(map(str, key)): saes[key] for key in saes if key in missing})
             for key in missing if is_first_at_home() else ():
                 write_json(paths[key], losses["/".join(map(str, key))])
             barrier()
@@ -374,7 +369,7 @@ class _Comparing:
         if not path.exists():
             states = self.splits["test"][self.contenders[name].hooks(self.experiment.hook_name)[0]]
             with self.stopwatch.stage(f"dashboards of {name}"):
-                dashboards = feature_dashboards(sae, states, self.model, firing_rates)
+                dashboards = self.origin.dashboards(sae, states, firing_rates)
             write_json(path, [asdict(dashboard) for dashboard in dashboards])
         return [validated(FeatureDashboard, dashboard, str(path)) for dashboard in read_json(path)]
 
@@ -392,7 +387,7 @@ class _Comparing:
         trials: list[Trial],
         trained: dict[tuple[str, int], TrainedDictionary],
         metrics: dict[tuple[str, int], DictionaryMetrics],
-        losses: dict[tuple[str, int], LanguageModelLoss],
+        losses: Mapping[tuple[str, int], LanguageModelLoss | None],
         features: list[FeatureDashboard],
     ) -> DictionaryResult:
         seeds, hooks = self.experiment.seeds, self.contenders[name].hooks(self.experiment.hook_name)

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from bae_lens.activations.vector_files import VectorFile, as_tensor, batches_of_rows
 from bae_lens.compression.code_file import CodeFile
 from bae_lens.compression.code_writer import CodeWriter
 from bae_lens.compression.geometry_coder import MOST_FEATURES, Geometry
-from bae_lens.compression.vector_files import VectorFile, as_tensor, batches_of_rows
 from bae_lens.functional.explained_variance import ExplainedVariance
 from bae_lens.functional.losses import marginal_entropy
 from bae_lens.functional.packing import pack_code, unpack_code

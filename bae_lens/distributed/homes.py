@@ -1,6 +1,8 @@
 """Who sees whose files: processes that see one folder are at one home, where one of them writes what all need once."""
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -18,12 +20,24 @@ from bae_lens.distributed.connection import (
 from bae_lens.distributed.exchange import barrier, gather
 
 
+@contextmanager
+def made_if_used(folder: Path) -> Iterator[None]:
+    """A folder that is there for as long as the block runs, and afterwards only if something is in it, or it was."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of a folder with something in it
+            for path in missing:
+                path.rmdir()
+
+
 def find_homes(folder: Path, machine: int) -> None:
-    """Finds out which processes see the same folder, of which those on one machine, by its number, do.
+    """Finds out which processes see the same folder, which is there, of which those on one machine, by its number, do.
 
     Raises ValueError if some machines share it and others do not.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     mark = folder / f".run.json.{gather(uuid.uuid4().hex)[0]}.partial"
     if is_main_process():
         mark.touch()

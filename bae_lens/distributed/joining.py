@@ -14,7 +14,7 @@ import torch
 
 from bae_lens.distributed.connection import check_connected, connect, disconnect, n_launched
 from bae_lens.distributed.exchange import gather
-from bae_lens.distributed.homes import find_homes
+from bae_lens.distributed.homes import find_homes, made_if_used
 
 
 @contextmanager
@@ -40,8 +40,9 @@ def joined(device: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[s
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _told_to_end) if in_main_thread else None
     check_alike(settings)
-    find_homes(folder, int(os.environ["GROUP_RANK"]))
-    yield device
+    with made_if_used(folder):
+        find_homes(folder, int(os.environ["GROUP_RANK"]))
+        yield device
     disconnect()
     if before is not None:
         signal.signal(signal.SIGTERM, before)

@@ -1,5 +1,6 @@
-"""Features to look at: the tokens that drive them, what they resemble, and what they make the model say."""
+"""Features to look at: the tokens or vectors that drive them, what they resemble, and what they make a model say."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import PADDING
+from bae_lens.activations.vectors import Vectors
 from bae_lens.evaluation.logit_path import direct_logits, writes_to_residual_stream
 from bae_lens.functional.strength import INSTANCES_TO_COUNT
 from bae_lens.saes.bae import BAE
@@ -58,7 +60,6 @@ class FeatureDashboard:
     of the residual stream."""
 
 
-@torch.no_grad()
 def feature_dashboards(
     sae: SAE[Any],
     activations: CachedActivations,
@@ -74,6 +75,65 @@ def feature_dashboards(
     Examples are the strongest tokens, one per context, with `window` tokens shown on either side. `activations` are
     those at the dictionary's input hook.
     """
+    context = activations.content // activations.contexts.tokens.shape[1]
+
+    def shown(row: int, activation: float) -> TokenInContext:
+        return _token_in_context(activations, model.tokenizer, row, activation, window)
+
+    return _dashboards(
+        sae,
+        activations,
+        firing_rates,
+        (n_features, n_examples, seed),
+        context,
+        shown,
+        lambda directions: _top_tokens(directions, model, hooks_of(sae)[1]),
+    )
+
+
+def vector_dashboards(
+    sae: SAE[Any],
+    activations: CachedActivations,
+    vectors: Vectors,
+    firing_rates: list[float],
+    n_features: int = 100,
+    n_examples: int = 8,
+    seed: int = 0,
+) -> list[FeatureDashboard]:
+    """The same of a dictionary of vectors, with examples from those in `activations`: their labels and rows.
+
+    Examples are the strongest vectors, if documents were named one of each.
+    """
+    document = activations.contexts.document if vectors.has_documents else activations.contexts.tokens.flatten()
+
+    def shown(row: int, activation: float) -> TokenInContext:
+        own = int(activations.contexts.tokens[row])
+        name, label = vectors.row_name(own), vectors.label(own)
+        return TokenInContext("", name if label is None else label, "" if label is None else f" ({name})", activation)
+
+    return _dashboards(
+        sae,
+        activations,
+        firing_rates,
+        (n_features, n_examples, seed),
+        document[activations.content],
+        shown,
+        lambda directions: [[] for _ in directions],
+    )
+
+
+@torch.no_grad()
+def _dashboards(
+    sae: SAE[Any],
+    activations: CachedActivations,
+    firing_rates: list[float],
+    sample: tuple[int, int, int],
+    unit: Int[Tensor, " n_content"],
+    shown: Callable[[int, float], TokenInContext],
+    top_tokens: Callable[[Float[Tensor, "n d_out"]], list[list[str]]],
+) -> list[FeatureDashboard]:
+    """`sample` is how many features, how many examples of each, one per `unit`, and the seed of the choice."""
+    n_features, n_examples, seed = sample
     rate = torch.tensor(firing_rates)
     candidates = (rate * len(activations.content) > INSTANCES_TO_COUNT - 0.5).nonzero().flatten()
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
@@ -83,19 +143,17 @@ def feature_dashboards(
         [graded.encode(x.to(sae.device, sae.dtype))[:, features].float().cpu() for x in activations.batches(2048)]
     )
     neighbors = _neighbors(sae.W_dec, features.to(sae.device))
-    top_tokens = _top_tokens(sae.W_dec[features.to(sae.device)], model, hooks_of(sae)[1])
+    tokens = top_tokens(sae.W_dec[features.to(sae.device)])
     return [
         FeatureDashboard(
             int(feature),
             firing_rates[int(feature)],
             [
-                _token_in_context(
-                    activations, model.tokenizer, int(activations.content[row]), strengths[row, column].item(), window
-                )
-                for row in _strongest_per_context(activations, strengths[:, column], n_examples)
+                shown(int(activations.content[row]), strengths[row, column].item())
+                for row in _strongest(strengths[:, column], unit, n_examples)
             ],
             neighbors[column],
-            top_tokens[column],
+            tokens[column],
         )
         for column, feature in enumerate(features)
     ]
@@ -119,13 +177,13 @@ def _top_tokens(directions: Float[Tensor, "n d_out"], model: Any, hook_name_out:
     return [[model.tokenizer.decode([token]) for token in row] for row in top.tolist()]
 
 
-def _strongest_per_context(activations: CachedActivations, activation: Float[Tensor, " n"], n: int) -> list[int]:
-    context_size = activations.contexts.tokens.shape[1]
+def _strongest(activation: Float[Tensor, " n"], unit: Int[Tensor, " n"], n: int) -> list[int]:
+    """The strongest rows that fire, strongest first, one per unit."""
     rows: dict[int, int] = {}
     for row in activation.argsort(descending=True).tolist():
         if len(rows) == n or activation[row] <= 0:
             break
-        rows.setdefault(int(activations.content[row]) // context_size, row)
+        rows.setdefault(int(unit[row]), row)
     return list(rows.values())
 
 

@@ -18,7 +18,7 @@ def answer(comparison: Comparison) -> str:
     points = sorted(((_coded(dictionary), dictionary.name) for dictionary in dictionaries), key=lambda p: p[0].bits)
     (first, first_name), *others = points
     explains = f"{first_name} explains {first.explained_variance:.3f} of the variance"
-    said = [f"{explains} with {first.bits:.0f} bits per token"]
+    said = [f"{explains} with {first.bits:.0f} bits per {comparison.experiment.unit}"]
     said += [f"{name} {point.explained_variance:.3f} with {point.bits:.0f}" for point, name in others]
     pca = [_bits_for(point.explained_variance, comparison.pca) for point, _ in points]
     if hook != comparison.experiment.hook_name or None in pca:

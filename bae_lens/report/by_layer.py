@@ -58,7 +58,7 @@ def write_layer_report(result: HookComparisons, folder: Path) -> Path:
     html = render(
         "by_layer",
         result=result,
-        model=without_folders(result.experiment.model),
+        model=without_folders(str(result.experiment.model)),
         dataset=without_folders(result.experiment.dataset),
         colors=_colors(result),
         table=HOOK_TABLE,
@@ -81,7 +81,7 @@ def _settings(result: HookComparisons) -> dict[str, Any]:
     """What was asked for, without folders of this machine."""
     experiment = asdict(result.experiment)
     del experiment["hook_name"]
-    names = {key: without_folders(experiment[key]) for key in ("model", "dataset")}
+    names = {key: without_folders(str(experiment[key])) for key in ("model", "dataset")}
     return {**experiment, **names, "hook_names": result.hook_names}
 
 

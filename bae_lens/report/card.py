@@ -8,13 +8,14 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
-from bae_lens.comparison.results import TABLE, Comparison, DictionaryResult, Run
-from bae_lens.report.explanations import EXPLANATIONS
+from bae_lens.comparison.results import Comparison, DictionaryResult, Run
+from bae_lens.report.explanations import EXPLANATIONS, in_units
 from bae_lens.saes.saelens_compat import SAE_CLASS_REGISTRY
 from bae_lens.storage import write_text, written_whole
 
 CARD_FILE, PICTURE = "README.md", "explained_variance_by_bits.png"
 REPOSITORY, DICTIONARY = "<repo_id>", "<sae_id>"  # in a card that is not uploaded yet, as SAELens writes them
+OF_VECTORS = ("cached_tokens", "held_out_tokens", "tuning_tokens")  # settings of contexts that vectors have too
 TAGS = ["sparse-autoencoder", "mechanistic-interpretability"]
 
 
@@ -43,23 +44,34 @@ def card(comparison: Comparison, dictionary: DictionaryResult, run: Run, with_pi
         f"# {dictionary.name}",
         _origin(comparison, dictionary),
         _loading(dictionary),
-        f"## Measured\n\nOn {comparison.test.tokens:,} tokens of documents that it was not trained on.",
-        _measures(dictionary, run),
+        _measured_on(comparison),
+        _measures(comparison, dictionary, run),
     ]
     if with_picture:
-        parts.append(f"![Explained variance against bits per token, beside what it was compared with]({PICTURE})")
+        unit = comparison.experiment.unit
+        parts.append(f"![Explained variance against bits per {unit}, beside what it was compared with]({PICTURE})")
     parts.append(_recipe(comparison, dictionary, run))
     return "\n\n".join(parts) + "\n"
 
 
 def _origin(comparison: Comparison, dictionary: DictionaryResult) -> str:
     reads, writes = dictionary.hook_name, dictionary.hook_name_out
+    dataset = without_folders(comparison.experiment.dataset)
+    what = f"A dictionary of {dictionary.d_sae:,} features, `{dictionary.architecture}`,"
+    if comparison.experiment.model is None:
+        return f"{what} of the vectors in `{dataset}`, trained by bae_lens on {comparison.train.tokens:,} of them."
     where = f"at `{reads}`" if reads == writes else f"from `{reads}` to `{writes}`"
     return (
-        f"A dictionary of {dictionary.d_sae:,} features, `{dictionary.architecture}`, {where} of "
-        f"`{without_folders(comparison.experiment.model)}`, trained by bae_lens on {comparison.train.tokens:,} tokens "
-        f"of `{without_folders(comparison.experiment.dataset)}`."
+        f"{what} {where} of `{without_folders(comparison.experiment.model)}`, trained by bae_lens on "
+        f"{comparison.train.tokens:,} tokens of `{dataset}`."
     )
+
+
+def _measured_on(comparison: Comparison) -> str:
+    n = f"## Measured\n\nOn {comparison.test.tokens:,}"
+    if comparison.split is None:
+        return f"{n} tokens of documents that it was not trained on."
+    return f"{n} vectors that it was not trained on. {comparison.split}"
 
 
 def _loading(dictionary: DictionaryResult) -> str:
@@ -75,24 +87,29 @@ def _loading(dictionary: DictionaryResult) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _measures(dictionary: DictionaryResult, run: Run) -> str:
+def _measures(comparison: Comparison, dictionary: DictionaryResult, run: Run) -> str:
     """The columns of the comparison's table, one a line."""
     alone = replace(dictionary, runs=[run])
-    measures = {heading: cell(alone) for heading, cell in TABLE.items() if heading not in ("dictionary", "writes")}
-    rows = [f"| {heading} | {value} | {EXPLANATIONS[heading]} |" for heading, value in measures.items()]
+    shown = {heading: cell for heading, cell in comparison.columns.items() if heading not in ("dictionary", "writes")}
+    said = {heading: in_units(EXPLANATIONS[heading], comparison.experiment.unit) for heading in shown}
+    rows = [f"| {heading} | {cell(alone)} | {said[heading]} |" for heading, cell in shown.items()]
     return "\n".join(["| measure | value | what it is |", "| --- | ---: | --- |", *rows])
 
 
 def _recipe(comparison: Comparison, dictionary: DictionaryResult, run: Run) -> str:
     experiment = comparison.experiment
+    contexts = asdict(experiment.contexts)
+    if experiment.model is None:
+        contexts = {name: value for name, value in contexts.items() if name in OF_VECTORS}
     settings: dict[str, Any] = {
         "seed": run.seed,
         **asdict(experiment.training),
-        **asdict(experiment.contexts),
+        **contexts,
         **dictionary.recipe,
     }
     chosen = f" The best of {len(dictionary.trials)} settings that were tried." if dictionary.trials else ""
-    outliers = f"{comparison.train.outlier_tokens:,} tokens of outlying norm and all special tokens were left out."
+    special = " and all special tokens" if experiment.model is not None else ""
+    outliers = f"{comparison.train.outlier_tokens:,} {experiment.unit}s of outlying norm{special} were left out."
     recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     return f"## Recipe\n\nIn training {outliers}{chosen}\n\n```yaml\n{recipe}```"
 

@@ -38,3 +38,8 @@ EXPLANATIONS = {
     "memory": "Largest memory while it trained: of the whole process, or on a GPU what was allocated there.",
 }
 """By heading, in plain words."""
+
+
+def in_units(text: str, unit: str) -> str:
+    """A text about tokens as one about what activations belong to: tokens, or vectors without a model."""
+    return text.replace("token", unit)

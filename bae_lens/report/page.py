@@ -13,10 +13,10 @@ from bae_lens.comparison.results import (
     HELP_TABLE,
     OPTIMIZED,
     REFITTED,
-    TABLE,
     Comparison,
     DictionaryResult,
     codes_of,
+    losses_of,
 )
 from bae_lens.comparison.run import L0_TOLERANCE, best_trial
 from bae_lens.comsem.table1 import HEADINGS
@@ -25,7 +25,7 @@ from bae_lens.report import series
 from bae_lens.report.answer import answer
 from bae_lens.report.card import without_folders
 from bae_lens.report.comsem_figures import table1_shares
-from bae_lens.report.explanations import EXPLANATIONS
+from bae_lens.report.explanations import EXPLANATIONS, in_units
 from bae_lens.report.figures import draw
 from bae_lens.report.html import embed, render
 from bae_lens.report.series import Chart
@@ -55,16 +55,17 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     html = render(
         "report",
         comparison=comparison,
-        model=without_folders(comparison.experiment.model),
+        model=without_folders(comparison.experiment.model or ""),
+        unit=comparison.experiment.unit,
         dataset=without_folders(comparison.experiment.dataset),
         colors=series.colors(comparison),
-        table=TABLE,
-        explanations=EXPLANATIONS,
+        table=comparison.columns,
+        explanations=_in_units(EXPLANATIONS, comparison),
         answer=answer(comparison),
         ce_error=_largest_error(comparison),
         answer_figure=embed(draw(series.quality_by_bits(comparison, next(iter(series.by_hook(comparison))))), "answer"),
         help_table=HELP_TABLE,
-        help_explanations=HELP_EXPLANATIONS,
+        help_explanations=_in_units(HELP_EXPLANATIONS, comparison),
         codes=[(dictionary.name, codes_of(dictionary)) for dictionary in comparison.dictionaries],
         quality_with_help=_panels(comparison, series.quality_with_help, "help")
         if comparison.experiment.every_help
@@ -73,7 +74,10 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         quality_by_l0=_panels(comparison, series.quality_by_l0, "l0"),
         firing_frequencies=embed(draw(series.firing_frequencies(comparison)), "rates"),
         loss_curves=embed(draw(series.training_curves(comparison, "mse_loss", "squared error (standardized)")), "loss"),
-        l0_curves=embed(draw(series.training_curves(comparison, "l0", "L0 (features per token)")), "l0-curves"),
+        l0_curves=embed(
+            draw(series.training_curves(comparison, "l0", f"L0 (features per {comparison.experiment.unit})")),
+            "l0-curves",
+        ),
         tuned=[_tuning(dictionary, comparison.experiment.l0) for dictionary in comparison.dictionaries],
         l0_tolerance=L0_TOLERANCE,
         instances_to_count=INSTANCES_TO_COUNT,
@@ -93,9 +97,13 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 def _largest_error(comparison: Comparison) -> float | None:
     """Of CE recovered, among all runs; None where it is unknown for one."""
-    errors = [run.language_model.recovered_error for dictionary in comparison.dictionaries for run in dictionary.runs]
+    errors = [loss.recovered_error for dictionary in comparison.dictionaries for loss in losses_of(dictionary)]
     known = [error for error in errors if error is not None]
-    return max(known) if len(known) == len(errors) else None
+    return max(known) if known and len(known) == len(errors) else None
+
+
+def _in_units(texts: dict[str, str], comparison: Comparison) -> dict[str, str]:
+    return {name: in_units(text, comparison.experiment.unit) for name, text in texts.items()}
 
 
 def _panels(comparison: Comparison, chart: Callable[[Comparison, str], Chart], name: str) -> dict[str, Markup]:
@@ -137,5 +145,5 @@ def _plain(value: Any) -> str:
 def _settings(comparison: Comparison) -> dict[str, Any]:
     """What was asked for, and what every dictionary was trained with, without folders of this machine."""
     experiment = asdict(comparison.experiment)
-    names = {key: without_folders(experiment[key]) for key in ("model", "dataset")}
+    names = {key: without_folders(experiment[key] or "") for key in ("model", "dataset")}
     return {**experiment, **names, "dictionaries": {d.name: d.recipe for d in comparison.dictionaries}}

@@ -38,9 +38,15 @@ def write_pictures(comparison: Comparison, folder: Path) -> list[Path]:
     charts = {"explained_variance_by_bits": quality_by_bits, "explained_variance_by_l0": quality_by_l0}
     if comparison.experiment.every_help:
         charts["explained_variance_with_every_help"] = quality_with_help
-    pictures = {name: {f"at {hook}": chart(comparison, hook) for hook in hooks} for name, chart in charts.items()}
+    pictures = {
+        name: {_title(comparison, hook): chart(comparison, hook) for hook in hooks} for name, chart in charts.items()
+    }
     pictures["firing_frequencies"] = {"": firing_frequencies(comparison)}
     return [write_panels(panels, home / f"{name}.png") for name, panels in pictures.items()]
+
+
+def _title(comparison: Comparison, hook: str) -> str:
+    return comparison.experiment.dataset if comparison.experiment.model is None else f"at {hook}"
 
 
 def write_panels(panels: dict[str, Chart], path: Path, columns: int | None = None) -> Path:

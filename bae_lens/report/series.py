@@ -116,7 +116,7 @@ def quality_by_bits(comparison: Comparison, hook: str) -> Chart:
         series.append(_runs(comparison, dictionary, _points([run.metrics.coded for run in dictionary.runs])))
     most_bits, least = window(dictionaries)
     return Chart(
-        "bits per token",
+        f"bits per {comparison.experiment.unit}",
         EXPLAINED_VARIANCE,
         "%{x:.0f} bits, explained variance %{y:.3f}",
         series,
@@ -145,7 +145,7 @@ def quality_with_help(comparison: Comparison, hook: str) -> Chart:
         series.append(_runs(comparison, dictionary, _points(coded)))
         marks += coded
     return Chart(
-        "bits per token, features coded jointly",
+        f"bits per {comparison.experiment.unit}, features coded jointly",
         EXPLAINED_VARIANCE,
         "%{x:.0f} bits, explained variance %{y:.3f}",
         series,
@@ -183,7 +183,7 @@ def quality_by_l0(comparison: Comparison, hook: str) -> Chart:
             series.append(Series(dictionary.name, tried, runs.color, "open marks", runs.symbol, notes, in_legend=False))
         series.append(runs)
     return Chart(
-        "informative L0 (features per token)",
+        f"informative L0 (features per {comparison.experiment.unit})",
         EXPLAINED_VARIANCE,
         "L0 %{x:.1f}, explained variance %{y:.3f}",
         series,
@@ -194,7 +194,7 @@ def quality_by_l0(comparison: Comparison, hook: str) -> Chart:
 def firing_frequencies(comparison: Comparison) -> Chart:
     """How often features fire: features by log10 of their firing rate on held-out tokens (Fig. 4 of the paper)."""
     return Chart(
-        "log10 of the firing rate (share of tokens)",
+        f"log10 of the firing rate (share of {comparison.experiment.unit}s)",
         "features",
         "%{y} features about 10<sup>%{x:.2f}</sup>",
         [

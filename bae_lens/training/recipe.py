@@ -21,6 +21,9 @@ class TrainingSettings:
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
     autocast: bool = False
     """Whether matrices are multiplied in bfloat16, as SAELens does it; weights stay in float32."""
+    compile: bool = False
+    """Whether the forward and backward pass of a step is compiled, as SAELens does it, of use on a GPU: the first steps
+    then take up to a minute, later ones less time. On a CPU sparse codes are multiplied densely in it."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that no training can have."""

@@ -33,6 +33,7 @@ from bae_lens.saes.sharing import check_features_can_be_shared
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import check_same, read_json, validated, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, reading, save_checkpoint
+from bae_lens.training.compiler import check_compiler
 from bae_lens.training.feature_shards import gathered, own_checkpoint, own_share, with_all_counts
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.tracking import UNTRACKED, TrackedRun, Tracking, tracked
@@ -201,6 +202,10 @@ def trainer_of(
     )
     for group in trainer.optimizer.param_groups:
         group["fused"] = True
+    if settings.compile:
+        check_compiler(device)
+        torch.compiler.reset()  # what other trainings have compiled counts toward a limit
+        sae.training_forward_pass = torch.compile(sae.training_forward_pass)
     return trainer
 
 

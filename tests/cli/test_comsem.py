@@ -134,7 +134,7 @@ def test_dry_run_asks_nothing_and_tells_the_cost(comsem, run_folder, capsys):
         (["--base-url", "here"], "base_url must be an address"),
     ],
 )
-def test_users_error_ends_with_one_line(comsem, capsys, monkeypatch, arguments, message):
+def test_users_error_ends_with_one_line_and_leaves_nothing(comsem, run_folder, capsys, monkeypatch, arguments, message):
     async def yes(_, __, instances, ___):
         return [Verdict(True)] * len(instances)
 
@@ -146,6 +146,7 @@ def test_users_error_ends_with_one_line(comsem, capsys, monkeypatch, arguments, 
     assert stop.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
+    assert not (run_folder / "comsem").exists()
 
 
 PRICES = {"price_input": 1.0, "price_output": 2.0}

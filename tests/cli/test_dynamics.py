@@ -172,6 +172,7 @@ def test_impossible_prompts_are_one_line(dynamics, prompts, change, message):
         ),
     ],
 )
-def test_impossible_runs_are_one_line(dynamics, monkeypatch, arguments, message):
+def test_impossible_runs_are_one_line_and_leave_nothing(dynamics, monkeypatch, tmp_path, arguments, message):
     monkeypatch.setattr(dynamics_module, "collect", lambda *_, **__: pytest.fail("the model ran"))
     assert message in dynamics(*arguments, status=2)
+    assert not (tmp_path / "run").exists()

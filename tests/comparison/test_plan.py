@@ -123,6 +123,7 @@ def test_hooks_add_up_in_disk_and_time_and_take_the_most_of_memory():
     assert two.stages[2].disk - one.stages[2].disk == 995 * (1024 * 4 * (2048 + 1) + 8)  # contexts
     loss, loss_of_both = (stages["language model's loss"].seconds for stages in by_name)
     # Behind layer 3, 13 layers with zeros and with each dictionary, where behind layer 11 there are 5.
+    assert loss is not None
     assert loss_of_both == pytest.approx(2 * loss + 32 * 1024 * 1e-6 * 8 * 3)
 
 

@@ -191,7 +191,7 @@ def test_outlier_tokens_are_described(states, tiny_tokenizer):
     train: CachedActivations = states[0]
     norms, at = train.norms, 2 * 16 + 5
     norms[at] = 100 * norms[~train.special].median()
-    corpus = corpus_of(train, tiny_tokenizer)
+    corpus = corpus_of(train, lambda token: tiny_tokenizer.decode([token]))
     assert corpus.outlier_tokens == 1
     assert corpus.outlier_examples == [tiny_tokenizer.decode([train.contexts.tokens.flatten()[at]])]
     assert corpus.largest_norm == pytest.approx(100, rel=0.05)

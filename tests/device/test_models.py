@@ -29,7 +29,9 @@ from bae_lens import (
     TrainingBAEConfig,
     TrainingSettings,
     TrainingTranscoderConfig,
+    Vectors,
     compare,
+    compare_vectors,
     edit,
     entropy_dynamics,
     evaluate_dictionary,
@@ -248,6 +250,21 @@ def test_a_comparison(models, tiny_dataset, tmp_path):
         assert found.runs[0].language_model.with_sae == pytest.approx(
             expected.runs[0].language_model.with_sae, rel=1e-3
         )
+
+
+def test_a_comparison_of_vectors(tmp_path, shadow):
+    experiment = Experiment(
+        None, "random", HOOK, contexts=ContextSettings(cached_tokens=600, held_out_tokens=90), training=SETTINGS
+    )
+    vectors, found = Vectors([torch.randn(900, 16)]), []
+    for device in ("cpu", shadow):
+        result = compare_vectors(vectors, {"BAE": Contender((RECIPES["bae"],))}, experiment, tmp_path / device, device)
+        found.append(result.dictionaries[0])
+    expected, there = ([(shown.feature, shown.examples[0].token) for shown in bae.features] for bae in found)
+    assert there == expected
+    assert found[1].runs[0].metrics.explained_variance == pytest.approx(
+        found[0].runs[0].metrics.explained_variance, rel=1e-3
+    )
 
 
 def test_entropy_by_layer_and_position(models, tiny_dataset, tmp_path):

@@ -2,12 +2,21 @@ import os
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import jaxtyping
 import pytest
 import torch
-from sae_lens import SAE, MatchingPursuitTrainingSAEConfig, TopKTrainingSAEConfig, Transcoder
+from sae_lens import (
+    SAE,
+    MatchingPursuitTrainingSAEConfig,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAEConfig,
+    Transcoder,
+)
 from safetensors.torch import load_file
 
 from bae_lens import (
@@ -366,3 +375,38 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_weights_in_float32(states, re
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
     with pytest.raises(ValueError, match=r"training.autocast: True there, nothing now"):
         train_dictionary("bae", recipe, states, SETTINGS, tmp_path / "cast")
+
+
+@pytest.mark.filterwarnings("ignore:::torch")  # the compiler warns of its own ways
+@pytest.mark.parametrize(
+    ("kind", "compiled"),
+    [
+        ("bae", lambda forward: partial(forward)),
+        pytest.param("topk", partial(torch.compile, backend="eager"), marks=pytest.mark.slow),
+        pytest.param("standard", torch.compile, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_steps_end_with_the_weights_of_others_also_when_resumed(
+    kind, compiled, states, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be compiled
+    others = {
+        "topk": TopKTrainingSAEConfig(d_in=16, d_sae=64, k=6),
+        "standard": StandardTrainingSAEConfig(d_in=16, d_sae=64, l1_coefficient=1.0),
+    }
+    recipe = Recipe(others[kind], lr=4e-3) if kind in others else recipe
+    settings = TrainingSettings(training_tokens=32 * 12, batch_size=32)
+    compiling = mock.Mock(side_effect=compiled)
+    monkeypatch.setattr(torch, "compile", compiling)
+    train_dictionary("bae", recipe, states, settings, tmp_path / "eager")
+    assert compiling.call_count == 0
+    settings = replace(settings, compile=True)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 8, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train_dictionary("bae", recipe, states, settings, tmp_path / "compiled")
+    train_dictionary("bae", recipe, states, settings, tmp_path / "compiled")
+    assert compiling.call_count == 2
+    expected = weights(tmp_path / "eager")
+    for name, found in weights(tmp_path / "compiled").items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-5)

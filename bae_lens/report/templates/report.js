@@ -87,12 +87,12 @@ function show(index) {
 }
 
 function nothing() {
-  const reason = allFeatures().length ? "No feature of the sample has such a token." : "No feature of it fires often enough.";
+  const reason = allFeatures().length ? `No feature of the sample has such a ${control.dashboard.dataset.unit}.` : "No feature of it fires often enough.";
   return element("p", { textContent: reason });
 }
 
 function dashboard({ feature, firing_rate, examples, neighbors, top_tokens }) {
-  const rate = `on for ${percent(firing_rate)} of the held-out tokens`;
+  const rate = `on for ${percent(firing_rate)} of the held-out ${control.dashboard.dataset.unit}s`;
   const facts = element("dl", { className: "facts" });
   const add = (name, ...values) => facts.append(element("dt", { textContent: name }), element("dd", {}, ...values));
   if (top_tokens.length) add("raises the logits of", ...top_tokens.map(tokenBox));
@@ -111,7 +111,8 @@ function tokenBox(token) {
 function exampleItem({ before, token, after, activation }) {
   const strength = element("span", { className: "strength", textContent: activation.toPrecision(3) });
   const space = token.startsWith(" ") && token.trim() ? " " : "";
-  const mark = element("mark", { textContent: visible(token.slice(space.length)) });
+  const whole = control.dashboard.dataset.unit === "vector"; // which nothing stands around that it must be told from
+  const mark = element(whole ? "span" : "mark", { textContent: visible(token.slice(space.length)) });
   const text = element("span", {}, before, space, mark, after);
   return element("li", {}, strength, text);
 }

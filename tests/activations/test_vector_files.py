@@ -1,11 +1,15 @@
+from itertools import product
+
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import save_file
 
-from bae_lens.compression import vector_files
-from bae_lens.compression.vector_files import VectorFile
+from bae_lens.activations import vector_files
+from bae_lens.activations.vector_files import VectorFile, values_in
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +48,70 @@ def test_tensor_saved_from_a_model(vectors, tmp_path):
     assert not batch.requires_grad
 
 
+def lists(rows, kind):
+    """A column of lists of numbers, of whatever length."""
+    return pa.array(rows, kind)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float32(), 8)])
+def test_columns_of_lists(vectors, tmp_path, kind):
+    path = tmp_path / "x.parquet"
+    columns = {"id": list(range(100)), "vector": lists(vectors.tolist(), kind), "text": ["a"] * 100}
+    parquet.write_table(pa.table(columns), path, row_group_size=30)
+    for file in (VectorFile(path), VectorFile(path, "vector")):
+        assert file.shape == (100, 8)
+        assert len(file) == 100
+        assert max(len(batch) for batch in file) <= 12
+        torch.testing.assert_close(torch.cat(list(file)), vectors)
+
+
+def test_one_of_several_arrays_is_chosen_by_name(vectors, tmp_path):
+    save_file({"x": vectors, "y": 2 * vectors}, tmp_path / "two.safetensors")
+    columns = {name: lists(vectors.tolist(), pa.list_(pa.float32())) for name in ("x", "y")}
+    parquet.write_table(pa.table(columns), tmp_path / "two.parquet")
+    assert torch.equal(VectorFile(tmp_path / "two.safetensors", "y").read(), 2 * vectors)
+    assert VectorFile(tmp_path / "two.parquet", "x").shape == (100, 8)
+    for name in ("two.safetensors", "two.parquet"):
+        with pytest.raises(ValueError, match=r"it holds 2 .* instead of one, and none was named: x, y"):
+            VectorFile(tmp_path / name)
+        with pytest.raises(ValueError, match=r"it has no 'z' among its .*: x, y"):
+            VectorFile(tmp_path / name, "z")
+    np.save(tmp_path / "x.npy", vectors.numpy())
+    with pytest.raises(ValueError, match=r"a \.npy file holds one array without a name, got 'x'"):
+        VectorFile(tmp_path / "x.npy", "x")
+
+
+@pytest.mark.parametrize("wrong", [[1.0] * 7, [1.0] * 9, None, [1.0, None, *[1.0] * 6]])
+def test_rows_of_a_column_that_are_no_vectors_are_named(vectors, tmp_path, wrong):
+    rows = vectors.tolist()
+    rows[40] = wrong
+    parquet.write_table(pa.table({"vector": lists(rows, pa.list_(pa.float32()))}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"row (40|from 36 on) of vector holds no 8 numbers|a row from 36 on"):
+        VectorFile(tmp_path / "x.parquet").read()
+
+
+def test_values_for_each_vector(tmp_path):
+    (tmp_path / "x.txt").write_text("one\ntwo words\n\u00fc\n", encoding="utf-8")
+    np.save(tmp_path / "x.npy", np.array([3, 1, 3]))
+    save_file({"x": torch.zeros(3, 2), "of": torch.tensor([3, 1, 3])}, tmp_path / "x.safetensors")
+    parquet.write_table(pa.table({"of": ["a", "b", "a"], "gap": [1, None, 2]}), tmp_path / "x.parquet")
+    assert values_in(tmp_path / "x.txt") == ["one", "two words", "\u00fc"]
+    assert values_in(tmp_path / "x.npy") == values_in(tmp_path / "x.safetensors", "of") == [3, 1, 3]
+    assert values_in(tmp_path / "x.parquet", "of") == ["a", "b", "a"]
+    messages = {
+        ("x.parquet", "gap"): "row 1 of gap in .* has no value",
+        ("x.parquet", "by"): "it has no 'by' among its columns: of, gap",
+        ("x.safetensors", "x"): "must hold one value for each vector",
+        ("x.csv", "of"): r"values by name are in \.parquet and \.safetensors files",
+    }
+    (tmp_path / "x.csv").write_text("of\n1\n")
+    for (file, name), message in messages.items():
+        with pytest.raises(ValueError, match=message):
+            values_in(tmp_path / file, name)
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere\.txt"):
+        values_in(tmp_path / "nowhere.txt")
+
+
 def test_no_vectors(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((0, 8)))
     np.save(tmp_path / "y.npy", np.zeros((3, 0, 8)))
@@ -60,8 +128,10 @@ def test_all_axes_but_the_last_count_vectors(vectors, tmp_path, shape, order):
     assert torch.equal(torch.cat(list(file)), vectors)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors"])
-@pytest.mark.parametrize("shape", [(-1, 5_120), (1, -1, 5_120)])
+@pytest.mark.parametrize(
+    ("suffix", "shape"),
+    [(".parquet", (-1, 5_120)), *product((".npy", ".pt", ".safetensors"), [(-1, 5_120), (1, -1, 5_120)])],
+)
 def test_no_more_is_in_memory_than_a_batch(tmp_path, suffix, shape):
     """Of what this process owns; pages of the file that were read can be taken back at any time."""
     vectors, path = torch.ones(4_000, 5_120).view(shape), tmp_path / f"x{suffix}"
@@ -70,6 +140,11 @@ def test_no_more_is_in_memory_than_a_batch(tmp_path, suffix, shape):
             np.save(path, vectors.numpy())
         case ".pt":
             torch.save(vectors, path)
+        case ".parquet":
+            flat = pa.array(vectors.flatten().numpy())
+            column = pa.FixedSizeListArray.from_arrays(flat, 5_120)
+            parquet.write_table(pa.table({"x": column}), path, row_group_size=100)
+            del flat, column
         case _:
             save_file({"x": vectors}, path)
     del vectors
@@ -97,9 +172,10 @@ def test_files_that_hold_anything_else_are_refused(vectors, tmp_path, capsys):
     np.save(tmp_path / "text.npy", np.array([["a", "b"]]))
     np.savez(tmp_path / "arrays.npz", np.zeros((2, 3)))
     (tmp_path / "arrays.npz").rename(tmp_path / "arrays.npy")
-    for name in ("broken.safetensors", "broken.npy", "broken.pt"):
+    parquet.write_table(pa.table({"x": [1.0, 2.0], "y": [["a"], ["b"]]}), tmp_path / "table.parquet")
+    for name in ("broken.safetensors", "broken.npy", "broken.pt", "broken.parquet"):
         (tmp_path / name).write_bytes(b"no")
-    for name in ("empty.safetensors", "empty.npy", "empty.pt"):
+    for name in ("empty.safetensors", "empty.npy", "empty.pt", "empty.parquet"):
         (tmp_path / name).write_bytes(b"")
     save_file({"x": vectors, "y": vectors.clone()}, tmp_path / "two.safetensors")
     torch.save([vectors], tmp_path / "list.pt")
@@ -128,6 +204,9 @@ def test_files_that_hold_anything_else_are_refused(vectors, tmp_path, capsys):
         "empty.npy": "cannot be read",
         "empty.pt": "torch.save did not write it",
         "two.safetensors": "2 arrays instead of one",
+        "table.parquet": "it holds 0 columns of lists of numbers",
+        "broken.parquet": "cannot be read",
+        "empty.parquet": "cannot be read",
         "list.pt": "holds a list instead of one tensor",
         "code.pt": "code or objects, which are not executed",
         "sparse.pt": "torch.sparse_coo",
