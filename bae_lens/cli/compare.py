@@ -22,6 +22,7 @@ from bae_lens.cli.vectors import run_on_vectors, vector_files
 from bae_lens.comparison.dictionaries import (
     ARCHITECTURES,
     DictionarySpec,
+    PretrainedSpec,
     WidthsAt,
     as_given,
     default_spec,
@@ -78,8 +79,13 @@ class Compare:
     """Dictionaries with default settings: bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk,
     binary_topk, transcoder, topk_transcoder, binary_transcoder. Those described in the file take their place. Of
     vectors there are no transcoders."""
-    dictionaries: Annotated[dict[str, DictionarySpec], tyro.conf.Suppress] = field(default_factory=dict)
+    dictionaries: Annotated[dict[str, DictionarySpec | PretrainedSpec], tyro.conf.Suppress] = field(
+        default_factory=dict
+    )
     """Described in the file."""
+    pretrained: dict[str, str] = field(default_factory=dict)
+    """Dictionaries to measure beside them, as NAME SOURCE pairs: Theirs RELEASE/SAE_ID Mine FOLDER. They must read the
+    comparison's hook; the file can say otherwise."""
     l0: int = 32
     """Features per token at which dictionaries are compared."""
     trials: int = 1
@@ -108,6 +114,9 @@ class Compare:
     """Where the model and the dictionaries run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    device_map: str | None = None
+    """For a model that is too large for one GPU: over which it is spread, as transformers says it: auto, balanced,
+    balanced_low_0, sequential, or a JSON object from its parts to devices."""
     tracking: Tracking = UNTRACKED
     """Where metrics go while dictionaries train."""
     plan: bool = False
@@ -136,12 +145,13 @@ class Compare:
             plan, note = self.planned()
             return f"{plan_text(plan)}\n{note}".rstrip()
         options: Any = {"share_steps": self.share_steps, "tracking": self.tracking}
+        placed = {"model_device": self.model_device, "device_map": self.device_map}
         with joined(self.device, self.output, flat(asdict(self))) as device:
             if files is not None:
                 comparison = run_on_vectors(files, self.experiment, self._contenders, self.output, device, **options)
                 return summary(comparison, self.output)
-            where = (self.output, device, self.model_device)
-            return summary_at_hooks(self.experiment, self.hook_names, self.contenders, *where, **options)
+            experiment, where = self.experiment, (self.output, device)
+            return summary_at_hooks(experiment, self.hook_names, self.contenders, *where, **placed, **options)
 
     @property
     def hook_names(self) -> list[str]:
@@ -171,8 +181,7 @@ class Compare:
         """The dictionaries of the config file, or those of `architectures` at the width of the hook."""
         return self._contenders(partial(hook_widths, model), hook_name)
 
-    def _contenders(self, widths_at: WidthsAt, hook_name: str) -> dict[str, Contender]:
-        check_specs(self.dictionaries, widths_at(self.hook_names))
+    def _contenders(self, widths_at: WidthsAt, hook_name: str, pretrained: bool = True) -> dict[str, Contender]:
         d_sae = self.expansion * widths_at([hook_name])[hook_name]
         architectures = self.architectures
         if self.vectors and architectures == ARCHITECTURES:
@@ -180,13 +189,18 @@ class Compare:
         specs = self.dictionaries or dict(
             default_spec(architecture, self.l0, d_sae, self.trials) for architecture in architectures
         )
+        if twice := self.pretrained.keys() & specs.keys():
+            raise ValueError(f"two dictionaries are called {', '.join(sorted(twice))}; rename those of --pretrained")
+        specs = {**specs, **{name: PretrainedSpec(source) for name, source in self.pretrained.items()}}
+        check_specs(specs, widths_at(self.hook_names))
         return {
             name: spec.contender_by_width(widths_at, hook_name, self.expansion, self.training.steps)
             for name, spec in specs.items()
+            if pretrained or isinstance(spec, DictionarySpec)
         }
 
     def planned(self) -> tuple[Plan, str]:
-        """The plan, with times if the device is here and what is asked for fits on it, and what is to be said of them.
+        """The plan of what is trained, with times if the device is here and it fits there, and what is said of them.
 
         Raises ValueError for a model whose config is not to be had, and for hooks whose width does not follow from it.
         """
@@ -197,9 +211,11 @@ class Compare:
         def widths_at(hooks: Sequence[str]) -> dict[str, int]:
             return {hook: shape.width_at(hook) for hook in hooks}
 
-        contenders = {hook_name: self._contenders(widths_at, hook_name) for hook_name in self.hook_names}
+        contenders = {
+            hook_name: self._contenders(widths_at, hook_name, pretrained=False) for hook_name in self.hook_names
+        }
         room = resources(self.output, self.device, self.disk, self.gpu_memory)
-        beside = self.model_device in (None, self.device)
+        beside = self.model_device in (None, self.device) and self.device_map is None
         plan = plan_comparison(shape, self.experiment, contenders, room, beside)
         if plan.misfits:
             return plan, ""

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from bae_lens.activations.contexts import CONTEXTS_FOLDER
+from bae_lens.activations.device_map import first_device, read_device_map
 from bae_lens.activations.models import load_model
 from bae_lens.activations.precision import check_dtype
 from bae_lens.activations.sources import load_text, located
@@ -41,6 +42,7 @@ def run_experiment(
     on_stage: OnStage = unwatched,
     on_measured: OnMeasured = unwatched,
     model_device: str | None = None,
+    device_map: str | None = None,
     *,
     share_steps: bool = False,
     shard_features: bool = False,
@@ -49,11 +51,12 @@ def run_experiment(
     """Loads what the experiment names, compares, and writes results, cards and, if its libraries are there, a report.
 
     `contenders` makes the dictionaries for the loaded model and the hook. The text is read once: what a later start in
-    `folder` needs of it is kept there. The model runs on `model_device`, if that is another one. Raises ValueError,
-    before anything is written, for sizes, devices, folders, texts, models and hooks that cannot be. `on_stage` and
-    `on_measured` are told how it goes on; see `compare`. Of several processes the first writes what is not a result.
+    `folder` needs of it is kept there. The model runs on `model_device`, if that is another one, or on several, as
+    `read_device_map` reads their names. Raises ValueError, before anything is written, for sizes, devices, folders,
+    texts, models and hooks that cannot be. `on_stage` and `on_measured` are told how it goes on; see `compare`. Of
+    several processes the first writes what is not a result.
     """
-    loaded = _load(experiment, [experiment.hook_name], contenders, folder, device, model_device, on_stage)
+    loaded = _load(experiment, [experiment.hook_name], contenders, folder, device, model_device, device_map, on_stage)
     comparison = compare(
         loaded.model,
         loaded.text,
@@ -80,6 +83,7 @@ def summary_at_hooks(
     folder: Path,
     device: str,
     model_device: str | None = None,
+    device_map: str | None = None,
     *,
     share_steps: bool = False,
     shard_features: bool = False,
@@ -92,11 +96,11 @@ def summary_at_hooks(
     shared: dict[str, Any] = {"share_steps": share_steps, "shard_features": shard_features, "tracking": tracking}
     if len(hook_names) == 1:
         experiment = replace(experiment, hook_name=hook_names[0])
-        comparison = run_experiment(experiment, contenders, folder, device, model_device=model_device, **shared)
-        return summary(comparison, folder)
+        placed = {"model_device": model_device, "device_map": device_map}
+        return summary(run_experiment(experiment, contenders, folder, device, **placed, **shared), folder)
     check_in_layers(hook_names)
     check_run(folder, several_hooks=True)
-    loaded = _load(experiment, hook_names, contenders, folder, device, model_device)
+    loaded = _load(experiment, hook_names, contenders, folder, device, model_device, device_map)
     result = compare_hooks(
         loaded.model,
         loaded.text,
@@ -140,9 +144,15 @@ def _load(
     folder: Path,
     device: str,
     model_device: str | None,
+    device_map: str | None,
     on_stage: OnStage = unwatched,
 ) -> _Loaded:
-    model_device = model_device or device
+    spread = read_device_map(device_map)
+    if spread is not None and model_device is not None:
+        raise ValueError(
+            f"a model runs on one device or by a device map, got both; leave out {model_device} or the map"
+        )
+    model_device = model_device or (device if spread is None else first_device(spread))
     check_device(device)
     check_device(model_device)
     check_dtype(experiment.model_dtype, model_device)
@@ -155,7 +165,8 @@ def _load(
     start = time.monotonic()
     source = (experiment.dataset, experiment.text_column, experiment.dataset_split)
     text = None if (folder / CONTEXTS_FOLDER).exists() else load_text(*source)
-    model = load_model(str(experiment.model), model_device, experiment.contexts.context_size, experiment.model_dtype)
+    size = experiment.contexts.context_size
+    model = load_model(str(experiment.model), model_device, size, experiment.model_dtype, spread)
     made = {hook_name: contenders(model, hook_name) for hook_name in hook_names}
     seconds = time.monotonic() - start
     on_stage(LOADING, seconds)

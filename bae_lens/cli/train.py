@@ -87,6 +87,9 @@ class Train:
     """Where the model and the dictionary run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    device_map: str | None = None
+    """For a model that is too large for one GPU: over which it is spread, as transformers says it: auto, balanced,
+    balanced_low_0, sequential, or a JSON object from its parts to devices."""
     tracking: Tracking = UNTRACKED
     """Where metrics go while dictionaries train."""
     shard_features: bool = False
@@ -128,11 +131,12 @@ class Train:
 
         options: Any = {"shard_features": self.shard_features, "tracking": self.tracking}
         options["share_steps"] = len(hook_names) == 1
+        placed = {"model_device": self.model_device, "device_map": self.device_map}
         with joined(self.device, self.output, flat(asdict(self))) as device:
             if files is not None:
                 return summary(run_on_vectors(files, experiment, made, self.output, device, **options), self.output)
-            where = (self.output, device, self.model_device)
-            return summary_at_hooks(experiment, hook_names, contenders, *where, **options)
+            where = (self.output, device)
+            return summary_at_hooks(experiment, hook_names, contenders, *where, **placed, **options)
 
     def spec(self) -> DictionarySpec:
         """The dictionary that the flags describe, but for where a transcoder reads.

@@ -17,9 +17,11 @@ from yaml.composer import ComposerError
 
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.vectors import HOOK
-from bae_lens.comparison.experiment import Contender
+from bae_lens.comparison.experiment import Contender, Pretrained
+from bae_lens.saes.loading import load_pretrained
 from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_config import Preset
+from bae_lens.saes.transcoder import hooks_of
 from bae_lens.training.recipe import Recipe
 
 BAE_LR = {"default": 6e-3, "optimized": 6e-3, "paper": 5e-4, "authors": 5e-4}
@@ -96,7 +98,8 @@ class DictionarySpec:
         at_hook = widths_at(hooks)
         widths = {side: at_hook[hook] for side, hook in zip(("d_in", "d_out"), hooks, strict=False)}
         recipes = tuple(self._recipe(trial, widths, expansion, training_steps) for trial in self.trials)
-        return Contender(recipes, *(hooks if self.is_transcoder else ()))
+        reads, writes = hooks if self.is_transcoder else (None, None)
+        return Contender(recipes, reads, writes)
 
     def _recipe(self, trial: dict[str, Any], widths: dict[str, int], expansion: int, training_steps: int) -> Recipe:
         training_class, config_class = SAE_TRAINING_CLASS_REGISTRY[self.architecture]
@@ -127,6 +130,38 @@ class DictionarySpec:
         except (TypeError, RuntimeError) as error:
             raise ValueError(f"{self.architecture} cannot be made with {given}: {error}") from error
         return Recipe(cfg, lr)
+
+
+@dataclass(frozen=True)
+class PretrainedSpec:
+    """A dictionary that is measured beside those that are trained, as a config file or the command line names it."""
+
+    pretrained: str
+    """Its folder, as SAELens saves any dictionary, or RELEASE/SAE_ID on the hub."""
+    hook_name: str | None = None
+    """Where it is measured, if that is not where it says it reads; an SAE must read at the comparison's hook unless
+    this is said."""
+    hook_name_out: str | None = None
+    """Where what a transcoder writes is measured, likewise."""
+
+    def contender_by_width(self, widths_at: WidthsAt, hook_name: str, expansion: int, training_steps: int) -> Contender:  # noqa: ARG002
+        """The dictionary, on the CPU. Raises ValueError as `load_pretrained` and `Pretrained` do, and for one that does
+        not say where it reads.
+        """
+        sae = load_pretrained(self.pretrained)
+        if not (self.hook_name or sae.cfg.metadata.hook_name):
+            raise ValueError(f"{self.pretrained} does not say which hook it reads; name its hook_name in a file")
+        hooks = hooks_of(sae)
+        is_transcoder = hasattr(sae.cfg, "d_out")
+        if self.hook_name_out is not None and not is_transcoder:
+            raise ValueError(f"only transcoders take hook_name_out, and {self.pretrained} is none")
+        reads = self.hook_name or hooks[0]
+        writes = (self.hook_name_out or hooks[1]) if is_transcoder else reads
+        return Contender(
+            hook_name=reads,
+            hook_name_out=writes,
+            pretrained=Pretrained(self.pretrained, sae, elsewhere=self.hook_name is not None),
+        )
 
 
 def default_lr(architecture: str, preset: Preset = "default") -> float:
@@ -173,7 +208,7 @@ def default_spec(architecture: str, l0: int, d_sae: int, trials: int = 1) -> tup
     return name, DictionarySpec(architecture, config, trials=tuple({tuned: middle * factor} for factor in factors))
 
 
-def read_specs(path: Path) -> tuple[dict[str, Any], dict[str, DictionarySpec]]:
+def read_specs(path: Path) -> tuple[dict[str, Any], dict[str, DictionarySpec | PretrainedSpec]]:
     """A comparison's config file in YAML: its settings, and the `dictionaries` under their names.
 
     Raises ValueError for a file that is no mapping or larger than `CONFIG_BYTES`, for two dictionaries of one name, for
@@ -200,11 +235,13 @@ def read_specs(path: Path) -> tuple[dict[str, Any], dict[str, DictionarySpec]]:
     return content, {name: _spec(path, name, spec) for name, spec in dictionaries.items()}
 
 
-def _spec(path: Path, name: str, content: Any) -> DictionarySpec:
-    known = {spec_field.name for spec_field in fields(DictionarySpec)}
-    if not isinstance(content, dict) or not {"architecture"} <= content.keys() <= known:
+def _spec(path: Path, name: str, content: Any) -> DictionarySpec | PretrainedSpec:
+    is_pretrained = isinstance(content, dict) and "pretrained" in content
+    kind, needed = (PretrainedSpec, "pretrained") if is_pretrained else (DictionarySpec, "architecture")
+    known = {spec_field.name for spec_field in fields(kind)}
+    if not isinstance(content, dict) or not {needed} <= content.keys() <= known:
         raise ValueError(f"{path}: dictionary {name!r} takes {', '.join(sorted(known))}, got {reprlib.repr(content)}")
-    return as_given(DictionarySpec, content, f"{path}: dictionary {name!r}")
+    return as_given(kind, content, f"{path}: dictionary {name!r}")
 
 
 def as_given(expected: Any, value: Any, where: str) -> Any:

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from sae_lens import SAE
+
 from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import TEXT_COLUMN
@@ -71,36 +74,76 @@ class Experiment:
         return folder if seed == self.seeds[0] else folder / "seeds" / str(seed)
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A dictionary in a comparison: what to try, and for a transcoder where."""
+FOLDED_NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")  # that a dictionary itself brings about
 
-    trials: tuple[Recipe, ...]
-    """Settings to choose from on the documents held out for tuning; a single one is taken as it is."""
-    hook_name: str | None = None
-    """Where a transcoder reads; None for an SAE, which does at the comparison's hook."""
-    hook_name_out: str | None = None
-    """Where a transcoder writes."""
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A dictionary that was trained elsewhere, for raw activations."""
+
+    source: str
+    """Its folder, or RELEASE/SAE_ID."""
+    sae: SAE[Any]
+    """As it is loaded; at hook_z it takes heads concatenated."""
+    elsewhere: bool = False
+    """Whether it may be measured at other hooks than it says it reads."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError if only one of a transcoder's hooks is named."""
+        """Raises ValueError for a dictionary whose input must be normalized by what is not in its file."""
+        normalization = self.sae.cfg.normalize_activations
+        if normalization not in FOLDED_NORMALIZATIONS:
+            raise ValueError(
+                f"{self.source} takes activations that are normalized ({normalization}) by a factor that is not in its "
+                "file; fold it in (sae.fold_activation_norm_scaling_factor(factor)), save it, and give that folder"
+            )
+        self.sae.turn_off_forward_pass_hook_z_reshaping()
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells it from another: its weights."""
+        return {"architecture": self.sae.cfg.architecture(), "weights": model_fingerprint(self.sae)}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A dictionary in a comparison: what to try, and for a transcoder where; or one that is pretrained."""
+
+    trials: tuple[Recipe, ...] = ()
+    """Settings to choose from on the documents held out for tuning; a single one is taken as it is. None for a
+    pretrained one."""
+    hook_name: str | None = None
+    """Where a transcoder or a pretrained one reads; None for an SAE, which does at the comparison's hook."""
+    hook_name_out: str | None = None
+    """Where it writes."""
+    pretrained: Pretrained | None = None
+    """The dictionary, if there is nothing to train."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if only one of the hooks is named, and for trials of what is not trained."""
         if (self.hook_name is None) != (self.hook_name_out is None):
             raise ValueError(f"hook_name and hook_name_out go together, got {self.hook_name} and {self.hook_name_out}")
+        if self.trials and self.pretrained is not None:
+            raise ValueError(f"{self.pretrained.source} is pretrained, and takes no trials, got {len(self.trials)}")
 
     def resolved(self, model: Any) -> "Contender":
         """With the names that the model has for the hooks; raises ValueError for hooks that it does not have."""
         if self.hook_name is None or self.hook_name_out is None:
             return self
-        hooks = (resolve_hook(model, hook) for hook in (self.hook_name, self.hook_name_out))
-        return Contender(self.trials, *hooks)
+        hook_name, hook_name_out = (resolve_hook(model, hook) for hook in (self.hook_name, self.hook_name_out))
+        return replace(self, hook_name=hook_name, hook_name_out=hook_name_out)
 
     def hooks(self, hook_name: str) -> tuple[str, ...]:
-        """The hooks whose activations it needs in a comparison at `hook_name`."""
+        """The hooks whose activations it needs in a comparison at `hook_name`: one of an SAE, two of a transcoder."""
         return (
             (hook_name,)
             if self.hook_name is None or self.hook_name_out is None
-            else (self.hook_name, self.hook_name_out)
+            else tuple(dict.fromkeys((self.hook_name, self.hook_name_out)))
         )
+
+    @property
+    def identity(self) -> Any:
+        """What tells it from another, as JSON values."""
+        return [recipe.to_dict() for recipe in self.trials] if self.pretrained is None else self.pretrained.identity
 
 
 def needed_hooks(contenders: Mapping[str, Mapping[str, Contender]]) -> list[str]:
@@ -113,7 +156,7 @@ def check_contenders(contenders: Mapping[str, Contender]) -> None:
     """Raises ValueError for none, for unequal numbers of trials, and for names that a folder cannot have."""
     if not contenders:
         raise ValueError("a comparison needs at least one dictionary, got none")
-    counts = {name: len(contender.trials) for name, contender in contenders.items()}
+    counts = {name: len(contender.trials) for name, contender in contenders.items() if contender.pretrained is None}
     if len(set(counts.values())) > 1 or 0 in counts.values():
         listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise ValueError(f"every dictionary must have the same number of trials, at least one, got {listed}")
@@ -144,9 +187,21 @@ def check_hooks(
     order = list(widths)
     for name, contender in contenders.items():
         hooks = contender.hooks(experiment.hook_name)
+        if contender.pretrained is not None:
+            _check_pretrained(name, contender.pretrained, hooks, experiment.hook_name)
+            check_widths(name, contender.pretrained.sae.cfg, {hook: widths[hook] for hook in hooks})
         if order.index(hooks[0]) > order.index(hooks[-1]):
             raise ValueError(f"{name} reads after it writes: the model reaches {hooks[-1]} before {hooks[0]}")
         for recipe in contender.trials:
             if shard_features or (share_steps and can_share_steps(recipe.cfg)):
                 check_processes(name, recipe.cfg, shard_features)
             check_widths(name, recipe.cfg, {hook: widths[hook] for hook in hooks})
+
+
+def _check_pretrained(name: str, pretrained: Pretrained, hooks: tuple[str, ...], hook_name: str) -> None:
+    """Raises ValueError for an SAE that says it reads elsewhere, unless that was allowed."""
+    if len(hooks) == 1 and hooks != (hook_name,) and not pretrained.elsewhere:
+        raise ValueError(
+            f"{name} ({pretrained.source}) reads {hooks[0]}, and the comparison is at {hook_name}; compare there, or "
+            "describe it in a file with the hook_name at which it shall be measured all the same"
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.comparison.experiment import Experiment
-from bae_lens.comparison.results import RESULT_FILE, Comparison, DictionaryResult, Run, over_seeds
+from bae_lens.comparison.results import RESULT_FILE, Comparison, DictionaryResult, Run, over_seeds, unless_pretrained
 from bae_lens.markdown import markdown_table
 from bae_lens.storage import Stage, validated, write_json
 
@@ -36,8 +36,8 @@ class HookRow:
     """Features that it has."""
     seed: int
     """Of the training."""
-    training_seconds: float
-    """Time spent in optimizer steps."""
+    training_seconds: float | None
+    """Time spent in optimizer steps; None for a pretrained dictionary."""
     explained_variance: float
     """1 is perfect, 0 is no better than the mean."""
     ce_recovered: float | None
@@ -173,5 +173,5 @@ HOOK_TABLE: dict[str, Callable[[list[HookRow]], str]] = {
     "dead": lambda rows: over_seeds([row.dead for row in rows], 0),
     "dense": lambda rows: over_seeds([row.dense for row in rows], 0),
     "Feature Activated": lambda rows: f"{over_seeds([r.feature_activated for r in rows], 0)} of {rows[0].d_sae}",
-    "training": lambda rows: f"{over_seeds([row.training_seconds for row in rows], 0)} s",
+    "training": lambda rows: unless_pretrained([row.training_seconds for row in rows], 0, "s", "pretrained"),
 }

@@ -10,7 +10,7 @@ from typing import Any
 from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.hook_names import check_different, layer_hook
 from bae_lens.activations.models import resolve_hook
-from bae_lens.comparison.dictionaries import DictionarySpec
+from bae_lens.comparison.dictionaries import DictionarySpec, PretrainedSpec
 from bae_lens.comparison.experiment import Contender, Experiment, check_run
 from bae_lens.comparison.hook_results import HookComparisons, HookRow
 from bae_lens.comparison.origin import ModelOrigin
@@ -132,14 +132,20 @@ def check_in_layers(hook_names: Sequence[str]) -> None:
             )
 
 
-def check_specs(specs: Mapping[str, DictionarySpec], widths: Mapping[str, int]) -> None:
+def check_specs(specs: Mapping[str, DictionarySpec | PretrainedSpec], widths: Mapping[str, int]) -> None:
     """Raises ValueError for dictionaries that are described for one hook where there are several, given with widths.
 
-    Such is a transcoder that names its hooks, and an SAE with a number of features where widths differ.
+    Such is one that is trained already, a transcoder that names its hooks, and an SAE with a number of features where
+    widths differ.
     """
     if len(widths) < 2:
         return
     for name, spec in specs.items():
+        if isinstance(spec, PretrainedSpec):
+            raise ValueError(
+                f"a pretrained dictionary is compared at the one hook that it reads, but {name} would be at "
+                f"{len(widths)}; leave it out, or choose its hook alone"
+            )
         named = [hook for hook in (spec.hook_name, spec.hook_name_out) if hook]
         if named:
             raise ValueError(

@@ -41,12 +41,12 @@ class Run:
     """A dictionary trained with one seed, measured on held-out documents."""
 
     seed: int
-    training_seconds: float
-    """Time spent in optimizer steps."""
-    memory_gib: float
-    """Largest memory while it trained; see `TrainedDictionary`."""
+    training_seconds: float | None
+    """Time spent in optimizer steps; None for a pretrained dictionary."""
+    memory_gib: float | None
+    """Largest memory while it trained, see `TrainedDictionary`; None for a pretrained one."""
     curve: list[dict[str, int | float]]
-    """Loss terms by training step."""
+    """Loss terms by training step; empty for a pretrained one."""
     metrics: DictionaryMetrics
     """On held-out activations."""
     language_model: LanguageModelLoss | None
@@ -70,11 +70,13 @@ class DictionaryResult:
     trials: list[Trial]
     """What was tried; empty if there was nothing to choose."""
     recipe: dict[str, Any]
-    """Learning rate and training config that were chosen."""
+    """Learning rate and training config that were chosen; empty for a pretrained dictionary."""
     runs: list[Run]
-    """One a seed."""
+    """One a seed; a single one of a pretrained dictionary."""
     features: list[FeatureDashboard]
     """Of the first seed."""
+    pretrained: str | None = None
+    """Folder or RELEASE/SAE_ID of a dictionary that was not trained here."""
 
     @property
     def is_binary(self) -> bool:
@@ -175,6 +177,12 @@ def losses_of(dictionary: DictionaryResult) -> list[LanguageModelLoss]:
     return [run.language_model for run in dictionary.runs if run.language_model is not None]
 
 
+def unless_pretrained(values: list[float | None], digits: int, unit: str, otherwise: str) -> str:
+    """As `over_seeds`, or otherwise where nothing was trained."""
+    known = [value for value in values if value is not None]
+    return f"{over_seeds(known, digits)} {unit}" if known else otherwise
+
+
 # Columns: their headings, and how a `DictionaryResult` fills them.
 TABLE: dict[str, Callable[[DictionaryResult], str]] = {
     "dictionary": lambda d: d.name,
@@ -190,8 +198,8 @@ TABLE: dict[str, Callable[[DictionaryResult], str]] = {
     "always on": lambda d: over_seeds([run.metrics.code.always_on for run in d.runs], 0),
     "dense": lambda d: over_seeds([run.metrics.code.dense for run in d.runs], 0),
     "Feature Activated": lambda d: f"{over_seeds([r.metrics.code.feature_activated for r in d.runs], 0)} of {d.d_sae}",
-    "training": lambda d: f"{over_seeds([run.training_seconds for run in d.runs], 0)} s",
-    "memory": lambda d: f"{over_seeds([run.memory_gib for run in d.runs], 2)} GiB",
+    "training": lambda d: unless_pretrained([run.training_seconds for run in d.runs], 0, "s", "pretrained"),
+    "memory": lambda d: unless_pretrained([run.memory_gib for run in d.runs], 2, "GiB", "-"),
 }
 OF_MODELS = ("writes", "CE recovered", "KL recovered")  # columns for which there must be a model
 

@@ -152,7 +152,7 @@ def purpose(model: Any, contenders: Mapping[str, Contender], experiment: Experim
     return {
         **asdict(experiment),
         "model_weights": model_fingerprint(model),
-        "recipes": {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()},
+        "recipes": {name: contender.identity for name, contender in contenders.items()},
         "hooks": {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()},
     }
 
@@ -208,16 +208,26 @@ def compare_cached(
 
 
 class _Training(NamedTuple):
-    """A dictionary to be trained, and the folder in whose `dictionaries` it is kept."""
+    """A dictionary to be trained, or one that is pretrained and has no recipe, and in which folder it is kept."""
 
     name: str
-    recipe: Recipe
+    recipe: Recipe | None
     seed: int
     folder: Path
 
     @property
     def home(self) -> Path:
-        return self.folder / "dictionaries" / self.name
+        """Of the dictionary and its measures, or of the measures alone."""
+        return self.folder / ("pretrained" if self.recipe is None else "dictionaries") / self.name
+
+
+class _Untrained(NamedTuple):
+    """A pretrained dictionary in the place of a `TrainedDictionary`."""
+
+    sae: SAE[Any]
+    seconds: None = None
+    memory_gib: None = None
+    curve: tuple[()] = ()
 
 
 class _Comparing:
@@ -245,15 +255,25 @@ class _Comparing:
         self._share(list(chain.from_iterable(tried.values())), self._try, share_steps)
         chosen = {name: self._choose(name, trainings) for name, trainings in tried.items()}
         barrier()  # before the dictionaries that are chosen are looked for
-        trainings = [self._training(name, chosen[name][0], seed) for name in chosen for seed in self.experiment.seeds]
+        trainings = [
+            self._training(name, recipe, seed)
+            for name, (recipe, _) in chosen.items()
+            for seed in self.experiment.seeds[: 1 if recipe is None else None]
+        ]
         self._share(trainings, self._train_and_measure, share_steps)
         trained = {(each.name, each.seed): self._trained(each) for each in trainings}
-        losses = self._language_model_losses({key: dictionary.sae for key, dictionary in trained.items()})
+        losses = self._language_model_losses(trainings, trained)
         metrics = {(each.name, each.seed): self._measure(each, trained[each.name, each.seed].sae) for each in trainings}
         first = self.experiment.seeds[0]
         dashboards = {
-            name: partial(self._dashboards, name, trained[name, first].sae, metrics[name, first].code.firing_rates)
-            for name in chosen
+            each.name: partial(
+                self._dashboards,
+                each,
+                trained[each.name, first].sae,
+                metrics[each.name, first].code.firing_rates,
+            )
+            for each in trainings
+            if each.seed == first
         }
         share([self._baselines, *dashboards.values()], lambda make: make())
         bring_together(self.folder)
@@ -277,7 +297,7 @@ class _Comparing:
     def _share(self, trainings: list[_Training], work: Callable[[_Training], None], share_steps: bool) -> None:
         """Each is worked on in one process; but first, if so wished, all train those that can be trained together."""
         for training in trainings:
-            if share_steps and can_share_steps(training.recipe.cfg):
+            if share_steps and training.recipe is not None and can_share_steps(training.recipe.cfg):
                 self._train(training)
         share(trainings, work)
         bring_together(self.folder)
@@ -286,12 +306,12 @@ class _Comparing:
     def _states(self, split: str) -> CachedActivations:
         return self.splits[split][self.experiment.hook_name]
 
-    def _training(self, name: str, recipe: Recipe, seed: int) -> _Training:
+    def _training(self, name: str, recipe: Recipe | None, seed: int) -> _Training:
         return _Training(name, recipe, seed, self.experiment.seed_folder(self.folder, seed))
 
     def _tried(self, name: str, contender: Contender) -> list[_Training]:
-        """What there is to choose from; nothing if there is a single recipe."""
-        if len(contender.trials) == 1:
+        """What there is to choose from; nothing if there is a single recipe, or none."""
+        if len(contender.trials) <= 1:
             return []
         first, trials = self.experiment.seeds[0], self.folder / "trials"
         return [_Training(name, recipe, first, trials / str(i)) for i, recipe in enumerate(contender.trials)]
@@ -302,12 +322,13 @@ class _Comparing:
             with self.stopwatch.stage(f"tune {training.name}"):
                 metrics = self._evaluate(training.name, trained.sae, "tune")
             explained = (metrics.explained_variance, metrics.code.informative_l0, metrics.bits)
+            assert training.recipe is not None
             write_json(path, Trial(training.recipe.to_dict(), *explained))
 
-    def _choose(self, name: str, tried: list[_Training]) -> tuple[Recipe, list[Trial]]:
+    def _choose(self, name: str, tried: list[_Training]) -> tuple[Recipe | None, list[Trial]]:
         """The recipe to use, and what it was chosen from; its dictionary of the first seed is trained already."""
         if not tried:
-            return self.contenders[name].trials[0], []
+            return next(iter(self.contenders[name].trials), None), []
         paths = [training.home / "trial.json" for training in tried]
         trials = [validated(Trial, read_json(path), str(path)) for path in paths]
         best = tried[best_trial(trials, self.experiment.l0)]
@@ -321,13 +342,18 @@ class _Comparing:
     def _train_and_measure(self, training: _Training) -> None:
         self.on_measured(training.name, self._measure(training, self._train(training).sae))
 
-    def _train(self, training: _Training) -> TrainedDictionary:
+    def _train(self, training: _Training) -> TrainedDictionary | _Untrained:
+        if training.recipe is None:
+            return self._trained(training)
         with self.stopwatch.stage(f"train {training.name}"):
             return self._trained(training)
 
-    def _trained(self, training: _Training) -> TrainedDictionary:
+    def _trained(self, training: _Training) -> TrainedDictionary | _Untrained:
         name, recipe, seed, folder = training
         contender, train = self.contenders[name], self.splits["train"]
+        if recipe is None:
+            assert contender.pretrained is not None
+            return _Untrained(contender.pretrained.sae.to(self.device))
         sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
         states = sides[0] if contender.hook_name is None else PairedActivations(*sides)
         placed = (self.device, self.origin.metadata, self.shard_features, self.tracking)
@@ -343,15 +369,17 @@ class _Comparing:
         path = training.home / "metrics.json"
         if not path.exists():
             with self.stopwatch.stage(f"measure {training.name}"):
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, self._evaluate(training.name, sae, "test"))
         return validated(DictionaryMetrics, read_json(path), str(path))
 
     def _language_model_losses(
-        self, saes: dict[tuple[str, int], SAE[Any]]
+        self, trainings: list[_Training], trained: Mapping[tuple[str, int], TrainedDictionary | _Untrained]
     ) -> Mapping[tuple[str, int], LanguageModelLoss | None]:
         if not self.origin.predicts:
-            return dict.fromkeys(saes)
-        paths = {key: self._home(*key) / "language_model.json" for key in saes}
+            return dict.fromkeys(trained)
+        saes = {key: dictionary.sae for key, dictionary in trained.items()}
+        paths = {(each.name, each.seed): each.home / "language_model.json" for each in trainings}
         missing = {key for there in gather([key for key in saes if not paths[key].exists()]) for key in there}
         if missing:
             with self.stopwatch.stage("language model's loss"):
@@ -361,14 +389,11 @@ class _Comparing:
             barrier()
         return {key: validated(LanguageModelLoss, read_json(path), str(path)) for key, path in paths.items()}
 
-    def _home(self, name: str, seed: int) -> Path:
-        return self.experiment.seed_folder(self.folder, seed) / "dictionaries" / name
-
-    def _dashboards(self, name: str, sae: SAE[Any], firing_rates: list[float]) -> list[FeatureDashboard]:
-        path = self._home(name, self.experiment.seeds[0]) / "features.json"
+    def _dashboards(self, training: _Training, sae: SAE[Any], firing_rates: list[float]) -> list[FeatureDashboard]:
+        path = training.home / "features.json"
         if not path.exists():
-            states = self.splits["test"][self.contenders[name].hooks(self.experiment.hook_name)[0]]
-            with self.stopwatch.stage(f"dashboards of {name}"):
+            states = self.splits["test"][self.contenders[training.name].hooks(self.experiment.hook_name)[0]]
+            with self.stopwatch.stage(f"dashboards of {training.name}"):
                 dashboards = self.origin.dashboards(sae, states, firing_rates)
             write_json(path, [asdict(dashboard) for dashboard in dashboards])
         return [validated(FeatureDashboard, dashboard, str(path)) for dashboard in read_json(path)]
@@ -383,35 +408,38 @@ class _Comparing:
     def _dictionary_result(
         self,
         name: str,
-        recipe: Recipe,
+        recipe: Recipe | None,
         trials: list[Trial],
-        trained: dict[tuple[str, int], TrainedDictionary],
+        trained: Mapping[tuple[str, int], TrainedDictionary | _Untrained],
         metrics: dict[tuple[str, int], DictionaryMetrics],
         losses: Mapping[tuple[str, int], LanguageModelLoss | None],
         features: list[FeatureDashboard],
     ) -> DictionaryResult:
-        seeds, hooks = self.experiment.seeds, self.contenders[name].hooks(self.experiment.hook_name)
+        contender, sae = self.contenders[name], trained[name, self.experiment.seeds[0]].sae
+        hooks = contender.hooks(self.experiment.hook_name)
         runs = [
             Run(
                 seed,
                 trained[name, seed].seconds,
                 trained[name, seed].memory_gib,
-                trained[name, seed].curve,
+                list(trained[name, seed].curve),
                 metrics[name, seed],
                 losses[name, seed],
             )
-            for seed in seeds
+            for seed in self.experiment.seeds
+            if (name, seed) in trained
         ]
         return DictionaryResult(
             name=name,
-            architecture=recipe.cfg.architecture(),
+            architecture=(sae if recipe is None else recipe).cfg.architecture(),
             hook_name=hooks[0],
             hook_name_out=hooks[-1],
-            d_sae=recipe.cfg.d_sae,
+            d_sae=sae.cfg.d_sae,
             trials=trials,
-            recipe=recipe.to_dict(),
+            recipe={} if recipe is None else recipe.to_dict(),
             runs=runs,
             features=features,
+            pretrained=None if contender.pretrained is None else contender.pretrained.source,
         )
 
 

@@ -44,8 +44,11 @@ def compare_vectors(
     experiment = replace(experiment, hook_name=HOOK)
     check_contenders(contenders)
     for name, contender in contenders.items():
-        if contender.hook_name is not None:
+        hook_name, *others = contender.hooks(HOOK)
+        if others:
             raise ValueError(f"{name} is a transcoder, which needs activations at two hooks of a model; leave it out")
+        if hook_name != HOOK and (contender.pretrained is None or contender.pretrained.elsewhere):
+            raise ValueError(f"{name} is to read {hook_name} of a model, and vectors have {HOOK} only; name that hook")
     share_steps |= shard_features
     check_hooks(contenders, experiment, {HOOK: vectors.d}, share_steps, shard_features)
     tune = any(len(contender.trials) > 1 for contender in contenders.values())
@@ -60,7 +63,7 @@ def compare_vectors(
         **asdict(experiment),
         "vectors": vectors.fingerprint,
         "documents": tensor_fingerprint(vectors.document),
-        "recipes": {name: [recipe.to_dict() for recipe in contender.trials] for name, contender in contenders.items()},
+        "recipes": {name: contender.identity for name, contender in contenders.items()},
     }
     with claimed(folder, purpose):
         stopwatch = Stopwatch(folder, on_stage)

@@ -148,8 +148,9 @@ def _chart(result: HookComparisons, measure: str, place: str) -> Chart:
 
 
 def _spread(values: list[float]) -> tuple[float, float]:
-    """A standard deviation to both sides of the mean."""
-    return mean(values) - stdev(values), mean(values) + stdev(values)
+    """A standard deviation to both sides of the mean; none of a pretrained dictionary, which has one seed."""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return mean(values) - deviation, mean(values) + deviation
 
 
 def _colors(result: HookComparisons) -> dict[str, str]:

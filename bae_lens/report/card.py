@@ -20,14 +20,14 @@ TAGS = ["sparse-autoencoder", "mechanistic-interpretability"]
 
 
 def write_cards(comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes a `README.md` beside every dictionary in a comparison's folder, and returns the paths.
+    """Writes a `README.md` beside every dictionary trained in a comparison's folder, and returns the paths.
 
     The picture of explained variance against bits goes with it if `write_pictures` has drawn it there.
     """
     picture = folder / "pictures" / PICTURE
     cards = []
     for dictionary in comparison.dictionaries:
-        for run in dictionary.runs:
+        for run in dictionary.runs if dictionary.pretrained is None else ():
             home = comparison.experiment.seed_folder(folder, run.seed) / "dictionaries" / dictionary.name
             if picture.exists():
                 with written_whole(home / PICTURE) as partial:

@@ -34,7 +34,7 @@ EXPLANATIONS = {
     "always on": "Features that fire on all of them.",
     "dense": f"Features on for over {100 * DENSE_RATE:.0f} % of the tokens, and off for over {100 * DENSE_RATE:.0f} %.",
     "Feature Activated": f"Features among the 10 strongest of at least {INSTANCES_TO_COUNT} tokens.",
-    "training": "How long it took to train once, with the settings that were chosen.",
+    "training": "How long it took to train once, with the settings that were chosen; or that it was trained elsewhere.",
     "memory": "Largest memory while it trained: of the whole process, or on a GPU what was allocated there.",
 }
 """By heading, in plain words."""

@@ -86,6 +86,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
             for dictionary in comparison.dictionaries
         ],
         settings=_settings(comparison),
+        pretrained={d.name: without_folders(d.pretrained) for d in comparison.dictionaries if d.pretrained is not None},
         table1_headings=HEADINGS,
         table1_figure=embed(table1_shares(comparison.comsem), "table1") if comparison.comsem else "",
         script=Markup((files("bae_lens.report") / "templates" / "report.js").read_text(encoding="utf-8")),
@@ -146,4 +147,10 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
     """What was asked for, and what every dictionary was trained with, without folders of this machine."""
     experiment = asdict(comparison.experiment)
     names = {key: without_folders(experiment[key] or "") for key in ("model", "dataset")}
-    return {**experiment, **names, "dictionaries": {d.name: d.recipe for d in comparison.dictionaries}}
+    return {**experiment, **names, "dictionaries": {d.name: _recipe(d) for d in comparison.dictionaries}}
+
+
+def _recipe(dictionary: DictionaryResult) -> dict[str, Any]:
+    if dictionary.pretrained is None:
+        return dictionary.recipe
+    return {"pretrained": without_folders(dictionary.pretrained)}

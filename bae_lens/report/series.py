@@ -222,6 +222,7 @@ def training_curves(comparison: Comparison, quantity: str, title: str) -> Chart:
                 colors(comparison)[dictionary.name],
             )
             for dictionary in comparison.dictionaries
+            if dictionary.pretrained is None
         ],
         log_y=True,
     )
@@ -230,7 +231,7 @@ def training_curves(comparison: Comparison, quantity: str, title: str) -> Chart:
 def _runs(comparison: Comparison, dictionary: DictionaryResult, points: list[Point]) -> Series:
     """A mark for each seed, by whose form binary dictionaries are told from the others."""
     symbol = "diamond" if dictionary.is_binary else "circle"
-    notes = [f"seed {run.seed}" for run in dictionary.runs]
+    notes = [f"seed {run.seed}" if dictionary.pretrained is None else "pretrained" for run in dictionary.runs]
     return Series(dictionary.name, points, colors(comparison)[dictionary.name], "marks", symbol, notes)
 
 

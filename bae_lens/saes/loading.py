@@ -34,12 +34,36 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> SAE[Any]:
     except Exception as error:  # damaged files fail in many ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{folder} holds no dictionary that can be loaded ({reason})") from error
-    for name, values in sae.state_dict().items():
-        if name != "bit_price" and not torch.isfinite(values).all():  # which is NaN where it is unknown
-            raise ValueError(f"the dictionary in {folder} cannot be used: {name} holds NaN or infinity")
-        if name == "prior" and not ((values >= 0) & (values <= 1)).all():
-            raise ValueError(f"the dictionary in {folder} cannot be used: its prior holds other than shares of 0 to 1")
+    _check_values(sae, f"the dictionary in {folder}")
     return sae
+
+
+def load_pretrained(source: str, device: str = "cpu") -> SAE[Any]:
+    """A dictionary by its folder or, as `RELEASE/SAE_ID`, from the hub.
+
+    Raises as `load_dictionary`, and ValueError for what is neither, or is not to be had from the hub.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return load_dictionary(folder, device)
+    release, slash, sae_id = source.partition("/")
+    if not slash or folder.is_absolute():
+        raise ValueError(f"a dictionary is a folder or RELEASE/SAE_ID on the hub, got {source!r}, which is neither")
+    try:
+        sae = SAE.from_pretrained(release, sae_id, device)
+    except Exception as error:  # unknown names, no network and damaged files fail in many ways
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"{source} is no folder, and not to be had from the hub ({reason})") from error
+    _check_values(sae, f"the dictionary {source}")
+    return sae
+
+
+def _check_values(sae: SAE[Any], name: str) -> None:
+    for part, values in sae.state_dict().items():
+        if part != "bit_price" and not torch.isfinite(values).all():  # which is NaN where it is unknown
+            raise ValueError(f"{name} cannot be used: {part} holds NaN or infinity")
+        if part == "prior" and not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"{name} cannot be used: its prior holds other than shares of 0 to 1")
 
 
 def load_bae(folder: str | Path, device: str = "cpu") -> BAE:

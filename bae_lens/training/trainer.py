@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import torch
-from sae_lens import SAE, SAETrainer, TrainingSAE, TrainingSAEConfig
+from sae_lens import SAE, SAEConfig, SAETrainer, TrainingSAE, TrainingSAEConfig
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -130,7 +130,7 @@ def train_dictionary(
     return TrainedDictionary(sae, report.seconds, report.memory_gib, report.curve)
 
 
-def check_widths(name: str, cfg: TrainingSAEConfig, widths: Mapping[str, int]) -> None:
+def check_widths(name: str, cfg: SAEConfig, widths: Mapping[str, int]) -> None:
     """Raises ValueError unless a dictionary fits the hooks that it reads and writes, given with their widths.
 
     An SAE has one hook, a transcoder two.

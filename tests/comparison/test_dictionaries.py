@@ -1,4 +1,5 @@
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from bae_lens.activations.cache_writer import cache_activations
+from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.comparison.dictionaries import BINARY, DictionarySpec, default_spec, read_specs
 from bae_lens.training.recipe import TrainingSettings
@@ -205,4 +207,4 @@ WRONG_TYPES = {
 @pytest.mark.parametrize("text", WRONG_TYPES, ids=[re.sub(" ", "_", reason) for reason in WRONG_TYPES.values()])
 def test_wrong_types_in_a_description_are_refused(write, tiny_model, text):
     with pytest.raises(ValueError):  # noqa: PT011
-        read_specs(write(text))[1]["a"].contender(tiny_model, HOOK, 4, 100)
+        read_specs(write(text))[1]["a"].contender_by_width(partial(hook_widths, tiny_model), HOOK, 4, 100)

@@ -24,7 +24,7 @@ from bae_lens import (
 )
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.comparison import run as comparing
-from bae_lens.comparison.dictionaries import DictionarySpec
+from bae_lens.comparison.dictionaries import DictionarySpec, PretrainedSpec
 from bae_lens.comparison.hooks import check_specs
 from bae_lens.training import trainer
 
@@ -217,6 +217,10 @@ def test_a_folder_is_for_one_hook_or_for_several(tiny_model, tiny_dataset, run, 
             "takes the MLP in the layer of each, but it names blocks.0.mlp.hook_in and blocks.0.hook_mlp_out; leave",
         ),
         (
+            PretrainedSpec("gemma/layer_1"),
+            "at the one hook that it reads, but it would be at 3; leave it out, or choose",
+        ),
+        (
             DictionarySpec("topk", {"k": 4, "d_sae": 64}),
             "but it has it and widths are 16 at .*, 32 at .*; leave it",
         ),
@@ -227,5 +231,5 @@ def test_a_dictionary_described_for_one_hook_is_refused_at_several(spec, message
     with pytest.raises(ValueError, match=message):
         check_specs({"it": spec}, WIDTHS)
     check_specs({"it": spec}, {HOOKS[0]: 16})
-    if not spec.is_transcoder:
+    if isinstance(spec, DictionarySpec) and not spec.is_transcoder:
         check_specs({"it": spec}, {HOOKS[0]: 16, HOOKS[2]: 16})

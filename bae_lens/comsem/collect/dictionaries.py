@@ -9,8 +9,8 @@ from sae_lens import SAE
 from torch import Tensor
 
 from bae_lens.functional.strength import FEATURES_PER_TOKEN, MORE_SURPRISING_THAN_NOT, activation_strength
-from bae_lens.saes import loading
 from bae_lens.saes.binary_code import is_binary
+from bae_lens.saes.loading import load_pretrained
 
 Dictionary = SAE[Any] | str | Path
 
@@ -18,10 +18,9 @@ Dictionary = SAE[Any] | str | Path
 def load_dictionary(source: Dictionary, device: str = "cpu") -> SAE[Any]:
     """An SAE object as it is, a folder as SAELens saves it, or `RELEASE/SAE_ID` on the hub.
 
-    Raises as `loading.load_dictionary` for a folder, and ValueError for anything else and for a dictionary that does
-    not say where it reads.
+    Raises as `load_pretrained`, and ValueError for a dictionary that does not say where it reads.
     """
-    sae = source if isinstance(source, SAE) else _load(str(source), device)
+    sae = source if isinstance(source, SAE) else load_pretrained(str(source), device)
     if not sae.cfg.metadata.hook_name:
         raise ValueError("this dictionary does not say which hook it reads; set sae.cfg.metadata.hook_name")
     return sae
@@ -35,16 +34,6 @@ def load_dictionaries(sources: Dictionary | Mapping[str, Dictionary], device: st
     if not sources:
         raise ValueError("there are no dictionaries to score")
     return {name: load_dictionary(source, device) for name, source in sources.items()}
-
-
-def _load(source: str, device: str) -> SAE[Any]:
-    folder = Path(source)
-    if folder.is_dir():
-        return loading.load_dictionary(folder, device)
-    release, slash, sae_id = source.partition("/")
-    if not slash or folder.is_absolute():
-        raise ValueError(f"a dictionary is a folder or RELEASE/SAE_ID on the hub, got {source!r}, which is neither")
-    return SAE.from_pretrained(release, sae_id, device)
 
 
 def informative(
