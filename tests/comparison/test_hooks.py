@@ -218,7 +218,7 @@ def test_a_folder_is_for_one_hook_or_for_several(tiny_model, tiny_dataset, run, 
         ),
         (
             PretrainedSpec("gemma/layer_1"),
-            "at the one hook that it reads, but it would be at 3; leave it out, or choose",
+            "at the one hook that it reads, but it would be at 3; leave it out",
         ),
         (
             DictionarySpec("topk", {"k": 4, "d_sae": 64}),
