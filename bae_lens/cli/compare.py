@@ -77,8 +77,8 @@ class Compare:
     """Of --vectors: what says likewise what each is of, for the report."""
     architectures: tuple[str, ...] = ARCHITECTURES
     """Dictionaries with default settings: bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk,
-    binary_topk, transcoder, topk_transcoder, binary_transcoder. Those described in the file take their place. Of
-    vectors there are no transcoders."""
+    binary_topk, transcoder, topk_transcoder, binary_transcoder, binary_topk_transcoder. Those described in the file
+    take their place. Of vectors there are no transcoders."""
     dictionaries: Annotated[dict[str, DictionarySpec | PretrainedSpec], tyro.conf.Suppress] = field(
         default_factory=dict
     )

@@ -58,8 +58,8 @@ class Train:
     labels: str | None = None
     """Of --vectors: what says likewise what each is of, for the report."""
     architecture: str = "bae"
-    """bae, standard, topk, gated, jumprelu, batchtopk, binary_topk, transcoder, topk_transcoder, binary_transcoder, or
-    another that SAELens trains."""
+    """bae, standard, topk, gated, jumprelu, batchtopk, binary_topk, transcoder, topk_transcoder, binary_transcoder,
+    binary_topk_transcoder, or another that SAELens trains."""
     hook_name_out: str | None = None
     """Where a transcoder writes; by default the output of the MLP in the layer of --hook-name."""
     preset: Preset = "default"
@@ -71,7 +71,7 @@ class Train:
     """Features per dimension of the activations (d_sae / d_in)."""
     lr: float | None = None
     """Learning rate; by default 6e-3 for a BAE or a binary transcoder (5e-4 for the published presets), 4e-3 for
-    binary_topk, and 1e-3 for the others."""
+    binary_topk and its transcoder, and 1e-3 for the others."""
     contexts: ContextSettings = field(default_factory=ContextSettings)
     """How documents are cut into contexts, and how many are cached."""
     training: TrainingSettings = field(default_factory=TrainingSettings)

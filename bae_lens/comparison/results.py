@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -126,6 +126,9 @@ class Comparison:
     """What a judge says of their features; None as long as `bae-lens comsem` has not asked."""
     split: VectorSplit | None = None
     """How vectors were split that come without a model; None for tokens, whose documents are split."""
+    random_coding: list[RatePoint] = field(default_factory=list)
+    """Of random features that all fire equally often, as many as the widest dictionary has: what a binary code explains
+    whose encoder was not trained. Empty in results of earlier versions."""
 
     @property
     def columns(self) -> dict[str, Callable[[DictionaryResult], str]]:

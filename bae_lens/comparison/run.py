@@ -275,10 +275,11 @@ class _Comparing:
             for each in trainings
             if each.seed == first
         }
-        share([self._baselines, *dashboards.values()], lambda make: make())
+        make_baselines = partial(self._baselines, max(dictionary.sae.cfg.d_sae for dictionary in trained.values()))
+        share([make_baselines, *dashboards.values()], lambda make: make())
         bring_together(self.folder)
         self.stopwatch.compare_notes()
-        baselines = self._baselines()
+        baselines = make_baselines()
         return Comparison(
             self.experiment,
             self.origin.corpus(self._states("train")),
@@ -292,6 +293,7 @@ class _Comparing:
                 for name, (recipe, trials) in chosen.items()
             ],
             split=self.origin.split,
+            random_coding=baselines.random_coding,
         )
 
     def _share(self, trainings: list[_Training], work: Callable[[_Training], None], share_steps: bool) -> None:
@@ -398,11 +400,11 @@ class _Comparing:
             write_json(path, [asdict(dashboard) for dashboard in dashboards])
         return [validated(FeatureDashboard, dashboard, str(path)) for dashboard in read_json(path)]
 
-    def _baselines(self) -> Baselines:
+    def _baselines(self, d_sae: int) -> Baselines:
         path = self.folder / "baselines.json"
         if not path.exists():
             with self.stopwatch.stage("PCA and Gaussian bound"):
-                write_json(path, Baselines.of(self._states("train"), self._states("test")))
+                write_json(path, Baselines.of(self._states("train"), self._states("test"), d_sae))
         return validated(Baselines, read_json(path), str(path))
 
     def _dictionary_result(
