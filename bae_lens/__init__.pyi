@@ -19,6 +19,9 @@ from .comparison.dictionaries import DictionarySpec as DictionarySpec
 from .comparison.dictionaries import default_spec as default_spec
 from .comparison.experiment import Contender as Contender
 from .comparison.experiment import Experiment as Experiment
+from .comparison.hook_results import HookComparisons as HookComparisons
+from .comparison.hook_results import HookRow as HookRow
+from .comparison.hooks import compare_hooks as compare_hooks
 from .comparison.results import Comparison as Comparison
 from .comparison.run import compare as compare
 from .comparison.vectors import compare_vectors as compare_vectors

@@ -180,7 +180,8 @@ def losses_of(dictionary: DictionaryResult) -> list[LanguageModelLoss]:
     return [run.language_model for run in dictionary.runs if run.language_model is not None]
 
 
-def _unless_pretrained(values: list[float | None], digits: int, unit: str, otherwise: str) -> str:
+def unless_pretrained(values: list[float | None], digits: int, unit: str, otherwise: str) -> str:
+    """As `over_seeds`, or otherwise where nothing was trained."""
     known = [value for value in values if value is not None]
     return f"{over_seeds(known, digits)} {unit}" if known else otherwise
 
@@ -200,8 +201,8 @@ TABLE: dict[str, Callable[[DictionaryResult], str]] = {
     "always on": lambda d: over_seeds([run.metrics.code.always_on for run in d.runs], 0),
     "dense": lambda d: over_seeds([run.metrics.code.dense for run in d.runs], 0),
     "Feature Activated": lambda d: f"{over_seeds([r.metrics.code.feature_activated for r in d.runs], 0)} of {d.d_sae}",
-    "training": lambda d: _unless_pretrained([run.training_seconds for run in d.runs], 0, "s", "pretrained"),
-    "memory": lambda d: _unless_pretrained([run.memory_gib for run in d.runs], 2, "GiB", "-"),
+    "training": lambda d: unless_pretrained([run.training_seconds for run in d.runs], 0, "s", "pretrained"),
+    "memory": lambda d: unless_pretrained([run.memory_gib for run in d.runs], 2, "GiB", "-"),
 }
 OF_MODELS = ("writes", "CE recovered", "KL recovered")  # columns for which there must be a model
 
