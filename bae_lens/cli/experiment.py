@@ -14,11 +14,12 @@ from bae_lens.activations.models import load_model
 from bae_lens.activations.precision import check_dtype
 from bae_lens.activations.sources import load_text, located
 from bae_lens.cli.device import check_device
+from bae_lens.comparison.comparing import OnMeasured
 from bae_lens.comparison.experiment import Contender, Experiment, check_run
 from bae_lens.comparison.hook_results import HOOK_TABLE, HookComparisons
 from bae_lens.comparison.hooks import HOOKS_FOLDER, check_in_layers, compare_hooks
 from bae_lens.comparison.results import RESULT_FILE, TABLE, Comparison
-from bae_lens.comparison.run import OnMeasured, compare
+from bae_lens.comparison.run import compare
 from bae_lens.distributed.connection import is_main_process
 from bae_lens.extras import COMMANDS, missing_packages
 from bae_lens.report.card import write_cards

@@ -10,12 +10,13 @@ from typing import Any
 from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.hook_names import check_different, layer_hook
 from bae_lens.activations.models import resolve_hook
+from bae_lens.comparison.comparing import OnMeasured
 from bae_lens.comparison.dictionaries import DictionarySpec, PretrainedSpec
 from bae_lens.comparison.experiment import Contender, Experiment, check_run
 from bae_lens.comparison.hook_results import HookComparisons, HookRow
 from bae_lens.comparison.origin import ModelOrigin
 from bae_lens.comparison.results import Comparison
-from bae_lens.comparison.run import OnMeasured, cached_splits, checked, compare_cached, purpose
+from bae_lens.comparison.run import cached_splits, checked, compare_cached, purpose
 from bae_lens.distributed.connection import is_main_process, n_processes
 from bae_lens.distributed.work import share
 from bae_lens.evaluation.metrics import DictionaryMetrics

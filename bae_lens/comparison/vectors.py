@@ -7,10 +7,11 @@ from pathlib import Path
 from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.vector_cache import cache_vectors
 from bae_lens.activations.vectors import HOOK, Vectors, choose_vectors
+from bae_lens.comparison.comparing import OnMeasured
 from bae_lens.comparison.experiment import Contender, Experiment, check_contenders, check_hooks
 from bae_lens.comparison.origin import VectorOrigin
 from bae_lens.comparison.results import Comparison
-from bae_lens.comparison.run import OnMeasured, compare_cached
+from bae_lens.comparison.run import compare_cached
 from bae_lens.distributed.connection import is_main_process
 from bae_lens.file_exchange import bring_together
 from bae_lens.storage import ACTIVATIONS_FOLDER, OnStage, Stopwatch, claimed, unwatched

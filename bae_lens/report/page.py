@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from bae_lens.comparison.comparing import L0_TOLERANCE, best_trial
 from bae_lens.comparison.results import (
     AS_TRAINED,
     HELP_TABLE,
@@ -18,7 +19,6 @@ from bae_lens.comparison.results import (
     codes_of,
     losses_of,
 )
-from bae_lens.comparison.run import L0_TOLERANCE, best_trial
 from bae_lens.comsem.table1 import HEADINGS
 from bae_lens.functional.strength import INSTANCES_TO_COUNT
 from bae_lens.report import series

@@ -210,7 +210,7 @@ def test_second_run_reuses_everything(train, tmp_path, monkeypatch):
     first = json.loads((tmp_path / "run" / "result.json").read_text())
     monkeypatch.setattr("bae_lens.activations.cache_writer._cache_missing", lambda *_: pytest.fail("cached again"))
     monkeypatch.setattr("bae_lens.training.trainer._Run", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr("bae_lens.comparison.run.evaluate_dictionary", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("bae_lens.comparison.comparing.evaluate_dictionary", lambda *_: pytest.fail("measured again"))
     train()
     second = json.loads((tmp_path / "run" / "result.json").read_text())
     assert second["dictionaries"] == first["dictionaries"]
@@ -448,7 +448,7 @@ def test_interruption_says_how_to_go_on(main, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bae_lens.comparison.run.train_dictionary", interrupted)
+    monkeypatch.setattr("bae_lens.comparison.comparing.train_dictionary", interrupted)
     with pytest.raises(SystemExit) as stop:
         main("--architectures", "topk", "--l0", "4", *TRAINING)
     assert stop.value.code == 130

@@ -23,7 +23,8 @@ from bae_lens import (
     compare_hooks,
 )
 from bae_lens.activations.contexts import ContextSettings
-from bae_lens.comparison import run as comparing
+from bae_lens.comparison import comparing
+from bae_lens.comparison import run as running
 from bae_lens.comparison.dictionaries import DictionarySpec, PretrainedSpec
 from bae_lens.comparison.hooks import check_specs
 from bae_lens.training import trainer
@@ -72,9 +73,9 @@ class Ran:
 @pytest.fixture
 def run(tiny_model: HookedSAETransformer, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     def run(folder: Path, made: Any = None) -> Ran:
-        stages, measured, passes, cache = [], [], [], comparing.cache_activations
+        stages, measured, passes, cache = [], [], [], running.cache_activations
         with monkeypatch.context() as patch:
-            patch.setattr(comparing, "cache_activations", lambda *a, **k: passes.append(a) or cache(*a, **k))
+            patch.setattr(running, "cache_activations", lambda *a, **k: passes.append(a) or cache(*a, **k))
             result = compare_hooks(
                 tiny_model,
                 tiny_dataset,

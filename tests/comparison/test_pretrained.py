@@ -66,7 +66,7 @@ def test_a_second_start_does_nothing_again(trained, tiny_model, tiny_dataset, tm
     other = contender(folder / "BAE")
     assert other.pretrained
     other.pretrained.sae.W_dec.data += 1
-    monkeypatch.setattr("bae_lens.comparison.run.evaluate_dictionary", lambda *_, **__: pytest.fail("done again"))
+    monkeypatch.setattr("bae_lens.comparison.comparing.evaluate_dictionary", lambda *_, **__: pytest.fail("done again"))
     assert timeless(compare(*given)) == timeless(result)
     with pytest.raises(ValueError, match=r"holds something else \(recipes\.Theirs\.weights: "):
         compare(*given[:2], {"Theirs": other}, *given[3:])

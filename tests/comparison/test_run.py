@@ -24,9 +24,9 @@ from bae_lens import (
 )
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import ContextSettings
-from bae_lens.comparison import run as comparing
+from bae_lens.comparison import comparing
+from bae_lens.comparison.comparing import best_trial
 from bae_lens.comparison.results import Trial
-from bae_lens.comparison.run import best_trial
 from bae_lens.evaluation.metrics import evaluate_dictionary
 from bae_lens.evaluation.model_loss import LossMeter
 
@@ -227,13 +227,13 @@ def test_tuning_chooses_on_the_tuning_documents(run, tmp_path, monkeypatch):
     }
     experiment = replace(EXPERIMENT, l0=None, seeds=(0, 1))
     honest = run(made, experiment, "honest")
-    evaluate = comparing._Comparing._evaluate
+    evaluate = comparing.Comparing._evaluate
 
     def turned(self: Any, name: str, sae: Any, split: str) -> Any:
         metrics = evaluate(self, name, sae, split)
         return replace(metrics, explained_variance=-metrics.explained_variance) if split == "tune" else metrics
 
-    monkeypatch.setattr(comparing._Comparing, "_evaluate", turned)
+    monkeypatch.setattr(comparing.Comparing, "_evaluate", turned)
     other = run(made, experiment, "turned")
     for one, two, name in zip(honest.dictionaries, other.dictionaries, made, strict=True):
         recipes = [recipe.to_dict() for recipe in made[name].trials]
@@ -262,8 +262,8 @@ def test_trial_that_is_chosen_is_not_trained_again(run, steps):
 
 STAGES = [
     ("bae_lens.comparison.run.cache_activations", 1),
-    ("bae_lens.comparison.run.train_dictionary", 5),
-    ("bae_lens.comparison.run.evaluate_dictionary", 3),
+    ("bae_lens.comparison.comparing.train_dictionary", 5),
+    ("bae_lens.comparison.comparing.evaluate_dictionary", 3),
     ("bae_lens.evaluation.model_loss.LossMeter._predictions", 4),
     ("bae_lens.comparison.baselines.pca_quantization", 0),
     ("bae_lens.comparison.origin.feature_dashboards", 1),

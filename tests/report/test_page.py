@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from bae_lens.comparison.comparing import best_trial
 from bae_lens.comparison.results import (
     AS_TRAINED,
     HELP_TABLE,
@@ -14,7 +15,6 @@ from bae_lens.comparison.results import (
     Comparison,
     codes_of,
 )
-from bae_lens.comparison.run import best_trial
 from bae_lens.evaluation.features import TokenInContext
 from bae_lens.report.page import EXPLANATIONS, HELP_EXPLANATIONS, write_report
 
