@@ -58,6 +58,8 @@ class Train:
     another that SAELens trains."""
     hook_name_out: str | None = None
     """Where a transcoder writes; by default the output of the MLP in the layer of --hook-name."""
+    start_from: str | None = None
+    """A saved dictionary of this architecture to go on training, by its folder or RELEASE/SAE_ID on the hub."""
     preset: Preset = "default"
     """For a binary code: our defaults, these with the bits of each vector chosen, the paper's formulas, or those of its
     authors' code."""
@@ -132,7 +134,7 @@ class Train:
     def spec(self) -> DictionarySpec:
         """The dictionary that the flags describe. Raises ValueError for flags that contradict."""
         config = {key: _literal(value) for key, value in self.set.items()}
-        spec = DictionarySpec(self.architecture, config, self.lr, self.preset)
+        spec = DictionarySpec(self.architecture, config, self.lr, self.preset, start_from=self.start_from)
         if spec.is_transcoder or self.hook_name_out:
             return DictionarySpec(
                 self.architecture,
@@ -141,6 +143,7 @@ class Train:
                 self.preset,
                 hook_name=self.hook_name,
                 hook_name_out=self.hook_name_out,
+                start_from=self.start_from,
             )
         return spec
 
