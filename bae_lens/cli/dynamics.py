@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bae_lens.activations.device_map import read_device_map
 from bae_lens.activations.model_shape import model_shape
 from bae_lens.activations.models import DEMO_MODEL, load_model
 from bae_lens.activations.precision import Dtype
@@ -101,6 +102,9 @@ class Dynamics:
     """Seed of the windows, the initial weights and the resampling."""
     device: str = DEFAULT_DEVICE
     """Where the model runs and the BAEs are trained."""
+    device_map: str | None = None
+    """For a model that is too large for one GPU: over which it is spread, as transformers says it: auto, balanced,
+    balanced_low_0, sequential, or a JSON object from its parts to devices."""
 
     def run(self) -> str:
         """Writes the result and its figure into `output`, and returns the table; or returns the plan.
@@ -147,7 +151,7 @@ class Dynamics:
 
     def _by_position(self) -> str:
         start = time.monotonic()
-        model = load_model(self.model, self.device, self._length + 1)
+        model = load_model(self.model, self.device, self._length + 1, device_map=read_device_map(self.device_map))
         if self._length >= model.cfg.n_ctx:
             raise ValueError(f"max_position must be below the model's context of {model.cfg.n_ctx}, got {self._length}")
         settings, hooks = self._settings(model.cfg.d_model, self._n_windows), self._hooks(model)
@@ -163,7 +167,7 @@ class Dynamics:
         start = time.monotonic()
         marker = self.marker and self.marker.replace("\\n", "\n")
         given = [] if self.prompts == DEMO_TEXT else read_prompts(Path(str(self.prompts)), marker)
-        model = load_model(self.model, self.device)
+        model = load_model(self.model, self.device, device_map=read_device_map(self.device_map))
         hooks = self._hooks(model)
         with claimed(self.output, {"kind": "entropy by demonstrations, a folder for each group"}):
             prompts = given or read_prompts(self._written_demo_prompts(), marker)
@@ -207,6 +211,7 @@ class Dynamics:
             settings,
             folder,
             loading,
+            device=self.device,
             states_dtype=self.states_dtype,
             gpu_bytes=None if self.gpu_memory is None else int(self.gpu_memory * 1e9),
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.contexts import CONTEXTS_FOLDER
+from bae_lens.activations.device_map import first_device, read_device_map
 from bae_lens.activations.models import load_model
 from bae_lens.activations.precision import check_dtype
 from bae_lens.activations.sources import load_text, located
@@ -34,6 +35,7 @@ def run_experiment(
     on_stage: OnStage = unwatched,
     on_measured: OnMeasured = unwatched,
     model_device: str | None = None,
+    device_map: str | None = None,
     *,
     share_steps: bool = False,
     shard_features: bool = False,
@@ -42,11 +44,17 @@ def run_experiment(
     """Loads what the experiment names, compares, and writes results, cards and, if its libraries are there, a report.
 
     `contenders` makes the dictionaries for the loaded model and the hook. The text is read once: what a later start in
-    `folder` needs of it is kept there. The model runs on `model_device`, if that is another one. Raises ValueError,
-    before anything is written, for sizes, devices, folders, texts, models and hooks that cannot be. `on_stage` and
-    `on_measured` are told how it goes on; see `compare`. Of several processes the first writes what is not a result.
+    `folder` needs of it is kept there. The model runs on `model_device`, if that is another one, or on several, as
+    `read_device_map` reads their names. Raises ValueError, before anything is written, for sizes, devices, folders,
+    texts, models and hooks that cannot be. `on_stage` and `on_measured` are told how it goes on; see `compare`. Of
+    several processes the first writes what is not a result.
     """
-    model_device = model_device or device
+    spread = read_device_map(device_map)
+    if spread is not None and model_device is not None:
+        raise ValueError(
+            f"a model runs on one device or by a device map, got both; leave out {model_device} or the map"
+        )
+    model_device = model_device or (device if spread is None else first_device(spread))
     check_device(device)
     check_device(model_device)
     check_dtype(experiment.model_dtype, model_device)
@@ -59,7 +67,8 @@ def run_experiment(
     start = time.monotonic()
     source = (experiment.dataset, experiment.text_column, experiment.dataset_split)
     text = None if (folder / CONTEXTS_FOLDER).exists() else load_text(*source)
-    model = load_model(str(experiment.model), model_device, experiment.contexts.context_size, experiment.model_dtype)
+    size = experiment.contexts.context_size
+    model = load_model(str(experiment.model), model_device, size, experiment.model_dtype, spread)
     made = contenders(model, experiment.hook_name)
     loading = time.monotonic() - start
     on_stage(LOADING, loading)

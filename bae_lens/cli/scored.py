@@ -10,6 +10,7 @@ from typing import Any
 from sae_lens import SAE, HookedSAETransformer
 
 from bae_lens.activations.contexts import held_out_documents
+from bae_lens.activations.device_map import DeviceMap
 from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.models import load_model
 from bae_lens.activations.precision import Dtype, check_dtype, torch_dtype
@@ -85,14 +86,19 @@ class Scored:
     run: Path | None = None
     """Folder of the run that they are of."""
 
-    def load_model(self, device: str) -> Any:
-        """Raises ValueError if it is another one than the run's."""
+    def load_model(self, device: str, device_map: DeviceMap | None = None) -> Any:
+        """Raises ValueError if it is another one than the run's, and for a device map of a model with options."""
         check_dtype(self.model_dtype, device)
         if self.model_options:
+            if device_map is not None:
+                raise ValueError(
+                    f"{self.model} is read with options of TransformerLens ({', '.join(self.model_options)}), which "
+                    "takes no device map; leave out --device-map"
+                )
             return HookedSAETransformer.from_pretrained_no_processing(
                 self.model, device=device, dtype=torch_dtype(self.model_dtype), **self.model_options
             )
-        model = load_model(self.model, device, self.context_size, self.model_dtype)
+        model = load_model(self.model, device, self.context_size, self.model_dtype, device_map)
         if self.run is not None:
             check_same({"model_weights": self.model_weights}, {"model_weights": model_fingerprint(model)}, self.run)
         return model

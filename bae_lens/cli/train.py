@@ -85,6 +85,9 @@ class Train:
     """Where the model and the dictionary run."""
     model_device: str | None = None
     """Where the model runs, if elsewhere."""
+    device_map: str | None = None
+    """For a model that is too large for one GPU: over which it is spread, as transformers says it: auto, balanced,
+    balanced_low_0, sequential, or a JSON object from its parts to devices."""
     tracking: Tracking = UNTRACKED
     """Where metrics go while dictionaries train."""
     shard_features: bool = False
@@ -122,13 +125,12 @@ class Train:
             return made(partial(hook_widths, model), hook_name)
 
         options: Any = {"share_steps": True, "shard_features": self.shard_features, "tracking": self.tracking}
+        placed = {"model_device": self.model_device, "device_map": self.device_map}
         with joined(self.device, self.output, flat(asdict(self))) as device:
             if files is not None:
                 comparison = run_on_vectors(files, experiment, made, self.output, device, **options)
             else:
-                comparison = run_experiment(
-                    experiment, contenders, self.output, device, model_device=self.model_device, **options
-                )
+                comparison = run_experiment(experiment, contenders, self.output, device, **placed, **options)
             return summary(comparison, self.output)
 
     def spec(self) -> DictionarySpec:

@@ -17,7 +17,8 @@ from bae_lens.storage import check_folder
 
 OF_VECTORS = ("array", "documents", "labels")
 OF_MODELS = (
-    "hook_name", "hook_name_out", "model", "dataset", "text_column", "dataset_split", "model_dtype", "model_device"
+    "hook_name", "hook_name_out", "model", "dataset", "text_column", "dataset_split", "model_dtype", "model_device",
+    "device_map",
 )  # fmt: skip
 OF_TEXTS = ("context_size", "loss_contexts", "contexts_per_document")
 

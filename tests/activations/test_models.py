@@ -264,3 +264,37 @@ def test_a_model_in_half_precision_is_checked_in_float32(tiny_model_folder, dtyp
         assert {weights.dtype for weights in half.parameters()} == {getattr(torch, dtype)}
         difference = (half(tokens).float() - exact(tokens)).abs().max()
         assert 0 < difference < 0.05
+
+
+def test_a_spread_model_is_a_bridge_that_is_compared_once_in_its_own_dtype(tiny_model_folder, monkeypatch):
+    asked = []
+
+    def noted(kind, function):
+        return lambda name, **how: (asked.append((kind, how)), function(name, **how))[1]
+
+    monkeypatch.setattr(models, "_expected", noted("compared", models._expected))
+    monkeypatch.setattr(
+        SAETransformerBridge, "boot_transformers", noted("loaded", SAETransformerBridge.boot_transformers)
+    )
+    folder, placed = str(tiny_model_folder), {"dtype": torch.bfloat16, "device_map": {"": "cpu"}}
+    for _ in range(2):
+        model = load_model(folder, dtype="bfloat16", device_map={"": "cpu"})
+    assert [kind for kind, _ in asked] == ["compared", "loaded", "loaded"]
+    assert all(how.items() >= placed.items() for _, how in asked)
+    assert isinstance(model, SAETransformerBridge)
+    assert {weights.dtype for weights in model.parameters()} == {torch.bfloat16}
+    assert isinstance(load_model(folder), HookedSAETransformer)
+
+
+def test_a_spread_model_that_differs_from_transformers_is_refused(tiny_model_folder, monkeypatch):
+    expected = models._expected
+    monkeypatch.setattr(models, "_expected", lambda name, **_: (expected(name)[0], expected(name)[1] + 1))
+    with pytest.raises(ValueError, match="as a bridge on several devices it gives log-probabilities that differ"):
+        load_model(str(tiny_model_folder), device_map={"": "cpu"})
+
+
+def test_the_embedded_model_is_not_spread():
+    with pytest.raises(
+        ValueError, match="the embedded model smollm2 runs on one device, got a device map; leave it out"
+    ):
+        load_model("smollm2", device_map="auto")

@@ -104,6 +104,17 @@ def test_train_runs_on_a_bridge_and_resolves_its_aliases(train, tmp_path, monkey
     assert bae.cfg.metadata.model_class_name == "SAETransformerBridge"
 
 
+def test_train_on_a_model_by_a_device_map_is_that_on_a_bridge(train, tmp_path, capsys):
+    train("--device-map", '{"": "cpu"}')
+    with pytest.raises(SystemExit):
+        train("--device-map", '{"": "cpu"}', "--model-device", "cpu", "--output", str(tmp_path / "other"))
+    assert (
+        "a model runs on one device or by a device map, got both; leave out cpu or the map" in capsys.readouterr().err
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["dictionaries"][0]["runs"][0]["metrics"]["explained_variance"] > 0.1
+
+
 def test_train_takes_other_architectures_and_its_fields(train, tmp_path):
     train("--architecture", "topk", "--set", "k", "4")
     assert SAE.load_from_disk(tmp_path / "run" / "dictionaries" / "topk").cfg.k == 4
