@@ -19,6 +19,7 @@ from .comparison.dictionaries import DictionarySpec as DictionarySpec
 from .comparison.dictionaries import default_spec as default_spec
 from .comparison.experiment import Contender as Contender
 from .comparison.experiment import Experiment as Experiment
+from .comparison.experiment import Pretrained as Pretrained
 from .comparison.results import Comparison as Comparison
 from .comparison.run import compare as compare
 from .comparison.vectors import compare_vectors as compare_vectors

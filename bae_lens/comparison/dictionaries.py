@@ -21,7 +21,7 @@ from bae_lens.activations.vectors import HOOK
 from bae_lens.comparison.experiment import Contender, Pretrained
 from bae_lens.saes.loading import load_pretrained
 from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
-from bae_lens.saes.starting import inherited
+from bae_lens.saes.starting import check_architecture, inherited
 from bae_lens.saes.training_config import Preset
 from bae_lens.saes.transcoder import hooks_of
 from bae_lens.training.recipe import Recipe
@@ -102,6 +102,8 @@ class DictionarySpec:
         at_hook = widths_at(hooks)
         widths = {side: at_hook[hook] for side, hook in zip(("d_in", "d_out"), hooks, strict=False)}
         start = None if self.start_from is None else load_pretrained(self.start_from)
+        if start is not None:
+            check_architecture(self.architecture, start)
         recipes = tuple(self._recipe(trial, widths, expansion, training_steps, start) for trial in self.trials)
         reads, writes = hooks if self.is_transcoder else (None, None)
         return Contender(recipes, reads, writes)

@@ -45,18 +45,24 @@ def inherited(saved: SAE[Any]) -> dict[str, Any]:
 def check_start(cfg: TrainingSAEConfig, saved: SAE[Any]) -> None:
     """Raises ValueError for a dictionary that cannot be trained, or not with this config."""
     values = inherited(saved)
-    architecture = saved.cfg.architecture()
-    if cfg.architecture() != TRAINED_AS[architecture]:
-        raise ValueError(
-            f"the dictionary to start from is a {architecture}, which is trained as {TRAINED_AS[architecture]}, and "
-            f"the architecture asked for is {cfg.architecture()}"
-        )
+    check_architecture(cfg.architecture(), saved)
     values.pop("k", None)  # which may change
     if values.get("rescale_acts_by_decoder_norm"):
         del values["rescale_acts_by_decoder_norm"]  # where norms are equal, either will do
     for name, value in values.items():
         if getattr(cfg, name, value) != value:
             raise ValueError(f"the dictionary to start from has {name} {value}, and asked for is {getattr(cfg, name)}")
+
+
+def check_architecture(architecture: str, saved: SAE[Any]) -> None:
+    """Raises ValueError unless a saved dictionary is trained as this architecture."""
+    _check_trainable(saved)
+    own = saved.cfg.architecture()
+    if architecture != TRAINED_AS[own]:
+        raise ValueError(
+            f"the dictionary to start from is a {own}, which is trained as {TRAINED_AS[own]}, and the architecture "
+            f"asked for is {architecture}"
+        )
 
 
 @torch.no_grad()
@@ -67,7 +73,7 @@ def start_at(sae: TrainingSAE[Any], saved: SAE[Any], standardization: Standardiz
     mean, all by one factor, and the encoder inversely, which changes no output: by their own scale, that of raw
     activations, the optimizer's steps would be too large or too small for them.
     """
-    start = deepcopy(saved).to("cpu").to(dtype=torch.float64)
+    start: Any = deepcopy(saved).to("cpu").to(dtype=torch.float64)
     start.turn_off_forward_pass_hook_z_reshaping()
     standardization.inverse.fold_into(start)
     if not is_binary(start):
@@ -79,20 +85,20 @@ def start_at(sae: TrainingSAE[Any], saved: SAE[Any], standardization: Standardiz
     for name, parameter in sae.named_parameters():
         parameter.copy_(getattr(start, name))
     if is_binary(sae):
-        sae.prior.copy_(start.prior)
-        sae.bit_price.copy_(start.bit_price)
-        _go_on_at_price(sae)
+        _go_on_at_price(sae, start)
 
 
-def _go_on_at_price(sae: Any) -> None:
-    """The entropy coefficient that a target controls goes on from what a bit was worth, where that is known."""
+def _go_on_at_price(sae: Any, start: Any) -> None:
+    """Firing rates are known; a coefficient that a target controls goes on from what a bit was worth, if that is."""
+    sae.prior.copy_(start.prior)
+    sae.bit_price.copy_(start.bit_price)
     cfg = sae.cfg
     controlled = cfg.target_l0 is not None or cfg.target_bits is not None
     if controlled and cfg.reconstruction == "sum" and sae.bit_price > 0:
         sae.entropy_multiplier.copy_(sae.bit_price / cfg.entropy_coefficient)
 
 
-def _check_trainable(saved: SAE[Any]) -> None:
+def _check_trainable(saved: Any) -> None:
     architecture, normalization = saved.cfg.architecture(), saved.cfg.normalize_activations
     if architecture not in TRAINED_AS:
         raise ValueError(f"no training starts from a {architecture}, but from one of {', '.join(TRAINED_AS)}")

@@ -1,3 +1,4 @@
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def standardizations(cfg, seed):
 
 def saved(cfg, folder):
     """A dictionary with weights of all kinds, as training saves it, for raw activations."""
-    sae = get_sae_training_class(cfg.architecture())[0](cfg)
+    sae = get_sae_training_class(cfg.architecture())[0](deepcopy(cfg))  # which saving changes
     for name, parameter in sae.named_parameters():
         parameter.data += 0.3 * torch.rand_like(parameter) if name == "threshold" else 0.3 * torch.randn_like(parameter)
     if hasattr(sae, "prior"):
@@ -85,7 +86,7 @@ def test_the_output_is_that_of_the_saved_dictionary(name, seed, tmp_path):
         x = x + 10  # what the dictionary knows nothing of
         z = source(x)
     expected = target(output(before, x))
-    assert (before.encode(x) != 0).any(0).sum() >= 8
+    assert (before.encode(x) != 0).any(0).sum() >= 6
     assert expected.var() > 1e-3
     torch.testing.assert_close(output(sae, z), expected, rtol=1e-10, atol=1e-10)
     assert torch.equal(sae.encode(z) != 0, before.encode(x) != 0)
