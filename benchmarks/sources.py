@@ -196,9 +196,15 @@ def measures(dictionary: DictionaryResult, pca: list[RatePoint]) -> dict[str, An
         helped = metrics.optimized
         measured["helped"] = {
             "explained_variance": helped.explained_variance,
+            "joint_bits": helped.jointly_coded.bits,
             "over_pca": over(pca, helped.jointly_coded),
         }
     return measured
+
+
+def helped_cells(helped: dict[str, float]) -> tuple[str, str, str]:
+    """Of the table, with every help."""
+    return f"{helped['explained_variance']:.3f}", f"{helped['joint_bits']:.0f}", f"{helped['over_pca']:+.3f}"
 
 
 def over(pca: list[RatePoint], point: RatePoint) -> float:
@@ -210,7 +216,7 @@ def over(pca: list[RatePoint], point: RatePoint) -> float:
 def table(rows: dict[str, Any]) -> str:
     """A line a source and dictionary."""
     heading = ("source", "dictionary", "explained variance", "CE recovered", "L0", "bits", "over PCA")
-    heading += ("with every help, over PCA", "dead", "dense", "activated", "trial chosen")
+    heading += ("with every help", "joint bits", "over PCA", "dead", "dense", "activated", "trial chosen")
     lines = [
         (
             f"{source} ({100 * of['outliers_left_out']:.1f} %)" if not index else "",
@@ -220,7 +226,7 @@ def table(rows: dict[str, Any]) -> str:
             f"{got['l0']:.1f}",
             f"{got['bits']:.0f}",
             f"{got['over_pca']:+.3f}",
-            f"{got['helped']['over_pca']:+.3f}" if "helped" in got else "-",
+            *(helped_cells(got["helped"]) if "helped" in got else ("-", "-", "-")),
             *(f"{got[key] / got['d_sae']:.1%}" for key in ("dead", "dense", "feature_activated")),
             f"{got['chosen']} of {len(got['trials'])}" if got["trials"] else "-",
         )

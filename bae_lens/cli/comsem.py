@@ -11,7 +11,7 @@ import tyro
 
 from bae_lens.activations.device_map import read_device_map
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device
-from bae_lens.cli.scored import Scored, Text, is_run, scored_dictionaries, scored_run
+from bae_lens.cli.scored import Scored, Text, is_run, scored_sources
 from bae_lens.comsem import ComSem
 from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.exports import save
@@ -197,18 +197,9 @@ class Comsem:
 
     def _scored(self) -> Scored:
         text = None if self.dataset is None else Text(self.dataset, self.text_column, self.dataset_split)
-        if not any(map(is_run, self.sources)):
-            if n_launched() > 1:
-                raise ValueError("several processes share a run; score dictionaries that are in none in one process")
-            if self.dictionaries:
-                raise ValueError("dictionaries chooses among those of a run; give the folders that you mean instead")
-            return scored_dictionaries(self.sources, self.model, text, self.device)
-        folder, *others = self.sources
-        if others:
-            raise ValueError("a run is scored by itself; to score its dictionaries with others, give their folders")
-        if self.model is not None:
-            raise ValueError("model is for dictionaries that are in no run; a run names its own")
-        return scored_run(Path(folder), self.dictionaries, text)
+        if n_launched() > 1 and not any(map(is_run, self.sources)):
+            raise ValueError("several processes share a run; score dictionaries that are in none in one process")
+        return scored_sources(self.sources, self.dictionaries, self.model, text, self.device)
 
     def _prices(self) -> dict[str, Price]:
         """By model; empty without."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "upload": "upload dictionaries and their model cards to the Hugging Face hub",
     "export": "write the transcoders of a model's layers as files of circuit-tracer",
     "comsem": "explain features and ask a judge whether the explanations fit",
+    "dashboard": "show features in SAEDashboard and as Neuronpedia's batches",
     "agreement": "compare ComSem's score with others of the same features, and between seeds, texts and judges",
     "entropy": "estimate the entropy of vectors in a file",
     "dynamics": "the entropy of a language model's activations by layer and position",
@@ -25,7 +26,14 @@ COMMANDS = {
     "decompress": "write the vectors in a .bae file to a .npy file",
 }
 SHARED = ("demo", "train", "compare", "comsem", "dynamics")  # by the processes that torchrun starts
-STARTING_OVER = {"agreement", "export", "entropy", "compress", "decompress"}  # these write all of something, or nothing
+STARTING_OVER = {
+    "agreement",
+    "dashboard",
+    "export",
+    "entropy",
+    "compress",
+    "decompress",
+}  # these write all of something, or nothing
 
 
 def main() -> None:

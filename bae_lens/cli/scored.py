@@ -1,4 +1,4 @@
-"""What `bae-lens comsem` scores: the dictionaries of a run, or any others, with their model and a text."""
+"""What `comsem` scores and `dashboard` shows: the dictionaries of a run, or any others, with their model and a text."""
 
 import re
 import warnings
@@ -102,6 +102,25 @@ class Scored:
         if self.run is not None:
             check_same({"model_weights": self.model_weights}, {"model_weights": model_fingerprint(model)}, self.run)
         return model
+
+
+def scored_sources(
+    sources: Sequence[str], names: Sequence[str], model: str | None, text: Text | None, device: str
+) -> Scored:
+    """The dictionaries of a run, or of these names, as `scored_run`; or any others, as `scored_dictionaries`.
+
+    Raises ValueError for a run with other sources or another model, and for names of dictionaries that are in no run.
+    """
+    if not any(map(is_run, sources)):
+        if names:
+            raise ValueError("dictionaries chooses among those of a run; give the folders that you mean instead")
+        return scored_dictionaries(sources, model, text, device)
+    folder, *others = sources
+    if others:
+        raise ValueError("a run is scored by itself; to score its dictionaries with others, give their folders")
+    if model is not None:
+        raise ValueError("model is for dictionaries that are in no run; a run names its own")
+    return scored_run(Path(folder), names, text)
 
 
 def scored_run(folder: Path, names: Sequence[str], text: Text | None) -> Scored:

@@ -14,6 +14,7 @@ from bae_lens.comparison.results import Comparison
 from bae_lens.comparison.vectors import compare_vectors
 from bae_lens.distributed.connection import is_main_process
 from bae_lens.storage import check_folder
+from bae_lens.training.compiler import check_compiler
 
 OF_VECTORS = ("array", "documents", "labels")
 OF_MODELS = (
@@ -51,6 +52,8 @@ def run_on_vectors(
     ValueError, before anything is written, for devices, folders and files that cannot be.
     """
     check_device(device)
+    if experiment.training.compile:
+        check_compiler(device)
     check_folder(folder)
     vectors = files.open()
     made: Mapping[str, Contender] = contenders(lambda _: {HOOK: vectors.d}, HOOK)

@@ -373,9 +373,9 @@ dictionaries:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sedes: [1]", "contexts, dataset, dataset_split, device, every_help, expansion"),
+        ("sedes: [1]", "contexts, dataset, dataset_split, device, device_map, documents, every_help, expansion"),
         ("output: here", "dictionaries at the top, got {'output': 'here'}"),
-        ("training: {batch: 3}", "takes autocast, batch_size, lr_decay, training_tokens here"),
+        ("training: {batch: 3}", "takes autocast, batch_size, compile, lr_decay, training_tokens here"),
         ("expansion: four", "expansion: Input should be a valid integer, got 'four'"),
         ("expansion: 4.5", "expansion: Input should be a valid integer, got 4.5"),
         ("training: {batch_size: 1}", "batch_size must be at least 2, got 1"),

@@ -12,7 +12,7 @@ from tests.cli.test_comsem import LetterJudge
 
 SIZES = "--cached-tokens 600 --held-out-tokens 300 --context-size 16 --training-tokens 640 --batch-size 32"
 THE_SAME_AS_COMPARE = {"demo"}  # with the embedded model
-COMPUTING_NOTHING = {"upload", "export", "agreement"}
+COMPUTING_NOTHING = {"upload", "export", "agreement", "dashboard"}
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ import bae_lens
 from bae_lens.saes import saelens_compat
 
 PACKAGE = Path(bae_lens.__file__).parent
-SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "saelens_compat.py"]
+# The other runs with hosts of an environment of its own, whose versions are fixed.
+PLACES = ("saes/saelens_compat.py", "report/saedashboard.py")
+SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if str(path.relative_to(PACKAGE)) not in PLACES]
 HOSTS = {"sae_lens": sae_lens, "transformer_lens": transformer_lens}
 
 

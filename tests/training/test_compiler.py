@@ -28,5 +28,5 @@ def test_a_command_looks_for_the_compiler_before_anything_is_loaded(tmp_path, mo
     monkeypatch.setattr(experiment, "load_text", pytest.fail)
     settings = TrainingSettings(compile=True)
     with pytest.raises(ValueError, match="no-such-compiler"):
-        Train("blocks.0.hook_resid_post", tmp_path / "run", training=settings, device="cpu").run()
+        Train(output=tmp_path / "run", hook_name="blocks.0.hook_resid_post", training=settings, device="cpu").run()
     assert not (tmp_path / "run").exists()
