@@ -32,7 +32,7 @@ def test_another_start_is_another_training(states, tmp_path):
     recipe = Recipe(CONFIGS["bae"], 1e-3, saved)
     train_dictionary("bae", recipe, states[0], SETTINGS, tmp_path / "further")
     with torch.no_grad():
-        saved.W_dec += 1e-3
+        saved.W_dec.add_(1e-3)
     for other in (recipe, replace(recipe, start=None)):
         with pytest.raises(ValueError, match=r"holds something else \(recipe\.start_from: "):
             train_dictionary("bae", other, states[0], SETTINGS, tmp_path / "further")
