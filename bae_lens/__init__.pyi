@@ -20,6 +20,9 @@ from .comparison.dictionaries import default_spec as default_spec
 from .comparison.experiment import Contender as Contender
 from .comparison.experiment import Experiment as Experiment
 from .comparison.experiment import Pretrained as Pretrained
+from .comparison.hook_results import HookComparisons as HookComparisons
+from .comparison.hook_results import HookRow as HookRow
+from .comparison.hooks import compare_hooks as compare_hooks
 from .comparison.results import Comparison as Comparison
 from .comparison.run import compare as compare
 from .comparison.vectors import compare_vectors as compare_vectors
@@ -73,6 +76,7 @@ from .functional.rate_distortion import RatePoint as RatePoint
 from .functional.rate_distortion import bits_at as bits_at
 from .functional.rate_distortion import gaussian_bound as gaussian_bound
 from .functional.rate_distortion import pca_quantization as pca_quantization
+from .functional.rate_distortion import random_coding as random_coding
 from .functional.rate_distortion import sign_coding as sign_coding
 from .report.card import write_cards as write_cards
 from .report.dynamics import write_dynamics as write_dynamics
@@ -83,8 +87,12 @@ from .saes.bae import BAE as BAE
 from .saes.bae import BAEConfig as BAEConfig
 from .saes.binary_topk import BinaryTopK as BinaryTopK
 from .saes.binary_topk import BinaryTopKConfig as BinaryTopKConfig
+from .saes.binary_topk import BinaryTopKTranscoder as BinaryTopKTranscoder
+from .saes.binary_topk import BinaryTopKTranscoderConfig as BinaryTopKTranscoderConfig
 from .saes.binary_topk import TrainingBinaryTopK as TrainingBinaryTopK
 from .saes.binary_topk import TrainingBinaryTopKConfig as TrainingBinaryTopKConfig
+from .saes.binary_topk import TrainingBinaryTopKTranscoder as TrainingBinaryTopKTranscoder
+from .saes.binary_topk import TrainingBinaryTopKTranscoderConfig as TrainingBinaryTopKTranscoderConfig
 from .saes.circuit_tracer import export_to_circuit_tracer as export_to_circuit_tracer
 from .saes.training_bae import TrainingBAE as TrainingBAE
 from .saes.training_config import TrainingBAEConfig as TrainingBAEConfig

@@ -34,6 +34,7 @@ from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
 from bae_lens.activations.windows import random_windows
 from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.comparison.hooks import compare_hooks
 from bae_lens.comparison.run import compare
 from bae_lens.comsem.collect import collector
 from bae_lens.comsem.collect.corpus import CorpusSettings
@@ -358,6 +359,33 @@ def compared(name: str, share_steps: bool) -> None:
     write(f"compared-{name}", without_times(found.to_dict()))
 
 
+def at_hooks(name: str) -> None:
+    """Two dictionaries at each of three hooks, of which two processes share two, and then the work on the third."""
+    experiment = Experiment(
+        "tiny",
+        "words",
+        HOOK,
+        contexts=ContextSettings(context_size=16, cached_tokens=600, held_out_tokens=100, loss_contexts=4),
+        training=TrainingSettings(training_tokens=33 * 4, batch_size=33),
+        every_help=False,
+    )
+    contenders = {
+        "BAE": Contender((Recipe(TrainingBAEConfig(d_in=16, d_sae=32, target_l0=4.0), 6e-3),)),
+        "Top-k": Contender((Recipe(TopKTrainingSAEConfig(d_in=16, d_sae=32, k=4), 1e-3),)),
+    }
+    hooks = [HOOK, "blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"]
+    measured: list[str] = []
+    result = compare_hooks(
+        model,
+        documents,
+        dict.fromkeys(hooks, contenders),
+        experiment,
+        folder / "hooks" / name,
+        on_measured=lambda measured_one, _: measured.append(measured_one),
+    )
+    write(f"hooks-{name}", {"result": without_times(result.to_dict()), "measured": measured})
+
+
 def without_times(content: Any) -> Any:
     """A result without what another run need not repeat."""
     times = {"seconds", "training_seconds", "memory_gib", "stages"}
@@ -414,6 +442,7 @@ def main() -> None:
         found[f"train {n}"] = together(n, train, str(n))
         found[f"lists {n}"] = together(n, lists)
         found[f"compared {n}"] = together(n, compared, str(n), False)
+        found[f"hooks {n}"] = together(n, at_hooks, str(n))
         found[f"dynamics {n}"] = together(n, dynamics, str(n))
         found[f"instances {n}"] = together(n, instances)
     found["compared, sharing steps"] = together(2, compared, "sharing", True)

@@ -292,6 +292,17 @@ def test_results_are_those_of_a_single_process_to_the_last_digit(found, scenario
 
 
 @pytest.mark.parametrize("n", [2, 3])
+def test_hooks_are_shared_and_the_result_is_that_of_a_single_process_to_the_last_digit(found, n):
+    (single,) = found("hooks-1", 1)
+    processes = found(f"hooks-{n}", n)
+    for process in processes:
+        assert process["result"] == single["result"]
+    told = [process["measured"] for process in processes]
+    assert sorted(name for each in told for name in each) == sorted(single["measured"])
+    assert all(len({name.split(" at ")[1] for name in each[:2]}) == 1 for each in told)  # all of a hook to begin with
+
+
+@pytest.mark.parametrize("n", [2, 3])
 def test_instances_are_those_of_a_single_process(found, n):
     (single,) = found("instances", 1)
     assert single["n_tokens"] > 500

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.demo_model import demo_model_config
+from bae_lens.activations.hook_names import layer_hook
 from bae_lens.activations.models import DEMO_MODEL, known_to_transformers
 
 RESIDUAL = (
@@ -42,7 +43,13 @@ class ModelShape:
         return 4 * self.n_parameters
 
     def width_at(self, hook_name: str) -> int:
-        """Of the activations at a hook. Raises ValueError for a hook whose width does not follow from the shape."""
+        """Of the activations at a hook.
+
+        Raises ValueError for one in a layer that is not there, and for one whose width does not follow from the shape.
+        """
+        place = layer_hook(hook_name)
+        if place is not None and place.layer >= self.n_layers:
+            raise ValueError(f"the model has no hook {hook_name!r}: its layers are 0 to {self.n_layers - 1}")
         kind = hook_name.rsplit(".", 1)[-1]
         if kind in RESIDUAL or hook_name.endswith(("mlp.hook_in", "mlp.hook_out", "attn.hook_in", "attn.hook_out")):
             return self.d_model

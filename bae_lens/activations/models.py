@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bae_lens.activations.demo_model import cache_folder, load_demo_model, load_hooked
 from bae_lens.activations.device_map import DeviceMap
+from bae_lens.activations.hook_names import layer_hook
 from bae_lens.activations.precision import Dtype, torch_dtype
 from bae_lens.storage import read_json, write_json
 
@@ -106,13 +107,16 @@ def _load_spread(name: str, dtype: Dtype, device_map: DeviceMap) -> Any:
 def resolve_hook(model: Any, hook_name: str) -> str:
     """The name under which the model caches a hook, resolving a TransformerBridge's aliases.
 
-    Raises ValueError for a hook that the model does not have, naming near ones.
+    Raises ValueError for a hook that the model does not have, naming the layers that it has, or near ones.
     """
     if hasattr(model, "_resolve_hook_name"):
         hook_name = model._resolve_hook_name(hook_name)
     if hook_name not in model.hook_dict:
         near = difflib.get_close_matches(hook_name, model.hook_dict, n=4, cutoff=0.5)
-        raise ValueError(f"the model has no hook {hook_name!r}; near ones: {', '.join(near) or 'none'}")
+        place = layer_hook(hook_name)
+        beyond = place is not None and place.layer >= model.cfg.n_layers
+        layers = f" (its layers are 0 to {model.cfg.n_layers - 1})" if beyond else ""
+        raise ValueError(f"the model has no hook {hook_name!r}; near ones: {', '.join(near) or 'none'}{layers}")
     return hook_name
 
 

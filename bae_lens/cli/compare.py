@@ -1,7 +1,7 @@
 """`bae-lens compare`."""
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,13 @@ import tyro
 
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.hook_names import expand_hooks
 from bae_lens.activations.model_shape import model_config, model_shape
 from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device, resources
-from bae_lens.cli.experiment import run_experiment, summary
+from bae_lens.cli.experiment import HookNames, summary, summary_at_hooks
 from bae_lens.cli.vectors import run_on_vectors, vector_files
 from bae_lens.comparison.dictionaries import (
     ARCHITECTURES,
@@ -27,14 +28,15 @@ from bae_lens.comparison.dictionaries import (
     default_spec,
     read_specs,
 )
-from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.comparison.experiment import Contender, Experiment, needed_hooks
+from bae_lens.comparison.hooks import check_in_layers, check_specs
 from bae_lens.comparison.plan import Timings, plan_comparison
-from bae_lens.comparison.timing import PassTiming, time_dictionary, time_pass
+from bae_lens.comparison.timing import DictionaryTiming, PassTiming, time_dictionary, time_pass
 from bae_lens.distributed.joining import joined
 from bae_lens.planning import Plan
 from bae_lens.report.plan import plan_text
 from bae_lens.storage import existing_folder, flat
-from bae_lens.training.recipe import TrainingSettings
+from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.tracking import UNTRACKED, Tracking
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -52,8 +54,9 @@ class Compare:
     """A file of settings in YAML, .yaml or .yml."""
     output: Path = Path("comparison")
     """Folder for everything the comparison writes; the same command goes on after an interruption."""
-    hook_name: str = "blocks.10.hook_resid_post"
-    """Where in the model the activations are taken."""
+    hook_name: HookNames = "blocks.10.hook_resid_post"
+    """Where in the model the activations are taken. At several, or a pattern such as
+    'blocks.{0,5,10}.hook_resid_post', there is a comparison at each, on the same tokens."""
     model: str = DEMO_MODEL
     """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
     dataset: str = DEMO_TEXT
@@ -74,8 +77,8 @@ class Compare:
     """Of --vectors: what says likewise what each is of, for the report."""
     architectures: tuple[str, ...] = ARCHITECTURES
     """Dictionaries with default settings: bae, standard, topk, gated, jumprelu, batchtopk, matryoshka_batchtopk,
-    binary_topk, transcoder, topk_transcoder, binary_transcoder. Those described in the file take their place. Of
-    vectors there are no transcoders."""
+    binary_topk, transcoder, topk_transcoder, binary_transcoder, binary_topk_transcoder. Those described in the file
+    take their place. Of vectors there are no transcoders."""
     dictionaries: Annotated[dict[str, DictionarySpec | PretrainedSpec], tyro.conf.Suppress] = field(
         default_factory=dict
     )
@@ -146,17 +149,22 @@ class Compare:
         with joined(self.device, self.output, flat(asdict(self))) as device:
             if files is not None:
                 comparison = run_on_vectors(files, self.experiment, self._contenders, self.output, device, **options)
-            else:
-                comparison = run_experiment(self.experiment, self.contenders, self.output, device, **placed, **options)
-            return summary(comparison, self.output)
+                return summary(comparison, self.output)
+            experiment, where = self.experiment, (self.output, device)
+            return summary_at_hooks(experiment, self.hook_names, self.contenders, *where, **placed, **options)
+
+    @property
+    def hook_names(self) -> list[str]:
+        """The hooks, patterns expanded."""
+        return expand_hooks(self.hook_name)
 
     @property
     def experiment(self) -> Experiment:
-        """What the dictionaries share."""
+        """What the dictionaries share, at the first hook."""
         return Experiment(
             self.model,
             self.dataset,
-            self.hook_name,
+            self.hook_names[0],
             self.text_column,
             self.dataset_split,
             self.contexts,
@@ -184,6 +192,7 @@ class Compare:
         if twice := self.pretrained.keys() & specs.keys():
             raise ValueError(f"two dictionaries are called {', '.join(sorted(twice))}; rename those of --pretrained")
         specs = {**specs, **{name: PretrainedSpec(source) for name, source in self.pretrained.items()}}
+        check_specs(specs, widths_at(self.hook_names))
         return {
             name: spec.contender_by_width(widths_at, hook_name, self.expansion, self.training.steps)
             for name, spec in specs.items()
@@ -196,9 +205,15 @@ class Compare:
         Raises ValueError for a model whose config is not to be had, and for hooks whose width does not follow from it.
         """
         shape = model_shape(self.model)
-        contenders = self._contenders(
-            lambda hooks: {hook: shape.width_at(hook) for hook in hooks}, self.hook_name, pretrained=False
-        )
+        if len(self.hook_names) > 1:
+            check_in_layers(self.hook_names)
+
+        def widths_at(hooks: Sequence[str]) -> dict[str, int]:
+            return {hook: shape.width_at(hook) for hook in hooks}
+
+        contenders = {
+            hook_name: self._contenders(widths_at, hook_name, pretrained=False) for hook_name in self.hook_names
+        }
         room = resources(self.output, self.device, self.disk, self.gpu_memory)
         beside = self.model_device in (None, self.device) and self.device_map is None
         plan = plan_comparison(shape, self.experiment, contenders, room, beside)
@@ -207,21 +222,34 @@ class Compare:
         if room.on_gpu and not self.device.startswith("cuda"):
             return plan, "times are taken on the GPU itself: plan there, with --device cuda"
         check_device(self.device)
-        of_model, reason = self._timed_pass(contenders)
-        of_dictionaries = {
-            name: time_dictionary(contender.trials[0], self.training, float(self.l0), self.device)
-            for name, contender in contenders.items()
-        }
-        plan = plan_comparison(shape, self.experiment, contenders, room, beside, Timings(of_model, of_dictionaries))
+        of_model, reason = self._timed_pass(needed_hooks(contenders))
+        timings = Timings(of_model, self._timed_dictionaries(contenders))
+        plan = plan_comparison(shape, self.experiment, contenders, room, beside, timings)
         return plan, f"-: {reason}; the rest is what this machine took for a few steps, times their number"
 
-    def _timed_pass(self, contenders: dict[str, Contender]) -> tuple[PassTiming | None, str]:
+    def _timed_dictionaries(
+        self, contenders: Mapping[str, Mapping[str, Contender]]
+    ) -> dict[str, dict[str, DictionaryTiming]]:
+        """By hook and name; where hooks are alike, dictionaries are timed once."""
+        timed: dict[str, DictionaryTiming] = {}
+
+        def timing(recipe: Recipe) -> DictionaryTiming:
+            key = repr(recipe.to_dict())
+            if key not in timed:
+                timed[key] = time_dictionary(recipe, self.training, float(self.l0), self.device)
+            return timed[key]
+
+        return {
+            hook_name: {name: timing(contender.trials[0]) for name, contender in made.items()}
+            for hook_name, made in contenders.items()
+        }
+
+    def _timed_pass(self, hook_names: Sequence[str]) -> tuple[PassTiming | None, str]:
         """Or None, and what is to be said of what was not timed."""
-        hooks = {hook for contender in contenders.values() for hook in contender.hooks(self.hook_name)}
         try:
             timing = time_pass(
                 model_config(self.model),
-                len({self.hook_name, *hooks}),
+                len(hook_names),
                 self.contexts.context_size,
                 existing_folder(self.output),
                 self.model_device or self.device,

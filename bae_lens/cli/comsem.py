@@ -85,6 +85,9 @@ class Comsem:
     """Features scored per dictionary, a seeded sample; 0 for all. By default 256, and all in the other settings."""
     match_firing_rates: bool = False
     """Draw samples in which all dictionaries' features fire equally often, since scores depend on that."""
+    rescale: bool = False
+    """Rank activations of SAEs and transcoders by how many deviations they are above their mean over the text, as the
+    authors' --SAE_rescale does, and not by their size."""
     scores: tuple[ScoreName, ...] = ("detection", "fuzzing")
     """Scores to ask for too: detection, the one to lead with; intruder, which needs no explanation; simulation, which
     needs log-probabilities and a call for each instance; fuzzing, which is unreliable."""
@@ -165,6 +168,7 @@ class Comsem:
             max_features=self.max_features,
             features=self.features,
             match_firing_rates=self.match_firing_rates,
+            rescale=self.rescale,
             scores=self.scores,
             explanation_controls=self.explanation_controls,
             accept_failing_judge=self.accept_failing_judge or self.local_judge,

@@ -16,6 +16,7 @@ from bae_lens.activations.models import load_model
 from bae_lens.activations.precision import Dtype, check_dtype, torch_dtype
 from bae_lens.activations.sources import DEMO_TEXT, load_text
 from bae_lens.comparison.experiment import FOLDER_NAME
+from bae_lens.comparison.hooks import HOOKS_FOLDER
 from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.collect.dictionaries import load_dictionary
 from bae_lens.saes.loading import CONFIG_FILE
@@ -126,10 +127,15 @@ def scored_sources(
 def scored_run(folder: Path, names: Sequence[str], text: Text | None) -> Scored:
     """Dictionaries of a run, by default all that are finished, on its held-out documents or another text.
 
-    Raises ValueError for a folder that is no run, and for what is no longer there.
+    Raises ValueError for a folder that is no run or one at several hooks, and for what is no longer there.
     """
     path = folder / RUN_FILE
     content = read_json(path)
+    if isinstance(content, dict) and (hook_names := content.get("hook_names")):
+        raise ValueError(
+            f"the dictionaries of one hook are scored together, and {folder} has those of {len(hook_names)} in "
+            f"{folder / HOOKS_FOLDER}; choose one of the folders there, such as {hook_names[0]}"
+        )
     if isinstance(content, dict) and "vectors" in content:
         raise ValueError(f"{folder} holds dictionaries of vectors, and ComSem asks about tokens of a language model")
     run = validated(AnalyzedRun, content, str(path))

@@ -1,22 +1,24 @@
 """`bae-lens train`."""
 
 import ast
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.forward import hook_widths
+from bae_lens.activations.hook_names import expand_hooks
 from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.activations.vectors import HOOK
 from bae_lens.cli.device import DEFAULT_DEVICE
-from bae_lens.cli.experiment import run_experiment, summary
+from bae_lens.cli.experiment import HookNames, summary, summary_at_hooks
 from bae_lens.cli.vectors import run_on_vectors, vector_files
 from bae_lens.comparison.dictionaries import DictionarySpec, WidthsAt
 from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.comparison.hooks import check_specs
 from bae_lens.distributed.joining import joined
 from bae_lens.saes.training_config import Preset
 from bae_lens.storage import flat
@@ -29,12 +31,14 @@ class Train:
     """Train one dictionary on a language model's activations, or files of vectors, and measure it on held-out ones.
 
     Several processes train one binary code together: torchrun --nproc-per-node 2 -m bae_lens train ...
+    At several hooks each trains those of other hooks.
     """
 
     output: Path
     """Folder for activations, dictionary and report; the same command goes on after an interruption."""
-    hook_name: str | None = None
-    """Where in the model the activations are taken, such as blocks.10.hook_resid_post; where a transcoder reads."""
+    hook_name: HookNames = ()
+    """Where in the model the activations are taken, such as blocks.10.hook_resid_post; where a transcoder reads. At
+    several, or a pattern such as 'blocks.{0,5,10}.hook_resid_post', a dictionary is trained at each."""
     model: str = DEMO_MODEL
     """A name on the hub, a local folder in the format of transformers, or smollm2 (embedded)."""
     dataset: str = DEMO_TEXT
@@ -54,8 +58,8 @@ class Train:
     labels: str | None = None
     """Of --vectors: what says likewise what each is of, for the report."""
     architecture: str = "bae"
-    """bae, standard, topk, gated, jumprelu, batchtopk, binary_topk, transcoder, topk_transcoder, binary_transcoder, or
-    another that SAELens trains."""
+    """bae, standard, topk, gated, jumprelu, batchtopk, binary_topk, transcoder, topk_transcoder, binary_transcoder,
+    binary_topk_transcoder, or another that SAELens trains."""
     hook_name_out: str | None = None
     """Where a transcoder writes; by default the output of the MLP in the layer of --hook-name."""
     start_from: str | None = None
@@ -69,7 +73,7 @@ class Train:
     """Features per dimension of the activations (d_sae / d_in)."""
     lr: float | None = None
     """Learning rate; by default 6e-3 for a BAE or a binary transcoder (5e-4 for the published presets), 4e-3 for
-    binary_topk, and 1e-3 for the others."""
+    binary_topk and its transcoder, and 1e-3 for the others."""
     contexts: ContextSettings = field(default_factory=ContextSettings)
     """How documents are cut into contexts, and how many are cached."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -100,12 +104,13 @@ class Train:
         Raises ValueError for flags that contradict one another.
         """
         files = vector_files(self)
-        if files is None and self.hook_name is None:
+        if files is None and not self.hook_name:
             raise ValueError("name where in the model activations are taken with --hook-name, or files with --vectors")
+        hook_names = [HOOK] if files is not None else expand_hooks(self.hook_name)
         experiment = Experiment(
             self.model,
             self.dataset,
-            self.hook_name or HOOK,
+            hook_names[0],
             self.text_column,
             self.dataset_split,
             self.contexts,
@@ -118,36 +123,37 @@ class Train:
         spec = self.spec()
 
         def made(widths_at: WidthsAt, hook_name: str) -> dict[str, Contender]:
-            made = spec.contender_by_width(widths_at, hook_name, self.expansion, self.training.steps)
+            check_specs({self.architecture: spec}, widths_at(hook_names))
+            at_hook = replace(spec, hook_name=hook_name) if spec.is_transcoder else spec
+            made = at_hook.contender_by_width(widths_at, hook_name, self.expansion, self.training.steps)
             return {self.architecture: made}
 
         def contenders(model: Any, hook_name: str) -> dict[str, Contender]:
             return made(partial(hook_widths, model), hook_name)
 
-        options: Any = {"share_steps": True, "shard_features": self.shard_features, "tracking": self.tracking}
+        options: Any = {"shard_features": self.shard_features, "tracking": self.tracking}
+        options["share_steps"] = len(hook_names) == 1
         placed = {"model_device": self.model_device, "device_map": self.device_map}
         with joined(self.device, self.output, flat(asdict(self))) as device:
             if files is not None:
-                comparison = run_on_vectors(files, experiment, made, self.output, device, **options)
-            else:
-                comparison = run_experiment(experiment, contenders, self.output, device, **placed, **options)
-            return summary(comparison, self.output)
+                return summary(run_on_vectors(files, experiment, made, self.output, device, **options), self.output)
+            where = (self.output, device)
+            return summary_at_hooks(experiment, hook_names, contenders, *where, **placed, **options)
 
     def spec(self) -> DictionarySpec:
-        """The dictionary that the flags describe. Raises ValueError for flags that contradict."""
+        """The dictionary that the flags describe, but for where a transcoder reads.
+
+        Raises ValueError for an architecture that cannot be trained.
+        """
         config = {key: _literal(value) for key, value in self.set.items()}
-        spec = DictionarySpec(self.architecture, config, self.lr, self.preset, start_from=self.start_from)
-        if spec.is_transcoder or self.hook_name_out:
-            return DictionarySpec(
-                self.architecture,
-                config,
-                self.lr,
-                self.preset,
-                hook_name=self.hook_name,
-                hook_name_out=self.hook_name_out,
-                start_from=self.start_from,
-            )
-        return spec
+        return DictionarySpec(
+            self.architecture,
+            config,
+            self.lr,
+            self.preset,
+            hook_name_out=self.hook_name_out,
+            start_from=self.start_from,
+        )
 
 
 def _literal(text: str) -> Any:

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 from sae_lens import upload_saes_to_huggingface
 
+from bae_lens.comparison.hooks import HOOKS_FOLDER
 from bae_lens.report.card import CARD_FILE, DICTIONARY, PICTURE, REPOSITORY, without_folders
 from bae_lens.saes.loading import CONFIG_FILE, WEIGHTS_FILE
 from bae_lens.storage import read_json, write_json
@@ -98,12 +99,16 @@ def copied_without_folders(home: Path, copy: Path) -> Path:
 def dictionaries_in(folder: Path) -> dict[str, Path]:
     """The dictionaries of a folder, or the folder if it is one, by the name that each gets in a repository.
 
-    Those of further seeds end in `_seed` and the seed. Raises ValueError if there is none.
+    Those of further seeds end in `_seed` and the seed; of a run at several hooks, the hook's folder comes first.
+    Raises ValueError if there is none.
     """
     if _is_dictionary(folder):
         return {folder.absolute().name: folder}
-    named = {home.name: home for home in sorted(folder.glob("dictionaries/*"))}
-    named |= {f"{home.name}_seed{home.parents[1].name}": home for home in sorted(folder.glob("seeds/*/dictionaries/*"))}
+    named: dict[str, Path] = {}
+    for run, at in ((folder, ""), *((run, f"{run.name}/") for run in sorted((folder / HOOKS_FOLDER).glob("*")))):
+        named |= {f"{at}{home.name}": home for home in sorted(run.glob("dictionaries/*"))}
+        seeds = sorted(run.glob("seeds/*/dictionaries/*"))
+        named |= {f"{at}{home.name}_seed{home.parents[1].name}": home for home in seeds}
     found = {name: home for name, home in named.items() if _is_dictionary(home)}
     if not found:
         raise ValueError(

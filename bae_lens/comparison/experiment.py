@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import TEXT_COLUMN
+from bae_lens.storage import RUN_FILE, read_json
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.trainer import can_share_steps, check_processes, check_widths
 
@@ -144,6 +146,12 @@ class Contender:
         return [recipe.to_dict() for recipe in self.trials] if self.pretrained is None else self.pretrained.identity
 
 
+def needed_hooks(contenders: Mapping[str, Mapping[str, Contender]]) -> list[str]:
+    """Where activations are taken for these contenders at these hooks of comparisons."""
+    sides = (contender.hooks(hook) for hook, made in contenders.items() for contender in made.values())
+    return list(dict.fromkeys([*contenders, *chain.from_iterable(sides)]))
+
+
 def check_contenders(contenders: Mapping[str, Contender]) -> None:
     """Raises ValueError for none, for unequal numbers of trials, and for names that a folder cannot have."""
     if not contenders:
@@ -155,6 +163,14 @@ def check_contenders(contenders: Mapping[str, Contender]) -> None:
     for name in contenders:
         if not re.fullmatch(FOLDER_NAME, name):
             raise ValueError(f"a dictionary's name must be made of letters, digits, spaces and _.+-, got {name!r}")
+
+
+def check_run(folder: Path, *, several_hooks: bool) -> None:
+    """Raises ValueError for a folder of a run at several hooks where one is asked for, and the other way round."""
+    path = folder / RUN_FILE
+    if path.exists() and ("hook_names" in read_json(path)) != several_hooks:
+        there, now = ("one hook", "several") if several_hooks else ("several hooks", "one")
+        raise ValueError(f"{folder} holds a run at {there}, but this is one at {now}; choose another folder")
 
 
 def check_hooks(

@@ -1,14 +1,16 @@
 """What `compare` would take in disk, memory and time, from sizes and from what a few steps took."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from bae_lens.activations.forward import stop_layer
 from bae_lens.activations.model_shape import ModelShape
 from bae_lens.activations.precision import STORED, torch_dtype
 from bae_lens.comparison.baselines import BASELINE_ROWS
-from bae_lens.comparison.experiment import Contender, Experiment
+from bae_lens.comparison.experiment import Contender, Experiment, needed_hooks
 from bae_lens.comparison.timing import CONTEXTS, DictionaryTiming, PassTiming
 from bae_lens.entropy.memory import COPIES_OF_A_BATCH, COPIES_OF_A_CODE, COPIES_OF_A_WEIGHT
 from bae_lens.functional.optimized_code import LARGEST_COUPLINGS
@@ -29,8 +31,8 @@ class Timings:
 
     model: PassTiming | None
     """None if it could not be timed."""
-    dictionaries: Mapping[str, DictionaryTiming]
-    """By name."""
+    dictionaries: Mapping[str, Mapping[str, DictionaryTiming]]
+    """By hook of the comparison and name."""
 
 
 @dataclass(frozen=True)
@@ -66,21 +68,21 @@ class _Size:
 def plan_comparison(
     shape: ModelShape,
     experiment: Experiment,
-    contenders: Mapping[str, Contender],
+    contenders: Mapping[str, Mapping[str, Contender]],
     resources: Resources,
     model_beside: bool = True,
     timings: Timings | None = None,
 ) -> Plan:
-    """Of a comparison whose documents are as long as its contexts, by a tokenizer with BOS.
+    """Of comparisons by hook whose documents are as long as their contexts, by a tokenizer with BOS.
 
     `model_beside` says whether the model runs where dictionaries are trained. Memory is an upper bound of what tensors
     take, to which Python and its libraries add about a gigabyte on the host. Time is that of one process, without what
-    is not timed: choosing contexts, measuring with every help, dashboards and the report.
+    is not timed: choosing contexts, measuring with every help, dashboards and the report. What is done at every hook
+    is one stage, of all hooks together.
     """
-    contexts, training = experiment.contexts, experiment.training
-    hooks = {hook for contender in contenders.values() for hook in contender.hooks(experiment.hook_name)}
-    widths = [shape.width_at(hook) for hook in sorted({experiment.hook_name, *hooks})]
-    tuned = any(len(contender.trials) > 1 for contender in contenders.values())
+    contexts, hooks = experiment.contexts, needed_hooks(contenders)
+    widths = [shape.width_at(hook) for hook in sorted(hooks)]
+    tuned = any(len(contender.trials) > 1 for made in contenders.values() for contender in made.values())
     tokens = [contexts.cached_tokens, contexts.held_out_tokens, *([contexts.tuning_tokens] if tuned else [])]
     n_contexts = sum(-(-n // (contexts.context_size - 1)) for n in tokens)
     rows = n_contexts * contexts.context_size
@@ -88,11 +90,9 @@ def plan_comparison(
     cached = len(widths) * LONG + contexts.context_size * (
         STORED[experiment.cache_dtype]().itemsize * sum(widths) + FLOAT * len(widths)
     )  # of a context
-    n_layers = stop_layer([experiment.hook_name, *hooks]) or shape.n_layers
+    n_layers = stop_layer(hooks) or shape.n_layers
     model = shape.n_parameters * torch_dtype(experiment.model_dtype).itemsize
     running = _running_bytes(shape, experiment, len(widths))
-    sizes = {name: _Size.of(contender.trials[0].cfg, training.batch_size) for name, contender in contenders.items()}
-    held_out = FLOAT * contexts.held_out_tokens * 2 * max(widths)
     of_model = timings and timings.model
 
     def stage(name: str, work: str, disk: int, on_host: int, on_device: int, seconds: float | None = None) -> StagePlan:
@@ -100,6 +100,12 @@ def plan_comparison(
         host, device = placed if resources.on_gpu else (sum(placed), 0)
         return StagePlan(name, work, disk, host, device, seconds)
 
+    sizes = {hook: _sizes(made, experiment) for hook, made in contenders.items()}
+    largest = max(((hook, name) for hook in sizes for name in sizes[hook]), key=lambda at: sizes[at[0]][at[1]].weights)
+    at_hooks = [
+        _stages_at(hook, made, sizes[hook], largest, shape, experiment, stage, chosen, resources, timings)
+        for hook, made in contenders.items()
+    ]
     stages = [
         stage("load model and text", f"{shape.n_parameters:,} parameters", 0, model if model_beside else 0, 0),
         stage("choose contexts", f"{n_contexts:,} of {contexts.context_size:,} tokens", chosen, 2 * chosen, 0),
@@ -111,10 +117,45 @@ def plan_comparison(
             running if model_beside else 0,
             of_model and of_model.layer * rows * n_layers,
         ),
+        *_together(at_hooks),
     ]
-    finished, largest = 0, max(sizes, key=lambda name: sizes[name].weights)
+    beside = resources.usable - (model if model_beside or not resources.on_gpu else 0)
+    misfits = [
+        *_disk_misfits(sum(stage.disk for stage in stages), cached + 2 * chosen // n_contexts, experiment, resources),
+        *(_model_misfits(model, running, experiment, resources) if model_beside or not resources.on_gpu else []),
+        *(misfit for at_hook in sizes.values() for misfit in _training_misfits(at_hook, beside, resources)),
+    ]
+    return Plan(stages, list(dict.fromkeys(misfits)))
+
+
+def _sizes(contenders: Mapping[str, Contender], experiment: Experiment) -> dict[str, _Size]:
+    batch_size = experiment.training.batch_size
+    return {name: _Size.of(contender.trials[0].cfg, batch_size) for name, contender in contenders.items()}
+
+
+def _stages_at(
+    hook: str,
+    contenders: Mapping[str, Contender],
+    sizes: Mapping[str, _Size],
+    largest: tuple[str, str],
+    shape: ModelShape,
+    experiment: Experiment,
+    stage: Callable[..., StagePlan],
+    chosen: int,
+    resources: Resources,
+    timings: Timings | None,
+) -> list[StagePlan]:
+    """What is done at a hook once activations are there; `chosen` are the bytes of contexts.
+
+    Checkpoints are there of one dictionary at a time, and counted for the `largest`, given by hook and name.
+    """
+    contexts, training = experiment.contexts, experiment.training
+    width = max(max(size.d_in, size.d_out) for size in sizes.values())
+    held_out = FLOAT * contexts.held_out_tokens * 2 * max(width, shape.width_at(hook))
+    of_model = timings and timings.model
+    stages, finished = [], 0
     for name, contender in contenders.items():
-        size, timing = sizes[name], timings and timings.dictionaries[name]
+        size, timing = sizes[name], timings and timings.dictionaries[hook][name]
         tried, n_seeds = len(contender.trials), len(experiment.seeds)
         trained = n_seeds if tried == 1 else tried + n_seeds - 1
         checkpoint = COPIES_IN_A_CHECKPOINT * size.weights
@@ -123,7 +164,7 @@ def plan_comparison(
             stage(
                 f"train {name}",
                 f"{trained} x {training.steps:,} steps of {training.batch_size:,}, {size.d_sae:,} features",
-                size.weights * (trained + (tried > 1)) + CHECKPOINTS * checkpoint * (name == largest),
+                size.weights * (trained + (tried > 1)) + CHECKPOINTS * checkpoint * ((hook, name) == largest),
                 chosen + (batches + checkpoint if resources.on_gpu else 0),
                 finished + size.training,
                 timing and timing.step * training.steps * trained,
@@ -153,31 +194,44 @@ def plan_comparison(
             of_model
             and contexts.loss_contexts
             * contexts.context_size
-            * _seconds_of_predictions(of_model, shape.n_layers, contenders, experiment),
+            * _seconds_of_predictions(of_model, shape.n_layers, contenders, experiment, hook),
         ),
         stage(
             "PCA and Gaussian bound",
             f"{known:,} and {contexts.held_out_tokens:,} tokens",
             0,
-            COPIES_FOR_BASELINES * FLOAT * known * shape.width_at(experiment.hook_name) + held_out,
+            COPIES_FOR_BASELINES * FLOAT * known * shape.width_at(hook) + held_out,
             finished,
         ),
     ]
-    beside = resources.usable - (model if model_beside or not resources.on_gpu else 0)
-    misfits = [
-        *_disk_misfits(sum(stage.disk for stage in stages), cached + 2 * chosen // n_contexts, experiment, resources),
-        *(_model_misfits(model, running, experiment, resources) if model_beside or not resources.on_gpu else []),
-        *_training_misfits(sizes, beside, resources),
-    ]
-    return Plan(stages, misfits)
+    return stages
+
+
+def _together(at_hooks: Sequence[Sequence[StagePlan]]) -> Iterator[StagePlan]:
+    """The stages of all hooks by their names, one after another."""
+    named: dict[str, list[StagePlan]] = {}
+    for stage in chain.from_iterable(at_hooks):
+        named.setdefault(stage.name, []).append(stage)
+    for name, stages in named.items():
+        works = Counter(stage.work for stage in stages)
+        hooks = {work: f" at {n} of {len(at_hooks)} hooks" if len(at_hooks) > 1 else "" for work, n in works.items()}
+        seconds = [stage.seconds for stage in stages if stage.seconds is not None]
+        yield StagePlan(
+            name,
+            "; ".join(f"{work}{where}" for work, where in hooks.items()),
+            sum(stage.disk for stage in stages),
+            max(stage.host for stage in stages),
+            max(stage.device for stage in stages),
+            sum(seconds) if len(seconds) == len(stages) else None,
+        )
 
 
 def _seconds_of_predictions(
-    timing: PassTiming, n_layers: int, contenders: Mapping[str, Contender], experiment: Experiment
+    timing: PassTiming, n_layers: int, contenders: Mapping[str, Contender], experiment: Experiment, hook: str
 ) -> float:
     """Of a token: as the model is, then with zeros at each hook and with each dictionary, from its layer on."""
-    written = [contender.hooks(experiment.hook_name)[-1] for contender in contenders.values()]
-    below = min((stop_layer(contender.hooks(experiment.hook_name)) or 1) for contender in contenders.values()) - 1
+    written = [contender.hooks(hook)[-1] for contender in contenders.values()]
+    below = min((stop_layer(contender.hooks(hook)) or 1) for contender in contenders.values()) - 1
     n_passes = len(set(written)) + len(written) * len(experiment.seeds)
     return timing.layer * (n_layers + n_passes * (n_layers - below)) + timing.prediction * (1 + n_passes)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -126,6 +126,9 @@ class Comparison:
     """What a judge says of their features; None as long as `bae-lens comsem` has not asked."""
     split: VectorSplit | None = None
     """How vectors were split that come without a model; None for tokens, whose documents are split."""
+    random_coding: list[RatePoint] = field(default_factory=list)
+    """Of random features that all fire equally often, as many as the widest dictionary has: what a binary code explains
+    whose encoder was not trained. Empty in results of earlier versions."""
 
     @property
     def columns(self) -> dict[str, Callable[[DictionaryResult], str]]:
@@ -177,7 +180,8 @@ def losses_of(dictionary: DictionaryResult) -> list[LanguageModelLoss]:
     return [run.language_model for run in dictionary.runs if run.language_model is not None]
 
 
-def _unless_pretrained(values: list[float | None], digits: int, unit: str, otherwise: str) -> str:
+def unless_pretrained(values: list[float | None], digits: int, unit: str, otherwise: str) -> str:
+    """As `over_seeds`, or otherwise where nothing was trained."""
     known = [value for value in values if value is not None]
     return f"{over_seeds(known, digits)} {unit}" if known else otherwise
 
@@ -197,8 +201,8 @@ TABLE: dict[str, Callable[[DictionaryResult], str]] = {
     "always on": lambda d: over_seeds([run.metrics.code.always_on for run in d.runs], 0),
     "dense": lambda d: over_seeds([run.metrics.code.dense for run in d.runs], 0),
     "Feature Activated": lambda d: f"{over_seeds([r.metrics.code.feature_activated for r in d.runs], 0)} of {d.d_sae}",
-    "training": lambda d: _unless_pretrained([run.training_seconds for run in d.runs], 0, "s", "pretrained"),
-    "memory": lambda d: _unless_pretrained([run.memory_gib for run in d.runs], 2, "GiB", "-"),
+    "training": lambda d: unless_pretrained([run.training_seconds for run in d.runs], 0, "s", "pretrained"),
+    "memory": lambda d: unless_pretrained([run.memory_gib for run in d.runs], 2, "GiB", "-"),
 }
 OF_MODELS = ("writes", "CE recovered", "KL recovered")  # columns for which there must be a model
 

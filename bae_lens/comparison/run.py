@@ -19,7 +19,7 @@ from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.comparison.baselines import Baselines
-from bae_lens.comparison.experiment import Contender, Experiment, check_contenders, check_hooks
+from bae_lens.comparison.experiment import Contender, Experiment, check_contenders, check_hooks, check_run, needed_hooks
 from bae_lens.comparison.origin import ModelOrigin, VectorOrigin
 from bae_lens.comparison.results import (
     Comparison,
@@ -102,38 +102,14 @@ def compare(
     does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
     than the model's, for a split without documents, and for a folder that holds anything else.
     """
-    experiment = replace(experiment, hook_name=resolve_hook(model, experiment.hook_name))
-    contenders = {name: contender.resolved(model) for name, contender in contenders.items()}
-    if experiment.contexts.context_size > model.cfg.n_ctx:
-        size = experiment.contexts.context_size
-        raise ValueError(f"context_size must be at most the model's {model.cfg.n_ctx}, got {size}")
-    check_contenders(contenders)
-    reads = {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()}
-    hooks = list(dict.fromkeys([experiment.hook_name, *chain.from_iterable(reads.values())]))
-    recipes = {name: contender.identity for name, contender in contenders.items()}
     share_steps |= shard_features
-    check_hooks(contenders, experiment, hook_widths(model, hooks), share_steps, shard_features)
-    for site in dict.fromkeys(reads.values()):
-        check_attachable(model, site)
-    weights = model_fingerprint(model)
-    with claimed(folder, {**asdict(experiment), "model_weights": weights, "recipes": recipes, "hooks": reads}):
+    experiment, contenders = checked(model, contenders, experiment, share_steps, shard_features)
+    check_run(folder, several_hooks=False)
+    with claimed(folder, purpose(model, contenders, experiment)):
         stopwatch = Stopwatch(folder, on_stage)
         bring_together(folder)
         stopwatch.add("load model and text", loading_seconds)
-        with stopwatch.stage("choose contexts"):
-            tune = any(len(contender.trials) > 1 for contender in contenders.values())
-            settings = (experiment.contexts, experiment.seed)
-            contexts = kept_contexts(
-                folder / CONTEXTS_FOLDER,
-                lambda: choose_contexts(model.tokenizer, documents.shuffle(seed=experiment.seed), *settings, tune=tune),
-            )
-        with stopwatch.stage("activations"):
-            splits = {
-                split: cache_activations(
-                    model, chosen, hooks, folder / ACTIVATIONS_FOLDER / split, dtype=experiment.cache_dtype
-                )
-                for split, chosen in contexts.items()
-            }
+        splits = cached_splits(model, documents, {experiment.hook_name: contenders}, experiment, folder, stopwatch)
         comparison = compare_cached(
             ModelOrigin(model, splits, experiment),
             splits,
@@ -142,7 +118,7 @@ def compare(
             folder,
             stopwatch,
             device,
-            on_measured,
+            on_measured=on_measured,
             share_steps=share_steps,
             shard_features=shard_features,
             tracking=tracking,
@@ -150,6 +126,64 @@ def compare(
         if is_main_process():
             comparison.save(folder)
         return comparison
+
+
+def checked(
+    model: Any, contenders: Mapping[str, Contender], experiment: Experiment, share_steps: bool, shard_features: bool
+) -> tuple[Experiment, dict[str, Contender]]:
+    """Both with the names that the model has for hooks. Raises ValueError for what does not fit the model; `compare`
+    says what.
+    """
+    experiment = replace(experiment, hook_name=resolve_hook(model, experiment.hook_name))
+    made = {name: contender.resolved(model) for name, contender in contenders.items()}
+    if experiment.contexts.context_size > model.cfg.n_ctx:
+        size = experiment.contexts.context_size
+        raise ValueError(f"context_size must be at most the model's {model.cfg.n_ctx}, got {size}")
+    check_contenders(made)
+    widths = hook_widths(model, needed_hooks({experiment.hook_name: made}))
+    check_hooks(made, experiment, widths, share_steps, shard_features)
+    for site in dict.fromkeys(contender.hooks(experiment.hook_name) for contender in made.values()):
+        check_attachable(model, site)
+    return experiment, made
+
+
+def purpose(model: Any, contenders: Mapping[str, Contender], experiment: Experiment) -> dict[str, Any]:
+    """What a comparison's folder is for, as it is written down there."""
+    return {
+        **asdict(experiment),
+        "model_weights": model_fingerprint(model),
+        "recipes": {name: contender.identity for name, contender in contenders.items()},
+        "hooks": {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()},
+    }
+
+
+def cached_splits(
+    model: Any,
+    documents: Any,
+    contenders: Mapping[str, Mapping[str, Contender]],
+    experiment: Experiment,
+    folder: Path,
+    stopwatch: Stopwatch,
+) -> dict[str, dict[str, CachedActivations]]:
+    """Activations by split of the documents and by hook, of one pass, for contenders by the hook of their comparison.
+
+    `folder` keeps them, and the contexts.
+    """
+    with stopwatch.stage("choose contexts"):
+        tune = any(len(contender.trials) > 1 for made in contenders.values() for contender in made.values())
+        settings = (experiment.contexts, experiment.seed)
+        contexts = kept_contexts(
+            folder / CONTEXTS_FOLDER,
+            lambda: choose_contexts(model.tokenizer, documents.shuffle(seed=experiment.seed), *settings, tune=tune),
+        )
+    with stopwatch.stage("activations"):
+        hooks = needed_hooks(contenders)
+        return {
+            split: cache_activations(
+                model, chosen, hooks, folder / ACTIVATIONS_FOLDER / split, dtype=experiment.cache_dtype
+            )
+            for split, chosen in contexts.items()
+        }
 
 
 def compare_cached(
@@ -160,13 +194,13 @@ def compare_cached(
     folder: Path,
     stopwatch: Stopwatch,
     device: str,
-    on_measured: OnMeasured,
     *,
+    on_measured: OnMeasured,
     share_steps: bool,
     shard_features: bool,
     tracking: Tracking,
 ) -> Comparison:
-    """What `compare` does once the activations are there and everything is checked."""
+    """What `compare` does once the activations are there and everything is `checked`."""
     comparing = _Comparing(
         origin, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features, tracking
     )
@@ -241,10 +275,11 @@ class _Comparing:
             for each in trainings
             if each.seed == first
         }
-        share([self._baselines, *dashboards.values()], lambda make: make())
+        make_baselines = partial(self._baselines, max(dictionary.sae.cfg.d_sae for dictionary in trained.values()))
+        share([make_baselines, *dashboards.values()], lambda make: make())
         bring_together(self.folder)
         self.stopwatch.compare_notes()
-        baselines = self._baselines()
+        baselines = make_baselines()
         return Comparison(
             self.experiment,
             self.origin.corpus(self._states("train")),
@@ -258,6 +293,7 @@ class _Comparing:
                 for name, (recipe, trials) in chosen.items()
             ],
             split=self.origin.split,
+            random_coding=baselines.random_coding,
         )
 
     def _share(self, trainings: list[_Training], work: Callable[[_Training], None], share_steps: bool) -> None:
@@ -364,11 +400,11 @@ class _Comparing:
             write_json(path, [asdict(dashboard) for dashboard in dashboards])
         return [validated(FeatureDashboard, dashboard, str(path)) for dashboard in read_json(path)]
 
-    def _baselines(self) -> Baselines:
+    def _baselines(self, d_sae: int) -> Baselines:
         path = self.folder / "baselines.json"
         if not path.exists():
             with self.stopwatch.stage("PCA and Gaussian bound"):
-                write_json(path, Baselines.of(self._states("train"), self._states("test")))
+                write_json(path, Baselines.of(self._states("train"), self._states("test"), d_sae))
         return validated(Baselines, read_json(path), str(path))
 
     def _dictionary_result(

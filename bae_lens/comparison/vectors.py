@@ -81,7 +81,7 @@ def compare_vectors(
             folder,
             stopwatch,
             device,
-            on_measured,
+            on_measured=on_measured,
             share_steps=share_steps,
             shard_features=shard_features,
             tracking=tracking,

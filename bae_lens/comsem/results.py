@@ -16,6 +16,8 @@ from bae_lens.comsem.scores.score_test import ScoreTest
 from bae_lens.markdown import markdown_table
 from bae_lens.storage import validated
 
+WEIGHTED = "weighted "  # of a column of means in which each feature counts as often as it fires
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -127,6 +129,16 @@ class DictionaryScores:
         """Mean over features of one of the fields of `FeatureScore`."""
         return mean([getattr(feature, measure) for feature in self.features])
 
+    def weighted(self, measure: str) -> float | None:
+        """Mean over features of one of the fields of `FeatureScore`, in which each counts as often as it fires.
+
+        The frequency-adjusted score of Binary Sparse Coding (arXiv 2509.25596), as the code of its authors computes it
+        (EleutherAI/sparsify, `ablation_impact.py` of the branch `binary`), there of the F1 score of detection.
+        """
+        known = [(f.firing_rate, value) for f in self.features if (value := getattr(f, measure)) is not None]
+        total = sum(rate for rate, _ in known)
+        return sum(rate * value for rate, value in known) / total if total > 0 else None
+
     def by_frequency(self, measure: str) -> dict[int, tuple[int, float]]:
         """Number of features and mean of a measure in each bin of the firing rate; see `firing_rates.bin_edges`."""
         bins: dict[int, list[float]] = {}
@@ -201,7 +213,9 @@ class ComSemReport:
         ]
         headings = [*TABLE, "matched score", "matched balanced accuracy"]
         rows = [headings, *[[row[0] + self.mark, *row[1:]] for row in rows]]
-        shown = [heading not in SCORES or any(cells) for heading, *cells in zip(*rows, strict=True)]
+        shown = [
+            heading.removeprefix(WEIGHTED) not in SCORES or any(cells) for heading, *cells in zip(*rows, strict=True)
+        ]
         return [list(compress(row, shown)) for row in rows]
 
     def table(self) -> str:
@@ -270,12 +284,14 @@ TABLE: dict[str, Callable[[DictionaryScores], str]] = {
     "score = 1": lambda d: f"{d.perfect}",
     "share = 1": lambda d: _number(d.share_perfect),
     "mean score": _score,
+    WEIGHTED + "score": lambda d: _number(d.weighted("score")),
     "specificity": lambda d: _number(d.mean("specificity")),
     "balanced accuracy": lambda d: _number(d.mean("balanced_accuracy")),
     "AUC": lambda d: _number(d.mean("auc")),
     "P(yes)": lambda d: _number(d.mean("probability")),
     "shuffled": lambda d: _number(d.mean("shuffled")),
     "detection": lambda d: _number(d.mean("detection")),
+    WEIGHTED + "detection": lambda d: _number(d.weighted("detection")),
     "intruder": lambda d: _number(d.mean("intruder")),
     "simulation": lambda d: _number(d.mean("simulation")),
     "fuzzing": lambda d: _number(d.mean("fuzzing")),

@@ -40,6 +40,7 @@ SETTINGS = (
     "explanation_controls",
     "baseline_features",
     "match_firing_rates",
+    "rescale",
     "seed",
 )
 Setting = Literal["robust", "paper", "authors"]
@@ -76,6 +77,9 @@ class ComSem:
     """Score these of each dictionary instead."""
     match_firing_rates: bool = False
     """Draw samples in which all dictionaries' features fire equally often, so far as they have such."""
+    rescale: bool = False
+    """Whether a token's strongest features, of SAEs and transcoders, are those that are furthest above their mean over
+    the corpus in units of their deviation (the authors' `--SAE_rescale`), and not those of largest activation."""
     examples: int = 5
     """Instances from which a feature is explained (m in the paper)."""
     held_out: int = 8
@@ -204,6 +208,7 @@ class ComSem:
             max_features=self._max_features,
             features=self.features,
             match_firing_rates=self.match_firing_rates,
+            rescale=self.rescale,
             seed=self.seed,
             excerpts="simulation" in self.scores,
             leave_nothing_out=self.setting == "authors",

@@ -1,8 +1,9 @@
 """What other codes need: bits per vector against explained variance, as references for a binary autoencoder.
 
 Bits alone say nothing: any code can be made shorter by reconstructing worse. Here are the curves that a code's point is
-held against, the Gaussian bound, the classical code (PCA, then scalar quantization) and the simplest (signs), and the
-bits of a family of codes at one explained variance, at which different sets of vectors become comparable.
+held against, the Gaussian bound, the classical code (PCA, then scalar quantization), the simplest (signs) and a binary
+one whose features are drawn (random coding), and the bits of a family of codes at one explained variance, at which
+different sets of vectors become comparable.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bae_lens.functional.losses import marginal_entropy
+from bae_lens.functional.sparse_matmul import sparse_matmul
+
 SWEPT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
 ROWS_PER_PRODUCT = 8192  # of a float32 product that is then added in float64
 COMPONENTS_AT_A_TIME = 32  # whose coefficients are held at once
 SIGN_POINTS = 8  # of the curve of signs
+RANDOM_L0 = (8, 16, 32, 64)  # features per vector, of the curve of random features
+FEATURES_AT_A_TIME = 256  # of random features, whose pre-activations are held at once
+RIDGE = 1e-3  # of the least squares that decode random features, in units of their mean variance
 ROWS_FOR_CENTROIDS = 16_384  # training vectors from which the values of quantized coefficients are learned
 
 
@@ -148,6 +155,52 @@ def sign_coding(
         RatePoint(*point)
         for point in zip(bits[order].cumsum(0)[at].tolist(), (1 - error / variance).tolist(), strict=True)
     ]
+
+
+def random_coding(
+    train: Float[Tensor, "n d"], test: Float[Tensor, "m d_test"], n_features: int, l0s: Sequence[int] = RANDOM_L0
+) -> list[RatePoint]:
+    """The curve of random features of equal rates: decoder and thresholds from `train`, measured on `test`.
+
+    What the encoder of a binary dictionary must beat: of each of `n_features` bits the direction is drawn, isotropic,
+    the same one every time; the bit is 1 for the same share of `train` as every other, those that lie furthest in this
+    direction; the decoder is that of least squares, with a little ridge. One code for each of `l0s`, which is how many
+    bits of a vector are 1 in the mean, in order of rising bits. Bits count with their entropy over `test`.
+
+    Raises ValueError as `pca_quantization` does, and for an l0 that is not between 0 and `n_features`.
+    """
+    _check(train, test)
+    for l0 in l0s:
+        if not 0 < l0 < n_features:
+            raise ValueError(f"l0 must lie between 0 and n_features = {n_features}, got {l0}")
+    counts = [min(max(round(l0 / n_features * len(train)), 1), len(train)) for l0 in sorted(l0s)]
+    directions = torch.randn(train.shape[1], n_features, generator=torch.Generator().manual_seed(0)).to(train)
+    mean = train.mean(0, dtype=torch.float64).to(train)
+    known, new = train - mean, test - mean
+    codes: list[list[tuple[Tensor, Tensor]]] = [[] for _ in counts]
+    for part in directions.split(FEATURES_AT_A_TIME, dim=1):
+        pre, pre_new = known @ part, new @ part
+        largest = pre.topk(max(counts, default=0), dim=0).values
+        for code, count in zip(codes, counts, strict=True):
+            code.append((pre >= largest[count - 1], pre_new >= largest[count - 1]))
+    variance = (test.double() - test.double().mean(0)).square().sum()
+    points = []
+    for parts in codes:
+        code, code_new = (torch.cat(side, 1).to(train) for side in zip(*parts, strict=True))
+        rate = code.mean(0)
+        decoder = _least_squares(code, rate, known)
+        error = (new - sparse_matmul(code_new, decoder) + rate @ decoder).double().square().sum()
+        points.append(RatePoint(marginal_entropy(code_new.mean(0).double()).item(), (1 - error / variance).item()))
+    return points
+
+
+def _least_squares(
+    code: Float[Tensor, "n k"], rate: Float[Tensor, " k"], target: Float[Tensor, "n d"]
+) -> Float[Tensor, "k d"]:
+    """The weights by which the code less its rate gives a centered target, with a ridge of `RIDGE`."""
+    gram = sparse_matmul(code.T, code).double() - len(code) * rate.double().outer(rate.double())
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    return torch.linalg.solve(gram, sparse_matmul(code.T, target).double()).to(target)
 
 
 def covariance(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:

@@ -30,6 +30,16 @@ def activation_strength(
     return (feature_acts - prior).abs().log2()
 
 
+def rescaled_activations(
+    feature_acts: Float[Tensor, "*batch d_sae"], mean: Float[Tensor, " d_sae"], deviation: Float[Tensor, " d_sae"]
+) -> Float[Tensor, "*batch d_sae"]:
+    """How far real activations are above their mean over the analyzed set, in standard deviations of this set.
+
+    The strength of the paper's rescaled SAE and transcoder (`--SAE_rescale` of its authors' code, which adds the 1e-6).
+    """
+    return (feature_acts - mean) / (deviation + 1e-6)
+
+
 def strongest_features(
     strength: Float[Tensor, "*batch d_sae"], k: int = FEATURES_PER_TOKEN, floor: float = MORE_SURPRISING_THAN_NOT
 ) -> Int[Tensor, "*batch k"]:

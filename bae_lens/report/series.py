@@ -158,11 +158,13 @@ def _references(comparison: Comparison, hook: str) -> list[Series]:
     """What needs no dictionary, at the comparison's own hook."""
     if hook != comparison.experiment.hook_name:
         return []
-    return [
+    references = [
         Series("PCA, quantized", _points(comparison.pca), GRAY, "dashed"),
         Series("Gaussian bound", _points(comparison.gaussian_bound), GRAY, "dotted"),
         Series("signs", _points(comparison.sign_coding), GRAY, "line"),
+        Series("random features", _points(comparison.random_coding), GRAY, "marked line", "diamond"),
     ]
+    return [reference for reference in references if reference.points]
 
 
 def quality_by_l0(comparison: Comparison, hook: str) -> Chart:

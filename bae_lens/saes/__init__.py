@@ -6,7 +6,16 @@ Importing this registers them, so that `SAE.load_from_disk` and SAELens' runners
 from bae_lens.saes.authors_checkpoint import load_authors_checkpoint
 from bae_lens.saes.bae import BAE, BAEConfig
 from bae_lens.saes.binary_code import BinaryCode, is_binary
-from bae_lens.saes.binary_topk import BinaryTopK, BinaryTopKConfig, TrainingBinaryTopK, TrainingBinaryTopKConfig
+from bae_lens.saes.binary_topk import (
+    BinaryTopK,
+    BinaryTopKConfig,
+    BinaryTopKTranscoder,
+    BinaryTopKTranscoderConfig,
+    TrainingBinaryTopK,
+    TrainingBinaryTopKConfig,
+    TrainingBinaryTopKTranscoder,
+    TrainingBinaryTopKTranscoderConfig,
+)
 from bae_lens.saes.saelens_compat import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_bae import TrainingBAE
 from bae_lens.saes.training_config import TrainingBAEConfig
@@ -26,6 +35,8 @@ __all__ = [
     "BinaryCode",
     "BinaryTopK",
     "BinaryTopKConfig",
+    "BinaryTopKTranscoder",
+    "BinaryTopKTranscoderConfig",
     "BinaryTranscoder",
     "BinaryTranscoderConfig",
     "TopKTranscoder",
@@ -34,6 +45,8 @@ __all__ = [
     "TrainingBAEConfig",
     "TrainingBinaryTopK",
     "TrainingBinaryTopKConfig",
+    "TrainingBinaryTopKTranscoder",
+    "TrainingBinaryTopKTranscoderConfig",
     "TrainingBinaryTranscoder",
     "TrainingBinaryTranscoderConfig",
     "TrainingTopKTranscoder",
@@ -47,10 +60,15 @@ __all__ = [
 # Assigned, not registered through register_sae_class, which raises when a notebook imports the package again.
 SAE_CLASS_REGISTRY["bae"] = (BAE, BAEConfig)
 SAE_CLASS_REGISTRY["binary_topk"] = (BinaryTopK, BinaryTopKConfig)
+SAE_CLASS_REGISTRY["binary_topk_transcoder"] = (BinaryTopKTranscoder, BinaryTopKTranscoderConfig)
 SAE_CLASS_REGISTRY["binary_transcoder"] = (BinaryTranscoder, BinaryTranscoderConfig)
 SAE_CLASS_REGISTRY["topk_transcoder"] = (TopKTranscoder, TopKTranscoderConfig)
 SAE_TRAINING_CLASS_REGISTRY["bae"] = (TrainingBAE, TrainingBAEConfig)
 SAE_TRAINING_CLASS_REGISTRY["binary_topk"] = (TrainingBinaryTopK, TrainingBinaryTopKConfig)
+SAE_TRAINING_CLASS_REGISTRY["binary_topk_transcoder"] = (
+    TrainingBinaryTopKTranscoder,
+    TrainingBinaryTopKTranscoderConfig,
+)
 SAE_TRAINING_CLASS_REGISTRY["binary_transcoder"] = (TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig)
 SAE_TRAINING_CLASS_REGISTRY["topk_transcoder"] = (TrainingTopKTranscoder, TrainingTopKTranscoderConfig)
 SAE_TRAINING_CLASS_REGISTRY["transcoder"] = (TrainingTranscoder, TrainingTranscoderConfig)

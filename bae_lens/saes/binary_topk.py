@@ -5,11 +5,12 @@ that fire are the k of largest pre-activation, as far as they are over a thresho
 gradient of a bit among these k is the sigmoid's derivative, that of the others 0. A threshold is a bias with another
 sign, so that here the encoder's bias is all there is. What else differs is what a `BAE` has of its own: activations are
 standardized, the rows of the decoder have any norm, where theirs have norm 1, and the sigmoid has a temperature of 1,
-where their default is 2.
+where their default is 2. Their SAE subtracts the decoder's bias from its input, which the encoder's bias does as well;
+their transcoder does not.
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import no_type_check
 
 import torch
@@ -23,6 +24,13 @@ from bae_lens.saes.bae import BAE, BAEConfig
 from bae_lens.saes.saelens_compat import TrainStepInput
 from bae_lens.saes.training_bae import Firing, TrainingBAE
 from bae_lens.saes.training_config import TrainingBAEConfig
+from bae_lens.saes.training_transcoder import TrainingBinaryTranscoder, TrainingBinaryTranscoderConfig
+from bae_lens.saes.transcoder import (
+    BinaryTranscoder,
+    BinaryTranscoderConfig,
+    TopKTranscoder,
+    TopKTranscoderConfig,
+)
 
 
 @no_type_check
@@ -116,6 +124,55 @@ class TrainingBinaryTopK(TrainingBAE):
     ) -> None:
         super()._update_statistics(firing, step_input, reconstruction_loss)
         self.bit_price = torch.full_like(self.bit_price, torch.nan)
+
+
+@no_type_check
+@dataclass
+class BinaryTopKTranscoderConfig(BinaryTopKConfig, BinaryTranscoderConfig):
+    """Config of a `BinaryTopKTranscoder` for inference: the fields of a `BinaryTranscoder`, and k."""
+
+    @classmethod
+    @override
+    def architecture(cls) -> str:
+        return "binary_topk_transcoder"
+
+
+class BinaryTopKTranscoder(BinaryTopK, BinaryTranscoder):
+    """A `BinaryTranscoder` of whose features only the k with the largest pre-activations fire."""
+
+    cfg: BinaryTopKTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @override
+    def to_graded_sae(self) -> TopKTranscoder:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A Top-k transcoder with the same weights: it fires where this one does, with how far above the threshold.
+
+        For tools that need graded activations. It is for looking at features: it does not reconstruct.
+        """
+        names = {field.name for field in fields(TopKTranscoderConfig)} - {"metadata"}
+        values = {name: getattr(self.cfg, name) for name in names}
+        graded = TopKTranscoder(TopKTranscoderConfig(**values, metadata=deepcopy(self.cfg.metadata)))
+        graded.load_state_dict(self.weights())
+        return graded
+
+
+@no_type_check
+@dataclass(kw_only=True)
+class TrainingBinaryTopKTranscoderConfig(TrainingBinaryTopKConfig, TrainingBinaryTranscoderConfig):
+    """Config of a `TrainingBinaryTopKTranscoder`: the fields of a binary transcoder, defaults of a binary Top-k, and k.
+
+    Raises ValueError as both do.
+    """
+
+    @classmethod
+    @override
+    def architecture(cls) -> str:
+        return "binary_topk_transcoder"
+
+
+class TrainingBinaryTopKTranscoder(TrainingBinaryTopK, TrainingBinaryTranscoder):
+    """A `BinaryTopKTranscoder` in training, on pairs."""
+
+    cfg: TrainingBinaryTopKTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 def _check_bits(cfg: BinaryTopKConfig | TrainingBinaryTopKConfig) -> None:

@@ -18,6 +18,7 @@ TRAINED_AS = {
     "bae": "bae",
     "binary_topk": "binary_topk",
     "binary_transcoder": "binary_transcoder",
+    "binary_topk_transcoder": "binary_topk_transcoder",
     "standard": "standard",
     "topk": "topk",
     "gated": "gated",

@@ -120,7 +120,7 @@ def train_dictionary(
         cfg = _at_hooks(recipe.cfg, activations, metadata or {})
         shards = shard_features and n_processes() > 1
         run = _Run(name, cfg, recipe, activations, settings, checkpoints, source, device, shards)
-        with tracked(tracking, name, source, checkpoints) as tracked_run:
+        with tracked(tracking, f"{name} at {activations.hook_name}", source, checkpoints) as tracked_run:
             run.finish(finished, tracked_run)
     report = _read_report(finished)
     check_same(report.source, source, finished)
@@ -286,7 +286,7 @@ class _Run:
         progress = tqdm(
             total=settings.steps, initial=trainer.n_training_steps, unit="step", disable=not is_main_process()
         )
-        progress.set_description(f"training {self.name}")
+        progress.set_description(f"training {self.name} at {self.activations.hook_name}")
         if trainer.cfg.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(trainer.cfg.device)
         with progress, closing(batches), _interruption() as interrupted:
@@ -330,8 +330,8 @@ class _Run:
         """Raises ValueError unless the last loss is finite, for which it waits for the device."""
         if not torch.isfinite(self.loss):
             raise ValueError(
-                f"the loss of {self.name} is {self.loss.item()} at step {self.trainer.n_training_steps}; "
-                "lower its learning rate or its coefficients"
+                f"the loss of {self.name} at {self.activations.hook_name} is {self.loss.item()} at step "
+                f"{self.trainer.n_training_steps}; lower its learning rate or its coefficients"
             )
 
     def _report(self) -> TrainingReport:

@@ -45,6 +45,16 @@ def test_the_papers_experiments_are_read_from_their_files(path):
     assert specs["BAE"].preset == "authors"
 
 
+def test_a_file_names_several_hooks(tmp_path):
+    path, shallow = tmp_path / "c.yaml", "blocks.{0,5}.hook_mlp_out"
+    for content in (f"hook_name: {shallow}", f"hook_name:\n- {shallow}", f'hook_name: ["{shallow}"]'):
+        path.write_text(content)
+        assert Compare.defaults([str(path)]).hook_names == ["blocks.0.hook_mlp_out", "blocks.5.hook_mlp_out"]
+    path.write_text("hook_name: 3")
+    with pytest.raises(ValueError, match=r"hook_name.*, got 3"):
+        Compare.defaults([str(path)])
+
+
 @pytest.mark.slow
 def test_the_papers_experiment_fits_a_gpu(plan):
     files = (PAPER / "llama_3.2_1b_layer_11.yaml", "--model", PAPER / "llama_3.2_1b.json")
@@ -70,3 +80,18 @@ def test_what_fits_is_timed(plan, tiny_model_folder):
     assert printed.rstrip().endswith(
         "-: not timed; the rest is what this machine took for a few steps, times their number"
     )
+
+
+def test_plan_counts_all_hooks_and_times_those_that_are_alike_once(plan, tiny_model_folder, monkeypatch):
+    timed = []
+    time_dictionary = command_module.time_dictionary
+    monkeypatch.setattr(command_module, "time_dictionary", lambda *a: timed.append(a) or time_dictionary(*a))
+    hooks = ("--hook-name", "blocks.{0,1}.hook_resid_post", "blocks.1.mlp.hook_post")
+    printed = plan("--model", tiny_model_folder, *hooks, "--architectures", "bae", "--no-every-help")
+    steps = "1 x 1,024 steps of 512"
+    assert f"{steps}, 64 features at 2 of 3 hooks; {steps}, 128 features at 1 of 3 hooks" in printed
+    assert len(timed) == 2
+    with pytest.raises(ValueError, match=r"no hook 'blocks.2.hook_mlp_out': its layers are 0 to 1"):
+        Compare(hook_name="blocks.{0..2}.hook_mlp_out", model=str(tiny_model_folder)).planned()
+    with pytest.raises(ValueError, match="several hooks must each be in a layer"):
+        Compare(hook_name=("hook_embed", "blocks.0.hook_mlp_out"), model=str(tiny_model_folder)).planned()

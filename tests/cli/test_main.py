@@ -20,6 +20,8 @@ from bae_lens import BAE, extras
 from bae_lens.activations import precision
 from bae_lens.cli import main as cli
 from bae_lens.cli.demo import Demo
+from bae_lens.cli.scored import scored_run
+from bae_lens.cli.upload import dictionaries_in
 from bae_lens.saes.transcoder import hooks_of
 
 
@@ -544,3 +546,53 @@ def test_a_run_without_the_report_s_libraries_is_whole_but_for_the_report(train,
     assert 'after pip install "bae-lens[report]" the same command adds a report' in capsys.readouterr().out
     assert (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
+
+
+def test_train_at_several_hooks_gives_each_a_run_of_its_own(train, tmp_path, capsys):
+    hooks = ("blocks.0.hook_resid_mid", "blocks.1.hook_resid_mid")
+    train("--hook-name", "blocks.{0,1}.hook_resid_mid", "--architecture", "topk_transcoder", "--set", "k", "4")
+    out, run = capsys.readouterr().out, tmp_path / "run"
+    assert out.count("topk_transcoder  ") == 2
+    assert out.endswith(f"results over layers are in {run}; the report to open is {run / 'report.html'}\n")
+    result = bae_lens.HookComparisons.from_dict(json.loads((run / "result.json").read_text()))
+    assert result.hook_names == list(hooks)
+    assert [row.hook_name_out for row in result.rows] == ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"]
+    assert (run / "report.html").exists()
+    for hook in hooks:
+        home = run / "hooks" / hook
+        assert (home / "report.html").exists()
+        assert hooks_of(SAE.load_from_disk(home / "dictionaries" / "topk_transcoder"))[0] == hook
+        assert (home / "dictionaries" / "topk_transcoder" / "README.md").exists()
+        assert list(scored_run(home, (), None).dictionaries) == ["topk_transcoder"]
+    assert list(dictionaries_in(run)) == [f"{hook}/topk_transcoder" for hook in hooks]
+    with pytest.raises(ValueError, match=f"run has those of 2 in .*hooks; choose one of .* such as {hooks[0]}"):
+        scored_run(run, (), None)
+    with pytest.raises(SystemExit):
+        train()
+    assert "holds a run at several hooks, but this is one at one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hook-name"], "hook_name needs at least one hook, got none"),
+        (["--hook-name", *HOOKS, HOOKS[0]], f"hooks must be different, got {HOOKS[0]} twice"),
+        (["--hook-name", "hook_embed", HOOKS[0]], "several hooks must each be in a layer, as blocks.0.hook_resid_pre"),
+        (["--hook-name", "blocks.{1..5}.hook_mlp_out"], "no hook 'blocks.2.hook_mlp_out'; near ones: "),
+        (["--hook-name", HOOKS[0], "blocks.0.mlp.hook_post", "--set", "d_sae", "64"], "widths are 16 at blocks.0.h"),
+        (
+            ["--hook-name", *HOOKS, "--architecture", "transcoder", "--hook-name-out", "blocks.1.hook_mlp_out"],
+            "takes the MLP in the layer of each, but transcoder names blocks.1.hook_mlp_out; leave",
+        ),
+    ],
+)
+def test_hooks_that_cannot_be_end_with_one_line(train, capsys, tmp_path, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        train(*arguments)
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert not (tmp_path / "run").exists()

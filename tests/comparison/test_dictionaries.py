@@ -9,7 +9,7 @@ import torch
 from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.paired import PairedActivations
-from bae_lens.comparison.dictionaries import BINARY, DictionarySpec, default_spec, read_specs
+from bae_lens.comparison.dictionaries import BINARY, BINARY_TOPK, DictionarySpec, default_spec, read_specs
 from bae_lens.training.recipe import TrainingSettings
 from bae_lens.training.trainer import train_dictionary
 
@@ -28,6 +28,7 @@ NAMES = {
     "transcoder": "Transcoder",
     "topk_transcoder": "Top-k transcoder",
     "binary_transcoder": "Binary transcoder",
+    "binary_topk_transcoder": "Binary Top-k transcoder",
 }
 
 
@@ -60,7 +61,7 @@ def test_default_of_every_architecture_trains(architecture, tiny_model, tiny_con
         assert asked["l1_warm_up_steps"] == 2
     else:
         assert 8 in (asked.get("k"), asked.get("target_l0"))
-        lr = 6e-3 if architecture in BINARY else 4e-3 if architecture == "binary_topk" else 1e-3
+        lr = 6e-3 if architecture in BINARY else 4e-3 if architecture in BINARY_TOPK else 1e-3
         assert [recipe.lr for recipe in contender.trials] == pytest.approx([lr / 1.6, lr, lr * 1.6])
     hooks = (contender.hook_name, str(contender.hook_name_out)) if contender.hook_name else (HOOK,)
     if "transcoder" in architecture:

@@ -36,7 +36,8 @@ def contenders(d_sae: int = 8192, trials: int = 1) -> dict[str, Contender]:
 
 
 def planned(plan_of: Experiment = EXPERIMENT, resources: Resources = AMPLE, **options):
-    return plan_comparison(LLAMA, plan_of, options.pop("contenders", contenders()), resources, **options)
+    made = {plan_of.hook_name: options.pop("contenders", contenders())}
+    return plan_comparison(LLAMA, plan_of, made, resources, **options)
 
 
 def number_after(words: str, sentence: str) -> int:
@@ -62,7 +63,7 @@ def test_disk_and_tokens_are_those_of_a_run(tiny_model, tiny_dataset, tmp_path: 
     compare(tiny_model, Dataset.from_dict({"text": documents}), two, experiment, tmp_path / "run")
     arrays = sum(np.load(path, mmap_mode="r").nbytes for path in tmp_path.rglob("*.npy"))
     weights = sum(path.stat().st_size for path in tmp_path.rglob("sae_weights.safetensors"))
-    stages = plan_comparison(ModelShape(16, 2, 2, 32, 4096), experiment, two, AMPLE).stages
+    stages = plan_comparison(ModelShape(16, 2, 2, 32, 4096), experiment, {experiment.hook_name: two}, AMPLE).stages
     assert sum(stage.disk for stage in stages[:3]) == arrays
     # Files have headers; two checkpoints of three times the weights are there while one of the three is trained.
     assert sum(stage.disk for stage in stages[3:]) == pytest.approx(weights * (3 + 2 * 3) / 3, rel=0.1)
@@ -89,7 +90,7 @@ def test_by_hand():
 
 def test_seconds_are_those_of_the_steps():
     of_dictionaries = {name: DictionaryTiming(step=0.5, measured_token=0.01) for name in ("BAE", "ReLU")}
-    timings = Timings(PassTiming(layer=1e-6, prediction=1e-5), of_dictionaries)
+    timings = Timings(PassTiming(layer=1e-6, prediction=1e-5), {EXPERIMENT.hook_name: of_dictionaries})
     plan = planned(replace(EXPERIMENT, seeds=(0, 1), every_help=False), timings=timings)
     seconds = {stage.name: stage.seconds for stage in plan.stages}
     assert seconds["train BAE"] == 2 * 1000 * 0.5
@@ -101,6 +102,29 @@ def test_seconds_are_those_of_the_steps():
     assert plan.seconds == pytest.approx(sum(filter(None, seconds.values())))
     assert planned(timings=timings).stages[4].seconds is None  # every help is not timed
     assert planned(contenders=contenders(trials=3), timings=timings).stages[3].seconds == 3 * 1000 * 0.5
+
+
+def test_hooks_add_up_in_disk_and_time_and_take_the_most_of_memory():
+    other, dictionaries = "blocks.3.hook_resid_post", contenders()
+    of_one = {name: DictionaryTiming(step=0.5, measured_token=0.01) for name in dictionaries}
+    hooks = [EXPERIMENT.hook_name, other]
+    timings = Timings(PassTiming(layer=1e-6, prediction=1e-5), dict.fromkeys(hooks, of_one))
+    one, two = (
+        plan_comparison(LLAMA, EXPERIMENT, dict.fromkeys(at, dictionaries), AMPLE, timings=timings)
+        for at in (hooks[:1], hooks)
+    )
+    assert [stage.name for stage in two.stages] == [stage.name for stage in one.stages]
+    by_name = [{stage.name: stage for stage in plan.stages} for plan in (one, two)]
+    train, train_both = (stages["train BAE"] for stages in by_name)
+    weights = 4 * (8192 * (2048 + 2048 + 2) + 2048)
+    assert train_both.disk == train.disk + weights  # checkpoints are there of one dictionary at a time
+    assert train_both.seconds == 2 * 1000 * 0.5
+    assert (train_both.host, train_both.work) == (train.host, f"{train.work} at 2 of 2 hooks")
+    assert two.stages[2].disk - one.stages[2].disk == 995 * (1024 * 4 * (2048 + 1) + 8)  # contexts
+    loss, loss_of_both = (stages["language model's loss"].seconds for stages in by_name)
+    # Behind layer 3, 13 layers with zeros and with each dictionary, where behind layer 11 there are 5.
+    assert loss is not None
+    assert loss_of_both == pytest.approx(2 * loss + 32 * 1024 * 1e-6 * 8 * 3)
 
 
 def test_half_of_a_gpu_that_is_missing_says_by_what_to_shrink():

@@ -156,6 +156,8 @@ def test_what_is_reported_is_measured_on_the_test_documents(run, tiny_model, tmp
         assert 0 < len(d.features) <= 64
     assert result.test.tokens == result.dictionaries[0].runs[0].metrics.code.n_tokens == len(states[HOOK].content)
     assert len(result.pca) == len(result.gaussian_bound) > 3
+    n_features = min(64, result.train.tokens // 8)
+    assert len(result.random_coding) == sum(l0 <= n_features / 2 for l0 in (8, 16, 32, 64)) > 0
     loaded = saes["BAE"]
     assert isinstance(loaded, BAE)
     assert (loaded.cfg.metadata.model_name, loaded.cfg.metadata.dataset_path) == ("tiny", "words")

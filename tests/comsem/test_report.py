@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from bae_lens.comsem.judges.judge import Verdict
 from bae_lens.comsem.judges.spending import Usage
 from bae_lens.report import comsem_figures as plots_comsem
@@ -73,3 +75,22 @@ def test_scores_by_frequency_are_means_of_their_bins(report):
     (line,) = plots_comsem.score_by_frequency(report, "score", "score").to_dict()["data"]
     assert sum(int(text.split()[0]) for text in line["text"]) == 4
     assert all(0 < rate < 1 for rate in line["x"])
+
+
+def test_weighted_scores_count_each_feature_as_often_as_it_fires(report):
+    dictionary = report.dictionaries[0]
+    one, other, unknown = (replace(feature, detection=None) for feature in dictionary.features[:3])
+    features = [
+        replace(one, firing_rate=0.3, detection=0.5),
+        replace(other, firing_rate=0.1, detection=0.9),
+        replace(unknown, firing_rate=0.9),
+    ]
+    changed = replace(dictionary, features=features)
+    assert changed.weighted("detection") == pytest.approx((0.3 * 0.5 + 0.1 * 0.9) / 0.4)
+    headings, row, *_ = replace(report, dictionaries=[changed]).rows()
+    assert dict(zip(headings, row, strict=True))["weighted detection"] == "0.600"
+    silent = replace(dictionary, features=[unknown])
+    assert silent.weighted("detection") is None
+    headings, *_ = replace(report, dictionaries=[silent], random_features=[]).rows()
+    assert "weighted detection" not in headings
+    assert "weighted score" in headings

@@ -13,6 +13,8 @@ from bae_lens import (
     BAEConfig,
     BinaryTopK,
     BinaryTopKConfig,
+    BinaryTopKTranscoder,
+    BinaryTopKTranscoderConfig,
     BinaryTranscoder,
     BinaryTranscoderConfig,
     FitSettings,
@@ -22,6 +24,8 @@ from bae_lens import (
     TrainingBAEConfig,
     TrainingBinaryTopK,
     TrainingBinaryTopKConfig,
+    TrainingBinaryTopKTranscoder,
+    TrainingBinaryTopKTranscoderConfig,
     TrainingBinaryTranscoder,
     TrainingBinaryTranscoderConfig,
     TrainingTopKTranscoder,
@@ -46,6 +50,7 @@ SHAPE: dict[str, Any] = {"d_in": D, "d_sae": D_SAE}
 INFERENCE = {
     "bae": lambda: BAE(BAEConfig(**SHAPE)),
     "binary_topk": lambda: BinaryTopK(BinaryTopKConfig(**SHAPE, k=6)),
+    "binary_topk_transcoder": lambda: BinaryTopKTranscoder(BinaryTopKTranscoderConfig(**SHAPE, d_out=D_OUT, k=6)),
     "binary_transcoder": lambda: BinaryTranscoder(BinaryTranscoderConfig(**SHAPE, d_out=D_OUT)),
     "topk_transcoder": lambda: TopKTranscoder(TopKTranscoderConfig(**SHAPE, d_out=D_OUT, k=6)),
 }
@@ -56,6 +61,9 @@ TRAINING = {
         TrainingBAEConfig(**SHAPE, covariance_coefficient=1e-2, covariance_sample=9, reconstruction="l2_norm")
     ),
     "binary_topk": lambda: TrainingBinaryTopK(TrainingBinaryTopKConfig(**SHAPE, k=6)),
+    "binary_topk_transcoder": lambda: TrainingBinaryTopKTranscoder(
+        TrainingBinaryTopKTranscoderConfig(**SHAPE, d_out=D_OUT, k=6)
+    ),
     "binary_transcoder": lambda: TrainingBinaryTranscoder(
         TrainingBinaryTranscoderConfig(**SHAPE, d_out=D_OUT, target_l0=9.0)
     ),
@@ -127,7 +135,7 @@ def test_training_steps_what_they_leave_and_what_is_saved(kind, shadow, tmp_path
     states, outputs = [], []
     torch.manual_seed(0)
     for sae in on_both(TRAINING[kind](), shadow):
-        d = D if kind.startswith(("bae", "binary_topk")) else D + D_OUT
+        d = D + D_OUT if kind.endswith("transcoder") else D
         batches = vectors(128, d).to(sae.device).split(32)
         optimizer = torch.optim.Adam(sae.parameters(), lr=1e-2, fused=True)
         coefficients = {

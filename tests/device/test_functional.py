@@ -138,11 +138,13 @@ CALLS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "pca_quantization": lambda t: [
         tuple(point) for point in rate_distortion.pca_quantization(t["x"], t["other"], (0.3, 0.8))
     ],
+    "random_coding": lambda t: [tuple(p) for p in rate_distortion.random_coding(t["x"], t["other"], 8, [1, 3])],
     "sign_coding": lambda t: [tuple(point) for point in rate_distortion.sign_coding(t["x"], t["other"])],
     "covariance": lambda t: rate_distortion.covariance(t["x"]),
     "sparse_matmul": lambda t: sparse_matmul.sparse_matmul(t["code"], t["W_dec"]),
     "firing_rate": lambda t: strength.firing_rate(t["code"]),
     "activation_strength": lambda t: strength.activation_strength(t["code"], t["prior"]),
+    "rescaled_activations": lambda t: strength.rescaled_activations(t["pre"].relu(), t["prior"], t["rate"]),
     "strongest_features": lambda t: strength.strongest_features(
         strength.activation_strength(t["code"] + t["pre"].sigmoid() / 8, t["prior"]), 3
     ),

@@ -11,6 +11,7 @@ from bae_lens.functional.rate_distortion import (
     gaussian_bits,
     gaussian_bound,
     pca_quantization,
+    random_coding,
     sign_coding,
     water_level,
 )
@@ -169,6 +170,37 @@ def test_signs_are_judged_on_vectors_they_were_not_learned_from():
     assert point.explained_variance < -10
     with pytest.raises(ValueError, match="must be finite"):
         sign_coding(known, torch.full((3, 4), torch.nan))
+
+
+def test_random_features_fire_equally_often_and_are_decoded_by_least_squares():
+    x = 5 + torch.randn(4000, 3).square() @ torch.tensor([[2.0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0.5, 1]])
+    points = random_coding(x, x, 40, [8, 2])
+    directions = torch.randn(4, 40, generator=torch.Generator().manual_seed(0)).double()
+    centered = x.double() - x.double().mean(0)
+    for point, l0 in zip(points, (2, 8), strict=True):
+        rate = l0 / 40
+        entropy = -(rate * math.log2(rate) + (1 - rate) * math.log2(1 - rate))
+        assert point.bits == pytest.approx(40 * entropy, rel=1e-3)
+        pre = centered @ directions
+        code = (pre >= pre.sort(0, descending=True).values[int(rate * 4000) - 1]).double()
+        code = torch.cat([code, torch.ones(4000, 1).double()], 1)
+        left = centered - code @ torch.linalg.lstsq(code, centered, driver="gelsd").solution
+        explained = 1 - left.square().sum() / centered.square().sum()
+        assert point.explained_variance == pytest.approx(explained.item(), abs=1e-3)
+        assert point.explained_variance < explained + 1e-6
+    assert points[0].explained_variance < points[1].explained_variance - 0.05
+
+
+def test_random_features_are_judged_on_vectors_they_were_not_learned_from():
+    known, new = torch.randn(2000, 4), 10 + torch.randn(2000, 4)
+    (point,) = random_coding(known, new, 16, [4])
+    assert point.explained_variance < -10
+    with pytest.raises(ValueError, match="same width, got 4 and 3"):
+        random_coding(known, torch.randn(5, 3), 16, [4])
+    assert random_coding(known, new, 16, []) == []
+    for l0 in (0, 16):
+        with pytest.raises(ValueError, match=f"l0 must lie between 0 and n_features = 16, got {l0}"):
+            random_coding(known, new, 16, [4, l0])
 
 
 def test_bits_at_goes_through_the_members_and_between_them_in_the_logarithm():

@@ -68,6 +68,10 @@ def test_references_are_at_the_hook_where_they_were_measured(comparison):
     assert list(here.data[0].y) == [point.explained_variance for point in comparison.pca]
     assert list(here.data[1].y) == [point.explained_variance for point in comparison.gaussian_bound]
     assert {trace.name for trace in elsewhere.data} == {"Transcoder"}
+    assert "random features" not in [trace.name for trace in here.data]  # as in results of earlier versions
+    with_random = replace(comparison, random_coding=[RatePoint(100.0, 0.5), RatePoint(200.0, 0.6)])
+    here = draw(series.quality_by_bits(with_random, HOOK))
+    assert (here.data[3].name, list(here.data[3].x)) == ("random features", [100.0, 200.0])
 
 
 def test_window_shows_every_mark(comparison):

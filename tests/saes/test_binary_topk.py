@@ -7,8 +7,13 @@ from sae_lens import SAE, TopKSAE
 from bae_lens import (
     BinaryTopK,
     BinaryTopKConfig,
+    BinaryTopKTranscoder,
+    BinaryTopKTranscoderConfig,
+    TopKTranscoder,
     TrainingBinaryTopK,
     TrainingBinaryTopKConfig,
+    TrainingBinaryTopKTranscoder,
+    TrainingBinaryTopKTranscoderConfig,
     compress,
     decompress,
 )
@@ -121,3 +126,54 @@ def test_what_a_topk_code_cannot_have():
         BinaryTopKConfig(d_in=6, d_sae=12, k=3, max_flips=1)
     assert binary_topk(12).encode(torch.randn(5, 6)).shape == (5, 12)
     assert (binary_topk(1).encode(torch.randn(50, 6)).sum(1) <= 1).all()
+
+
+def test_a_transcoder_encodes_the_k_largest_and_writes_another_width():
+    cfg = BinaryTopKTranscoderConfig(d_in=6, d_sae=12, d_out=4, k=3, skip=True)
+    sae: Any = BinaryTopKTranscoder(cfg)
+    x = torch.randn(100, 6)
+    for parameter in sae.parameters():
+        parameter.data.normal_()
+    code, pre = sae.encode(x), x @ sae.W_enc + sae.b_enc
+    assert code.bool().equal((pre >= pre.topk(3).values[:, -1:]) & (pre >= 0))
+    torch.testing.assert_close(sae(x), code @ sae.W_dec + sae.b_dec + x @ sae.W_skip.T, rtol=1e-4, atol=1e-4)
+    graded = sae.to_graded_sae()
+    assert isinstance(graded, TopKTranscoder)
+    assert (graded.encode(x) > 0).equal(code > 0)
+    assert graded.W_skip.equal(sae.W_skip)
+    with pytest.raises(NotImplementedError, match="its target is not known to encode"):
+        sae.encode_optimized(x)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_transcoder_is_trained_saved_and_loaded(tmp_path, skip):
+    cfg = TrainingBinaryTopKTranscoderConfig(d_in=6, d_sae=12, d_out=4, k=3, skip=skip)
+    assert (cfg.entropy_coefficient, cfg.encoder_bias_init) == (0.0, 0.0)  # as without a transcoder
+    sae, x = TrainingBinaryTopKTranscoder(cfg), 3 + 2 * torch.randn(512, 6)
+    pairs = torch.cat([x, 5 + 3 * (x @ torch.randn(6, 4)).tanh()], 1)
+    optimizer, losses = torch.optim.Adam(sae.parameters(), 1e-2), []
+    for step in range(60):
+        output = sae.training_forward_pass(step_input(pairs, step))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert output.feature_acts.sum(1).max() == 3
+    sae.save_inference_model(tmp_path)
+    loaded = SAE.load_from_disk(tmp_path)
+    assert type(loaded) is BinaryTopKTranscoder
+    assert (loaded.cfg.k, loaded.cfg.d_out, loaded.cfg.skip) == (3, 4, skip)
+    assert loaded.encode(x).equal(sae.encode(x))
+    torch.testing.assert_close(loaded(x), sae(x), rtol=1e-4, atol=1e-4)
+    assert loaded.bit_price.isnan()
+
+
+def test_what_a_topk_transcoder_cannot_have():
+    for config in (BinaryTopKTranscoderConfig, TrainingBinaryTopKTranscoderConfig):
+        with pytest.raises(ValueError, match="k must lie between 1 and d_sae = 12, got 13"):
+            config(d_in=6, d_sae=12, d_out=4, k=13)
+        with pytest.raises(ValueError, match="max_flips must be 0 for a transcoder"):
+            config(d_in=6, d_sae=12, d_out=4, k=3, max_flips=1)
+    with pytest.raises(ValueError, match="d_out must be at least 1, got 0"):
+        TrainingBinaryTopKTranscoderConfig(d_in=6, d_sae=12, d_out=0, k=3)

@@ -15,6 +15,7 @@ from bae_lens import (
     Recipe,
     TrainingBAEConfig,
     TrainingBinaryTopKConfig,
+    TrainingBinaryTopKTranscoderConfig,
     TrainingBinaryTranscoderConfig,
     TrainingTopKTranscoderConfig,
     TrainingTranscoderConfig,
@@ -39,6 +40,9 @@ CONFIGS: dict[str, Any] = {
     "transcoder": TrainingTranscoderConfig(**SHAPE, d_out=6),
     "transcoder with skip": TrainingTranscoderConfig(**SHAPE, d_out=6, skip=True),
     "topk_transcoder": TrainingTopKTranscoderConfig(**SHAPE, d_out=6, k=4, skip=True),
+    "binary_topk_transcoder": TrainingBinaryTopKTranscoderConfig(
+        **SHAPE, d_out=6, k=4, skip=True, standardize_activations=False
+    ),
     "binary_transcoder": TrainingBinaryTranscoderConfig(**SHAPE, d_out=6, skip=True, standardize_activations=False),
 }
 

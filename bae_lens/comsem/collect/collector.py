@@ -36,6 +36,7 @@ from bae_lens.distributed.connection import is_main_process, n_processes, proces
 from bae_lens.distributed.exchange import gather
 from bae_lens.evaluation.metrics import activated_features, is_binary
 from bae_lens.functional.outliers import is_outlier
+from bae_lens.functional.strength import rescaled_activations
 from bae_lens.saes.saelens_compat import get_special_token_ids, heads_concatenated
 
 BATCH_BITS = 2**27  # tokens times features of a batch, at most
@@ -56,8 +57,9 @@ def collect(
     Special tokens are skipped, and so are outliers by `is_outlier`, unless nothing is to be left out: at any hook,
     against the median norm there of the tokens of the first 16 contexts.
     The strengths of a binary dictionary's bits are relative to its exact firing rates over these tokens, whatever its
-    own `prior`; its codes wait for them in a temporary file. Dictionaries stay as they are; at hook_z they take heads
-    concatenated for the time being. Memory depends on the dictionaries, not on the length of the corpus.
+    own `prior`, and rescaled activations to their mean and deviation; the codes wait for these in a temporary file.
+    Dictionaries stay as they are; at hook_z they take heads concatenated for the time being. Memory depends on the
+    dictionaries, not on the length of the corpus.
     Several processes share the batches; each samples from all of them in order, and returns what a single one would.
     Raises ValueError for an unknown hook, a dictionary of another width, features that a dictionary does not have, and
     a text without tokens of content.
@@ -91,7 +93,7 @@ def collect(
             return _Encoded(
                 content,
                 {
-                    name: _code(sae, name, activations[hooks[name]][content], activated)
+                    name: _code(sae, name, activations[hooks[name]][content], activated, sampling.rescale)
                     for name, sae in dictionaries.items()
                 },
             )
@@ -113,6 +115,8 @@ def collect(
         for name, sae in dictionaries.items():
             if is_binary(sae):
                 _add_codes(samplers[name], sae, codes[name], counts.tokens, activated)
+            elif sampling.rescale:
+                _add_rescaled(samplers[name], sae, codes[name], counts.tokens, activated)
         scoreable = {name: sampler.scoreable() for name, sampler in samplers.items()}
         fired = {name: (sampler.n_fired.double() / counts.tokens).tolist() for name, sampler in samplers.items()}
         chosen = choose_features(scoreable, fired, sampling)
@@ -147,9 +151,10 @@ class _Code(NamedTuple):
     """What a dictionary says of the tokens of content of a batch."""
 
     activated: Int[Tensor, "n k"] | None
-    """The features that each activates; None for a binary dictionary, where it depends on rates not known yet."""
-    code: Bool[Tensor, "n d_sae"]
-    """The code, or, of a dictionary that is not binary, which features are informative."""
+    """The features that each activates; None where it depends on the whole corpus: of a binary dictionary on its firing
+    rates, of rescaled activations on their mean and deviation."""
+    code: Bool[Tensor, "n d_sae"] | Float[Tensor, "n d_sae"]
+    """The code if it is binary, activations that are to be rescaled, or which features are informative."""
 
 
 class _Encoded(NamedTuple):
@@ -170,10 +175,14 @@ def _shared(
         yield from zip((batch for batch, _ in together), chain.from_iterable(everyones), strict=True)
 
 
-def _code(sae: SAE[Any], name: str, x: Float[Tensor, "n d_in"], activated: Callable[..., Tensor]) -> _Code:
+def _code(
+    sae: SAE[Any], name: str, x: Float[Tensor, "n d_in"], activated: Callable[..., Tensor], rescale: bool
+) -> _Code:
     feature_acts = _encode(sae, name, x)
     if is_binary(sae):
         return _Code(None, feature_acts.bool())
+    if rescale:
+        return _Code(None, feature_acts)
     return _Code(activated(sae, feature_acts), informative(sae, feature_acts))
 
 
@@ -262,28 +271,49 @@ def _encode(sae: SAE[Any], name: str, x: Float[Tensor, "n d_in"]) -> Float[Tenso
     return (feature_acts.to_dense() if feature_acts.is_sparse else feature_acts).float().cpu()
 
 
-def _write(file: IO[bytes], rows: TokenRows, code: Bool[Tensor, "n d_sae"]) -> None:
-    np.save(file, np.packbits(code.numpy(), axis=1))
+def _write(file: IO[bytes], rows: TokenRows, code: Bool[Tensor, "n d_sae"] | Float[Tensor, "n d_sae"]) -> None:
     np.save(file, rows.stack().numpy())
+    np.save(file, np.packbits((code != 0).numpy(), axis=1))
+    if code.dtype != torch.bool:
+        np.save(file, code[code != 0].numpy())
 
 
-def _read(file: IO[bytes], d_sae: int) -> Iterator[tuple[TokenRows, Float[Tensor, "n d_sae"]]]:
+def _read(file: IO[bytes], d_sae: int, binary: bool) -> Iterator[tuple[TokenRows, Float[Tensor, "n d_sae"]]]:
     end = file.tell()
     file.seek(0)
     while file.tell() < end:
-        code = np.unpackbits(np.load(file), axis=1, count=d_sae)
-        yield TokenRows.unstack(torch.from_numpy(np.load(file))), torch.from_numpy(code).float()
+        rows = TokenRows.unstack(torch.from_numpy(np.load(file)))
+        code = torch.from_numpy(np.unpackbits(np.load(file), axis=1, count=d_sae))
+        yield rows, code.float() if binary else _masked(code.bool(), torch.from_numpy(np.load(file)))
+
+
+def _masked(fires: Bool[Tensor, "n d_sae"], values: Float[Tensor, " fired"]) -> Float[Tensor, "n d_sae"]:
+    return torch.zeros(fires.shape).masked_scatter_(fires, values)
 
 
 def _add_codes(
     sampler: FeatureSampler, sae: Any, file: IO[bytes], n_tokens: int, activated: Callable[..., Tensor]
 ) -> None:
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
-    for _, code in _read(file, sae.cfg.d_sae):
+    for _, code in _read(file, sae.cfg.d_sae, binary=True):
         fired += code.sum(0).long()
     prior = (fired.double() / n_tokens).float()
-    for rows, code in _read(file, sae.cfg.d_sae):
+    for rows, code in _read(file, sae.cfg.d_sae, binary=True):
         sampler.add(rows, activated(sae, code, prior), informative(sae, code, prior))
+
+
+def _add_rescaled(
+    sampler: FeatureSampler, sae: Any, file: IO[bytes], n_tokens: int, activated: Callable[..., Tensor]
+) -> None:
+    total, squares = torch.zeros(2, sae.cfg.d_sae, dtype=torch.float64)
+    for _, feature_acts in _read(file, sae.cfg.d_sae, binary=False):
+        total += feature_acts.double().sum(0)
+        squares += feature_acts.double().square().sum(0)
+    mean = total / n_tokens
+    deviation = (squares / n_tokens - mean.square()).clamp(min=0).sqrt()
+    for rows, feature_acts in _read(file, sae.cfg.d_sae, binary=False):
+        strength = rescaled_activations(feature_acts, mean.float(), deviation.float())
+        sampler.add(rows, activated(sae, strength), informative(sae, feature_acts))
 
 
 def _sentence_hashes(context: TextContext) -> list[int]:

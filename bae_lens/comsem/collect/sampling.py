@@ -43,6 +43,8 @@ class SamplingSettings:
     """Whether to keep how strongly features fire on the tokens near what is judged."""
     leave_nothing_out: bool = False
     """The authors' rules: outlier tokens count like others, and every token activates ten features, however weak."""
+    rescale: bool = False
+    """Whether the strength of a real activation is `rescaled_activations` over the corpus."""
 
 
 @dataclass(frozen=True)

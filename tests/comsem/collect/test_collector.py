@@ -108,6 +108,36 @@ def test_zero_activation_is_never_activated(word_model, word_texts):
     assert (collected.feature_activated, collected.scoreable, collected.features) == (0, 0, [])
 
 
+@pytest.mark.parametrize("leave_nothing_out", [False, True])
+def test_rescaled_activations_are_ranked_by_deviations_above_their_mean(word_model, word_texts, leave_nothing_out):
+    torch.manual_seed(0)
+    sae = StandardSAE(StandardSAEConfig(d_in=64, d_sae=40))
+    sae.load_state_dict({name: torch.randn_like(value) for name, value in sae.state_dict().items()})
+    sae.cfg.metadata.hook_name = "blocks.0.hook_resid_pre"
+    sampling = replace(SAMPLING, rescale=True, leave_nothing_out=leave_nothing_out)
+    collected = collect(word_model, {"sae": sae}, word_texts, CORPUS, sampling).dictionaries["sae"]
+    tokens = [t for context in text_contexts(word_model.tokenizer, word_texts, CORPUS, 0) for t in context.tokens[1:]]
+    acts = sae.encode(word_model.W_E[tokens]).double()
+    strength = (acts - acts.mean(0)) / (acts.std(0, correction=0) + 1e-6)
+    top = strength.sort(dim=1, descending=True, stable=True)
+    kept = top.indices[:, :10] if leave_nothing_out else top.indices[:, :10][top.values[:, :10] > 0]
+    expected = torch.bincount(kept.flatten(), minlength=40)
+    found = {instances.feature: instances.n_instances for instances in collected.features}
+    assert found == {feature: n for feature, n in enumerate(expected.tolist()) if feature in found}
+    assert len(found) > 20
+    assert collected.feature_activated == int((expected >= 8).sum())
+    rates = torch.tensor([instances.firing_rate for instances in collected.features])
+    torch.testing.assert_close(rates, (acts > 0).double().mean(0)[sorted(found)].float())
+    by_size = collect(word_model, {"sae": sae}, word_texts, CORPUS, replace(sampling, rescale=False))
+    assert [f.n_instances for f in by_size.dictionaries["sae"].features] != [f.n_instances for f in collected.features]
+
+
+def test_rescaling_leaves_binary_codes_as_they_are(word_model, known_bae, word_texts, collection):
+    sampling = replace(SAMPLING, rescale=True)
+    collected = collect(word_model, {"bae": known_bae}, word_texts, CORPUS, sampling)
+    assert collected.dictionaries["bae"] == collection.dictionaries["bae"]
+
+
 def test_prior_is_the_exact_firing_rate_over_the_corpus(word_model, known_bae, word_texts):
     known_bae.prior.fill_(0.9)  # with which nothing would be surprising but silence
     collected = collect(word_model, {"bae": known_bae}, word_texts, CORPUS, SAMPLING).dictionaries["bae"]
