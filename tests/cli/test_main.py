@@ -578,7 +578,7 @@ def test_train_at_several_hooks_gives_each_a_run_of_its_own(train, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hook-name"], "hook_name needs at least one hook, got none"),
+        (["--hook-name"], "name where in the model activations are taken with --hook-name, or files"),
         (["--hook-name", *HOOKS, HOOKS[0]], f"hooks must be different, got {HOOKS[0]} twice"),
         (["--hook-name", "hook_embed", HOOKS[0]], "several hooks must each be in a layer, as blocks.0.hook_resid_pre"),
         (["--hook-name", "blocks.{1..5}.hook_mlp_out"], "no hook 'blocks.2.hook_mlp_out'; near ones: "),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", *BENCHMARKS.glob("*.md"), *(ROOT / "bae_lens").rglob("README.md")]
 COMMAND = re.compile(r"python benchmarks/(\w+)\.py((?:[^\n`\\]|\\\n)*)")
-ELSEWHERE = {"saebench", "read_by_circuit_tracer"}  # import what is in an environment of its own
+ELSEWHERE = {"saebench", "sparse_probing", "read_by_circuit_tracer"}  # import what is in an environment of its own
 OTHERS = {"plan"}  # takes what `bae-lens compare` does
 WORKER = "memory"  # asks for a part of a benchmark, which takes no settings
 

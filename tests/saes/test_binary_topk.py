@@ -140,7 +140,7 @@ def test_a_transcoder_encodes_the_k_largest_and_writes_another_width():
     graded = sae.to_graded_sae()
     assert isinstance(graded, TopKTranscoder)
     assert (graded.encode(x) > 0).equal(code > 0)
-    assert graded.W_skip.equal(sae.W_skip)
+    assert sae.W_skip.equal(graded.W_skip)
     with pytest.raises(NotImplementedError, match="its target is not known to encode"):
         sae.encode_optimized(x)
 
