@@ -19,6 +19,7 @@ from .comparison.dictionaries import DictionarySpec as DictionarySpec
 from .comparison.dictionaries import default_spec as default_spec
 from .comparison.experiment import Contender as Contender
 from .comparison.experiment import Experiment as Experiment
+from .comparison.experiment import Pretrained as Pretrained
 from .comparison.hook_results import HookComparisons as HookComparisons
 from .comparison.hook_results import HookRow as HookRow
 from .comparison.hooks import compare_hooks as compare_hooks

@@ -62,6 +62,8 @@ class Train:
     binary_topk_transcoder, or another that SAELens trains."""
     hook_name_out: str | None = None
     """Where a transcoder writes; by default the output of the MLP in the layer of --hook-name."""
+    start_from: str | None = None
+    """A saved dictionary of this architecture to go on training, by its folder or RELEASE/SAE_ID on the hub."""
     preset: Preset = "default"
     """For a binary code: our defaults, these with the bits of each vector chosen, the paper's formulas, or those of its
     authors' code."""
@@ -144,7 +146,14 @@ class Train:
         Raises ValueError for an architecture that cannot be trained.
         """
         config = {key: _literal(value) for key, value in self.set.items()}
-        return DictionarySpec(self.architecture, config, self.lr, self.preset, hook_name_out=self.hook_name_out)
+        return DictionarySpec(
+            self.architecture,
+            config,
+            self.lr,
+            self.preset,
+            hook_name_out=self.hook_name_out,
+            start_from=self.start_from,
+        )
 
 
 def _literal(text: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from sae_lens import SAE
 from yaml.composer import ComposerError
 
 from bae_lens.activations.forward import hook_widths
@@ -20,6 +21,7 @@ from bae_lens.activations.vectors import HOOK
 from bae_lens.comparison.experiment import Contender, Pretrained
 from bae_lens.saes.loading import load_pretrained
 from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
+from bae_lens.saes.starting import check_architecture, inherited
 from bae_lens.saes.training_config import Preset
 from bae_lens.saes.transcoder import hooks_of
 from bae_lens.training.recipe import Recipe
@@ -58,6 +60,8 @@ class DictionarySpec:
     """Where a transcoder reads; by default the input of the MLP in the layer of the comparison's hook."""
     hook_name_out: str | None = None
     """Where a transcoder writes; by default the output of that MLP."""
+    start_from: str | None = None
+    """A saved dictionary to go on from, by its folder or RELEASE/SAE_ID; it says what `config` does not."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for an architecture that cannot be trained."""
@@ -99,11 +103,21 @@ class DictionarySpec:
             hooks = [hook_name]
         at_hook = widths_at(hooks)
         widths = {side: at_hook[hook] for side, hook in zip(("d_in", "d_out"), hooks, strict=False)}
-        recipes = tuple(self._recipe(trial, widths, expansion, training_steps) for trial in self.trials)
+        start = None if self.start_from is None else load_pretrained(self.start_from)
+        if start is not None:
+            check_architecture(self.architecture, start)
+        recipes = tuple(self._recipe(trial, widths, expansion, training_steps, start) for trial in self.trials)
         reads, writes = hooks if self.is_transcoder else (None, None)
         return Contender(recipes, reads, writes)
 
-    def _recipe(self, trial: dict[str, Any], widths: dict[str, int], expansion: int, training_steps: int) -> Recipe:
+    def _recipe(
+        self,
+        trial: dict[str, Any],
+        widths: dict[str, int],
+        expansion: int,
+        training_steps: int,
+        start: SAE[Any] | None,
+    ) -> Recipe:
         training_class, config_class = SAE_TRAINING_CLASS_REGISTRY[self.architecture]
         given = {**self.config, **trial}
         lr = as_given(float | None, given.pop("lr", self.lr), "lr")
@@ -116,9 +130,10 @@ class DictionarySpec:
         types = {config_field.name: config_field.type for config_field in fields(config_class)}
         given = {key: as_given(types[key], value, f"{self.architecture}: {key}") for key, value in given.items()}
         values = {
-            **widths,
             "d_sae": expansion * widths["d_in"],
             **_schedule(self.architecture, training_steps),
+            **({} if start is None else _going_on(self.architecture, start)),
+            **widths,
             **given,
         }
         if not values["d_sae"] >= 1:
@@ -131,7 +146,7 @@ class DictionarySpec:
             training_class(cfg).encode(torch.zeros(1, widths["d_in"]))
         except (TypeError, RuntimeError) as error:
             raise ValueError(f"{self.architecture} cannot be made with {given}: {error}") from error
-        return Recipe(cfg, lr)
+        return Recipe(cfg, lr, start)
 
 
 @dataclass(frozen=True)
@@ -278,6 +293,12 @@ class _PlainYaml(yaml.SafeLoader):
 
 def _field_names(architecture: str) -> set[str]:
     return {config_field.name for config_field in fields(SAE_TRAINING_CLASS_REGISTRY[architecture][1])}
+
+
+def _going_on(architecture: str, start: SAE[Any]) -> dict[str, Any]:
+    """What a saved dictionary says of the config, and no time until penalties are in force, which they were before."""
+    values = {**inherited(start), "l1_warm_up_steps": 0, "l0_warm_up_steps": 0, "entropy_start_step": 0}
+    return {name: value for name, value in values.items() if name in _field_names(architecture)}
 
 
 def _schedule(architecture: str, training_steps: int) -> dict[str, int]:

@@ -26,6 +26,11 @@ class Standardization:
     def __call__(self, activations: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         return (activations - self.mean.to(activations)) * self.scale
 
+    @property
+    def inverse(self) -> "Standardization":
+        """Takes standardized activations to what they were; folded in, it undoes what this does."""
+        return Standardization(-self.mean.double() * self.scale, 1 / self.scale)
+
     def fold_into(self, sae: SAE[Any]) -> None:
         """Makes a dictionary trained on standardized activations take and give raw ones, exactly and in place.
 
@@ -85,6 +90,11 @@ class PairStandardization:
     """Of the input."""
     target: Standardization
     """Of the output."""
+
+    @property
+    def inverse(self) -> "PairStandardization":
+        """That of both sides."""
+        return PairStandardization(self.source.inverse, self.target.inverse)
 
     @torch.no_grad()
     def fold_into(self, sae: SAE[Any]) -> None:

@@ -6,7 +6,10 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-from sae_lens import TrainingSAEConfig
+from sae_lens import SAE, TrainingSAEConfig
+
+from bae_lens.activations.fingerprint import model_fingerprint
+from bae_lens.saes.starting import check_start
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,13 @@ class Recipe:
     trained in less than float32 is saved in float32, which can absorb that."""
     lr: float
     """Learning rate of Adam."""
+    start: SAE[Any] | None = None
+    """A saved dictionary, for raw activations, whose weights are those at the start; by default they are drawn."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a normalization on top of the standardization, or a learning rate of 0 or less."""
+        """Raises ValueError for a normalization on top of the standardization, a learning rate of 0 or less, or
+        a start of another kind or width.
+        """
         if self.cfg.normalize_activations != "none":
             raise ValueError(
                 f"normalize_activations must be 'none', got {self.cfg.normalize_activations!r}: "
@@ -68,8 +75,11 @@ class Recipe:
             cfg: Any = copy(self.cfg)
             cfg.standardize_activations = False
             object.__setattr__(self, "cfg", cfg)
+        if self.start is not None:
+            check_start(self.cfg, self.start)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that tells this recipe from another, as JSON values."""
         cfg = {key: value for key, value in self.cfg.to_dict().items() if key != "metadata"}
-        return json.loads(json.dumps({"lr": self.lr, **cfg}))
+        start = {} if self.start is None else {"start_from": model_fingerprint(self.start)}
+        return json.loads(json.dumps({"lr": self.lr, **start, **cfg}))

@@ -30,6 +30,7 @@ from bae_lens.saes.binary_code import is_binary
 from bae_lens.saes.loading import load_dictionary
 from bae_lens.saes.saelens_compat import SAETrainerConfig, TrainStepOutput, get_sae_training_class
 from bae_lens.saes.sharing import check_features_can_be_shared
+from bae_lens.saes.starting import start_at
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import check_same, read_json, validated, write_json, written_whole
 from bae_lens.training.checkpoints import TRAINING_FILE, last_checkpoint, load_checkpoint, reading, save_checkpoint
@@ -118,7 +119,7 @@ def train_dictionary(
         check_processes(name, recipe.cfg, shard_features)
         cfg = _at_hooks(recipe.cfg, activations, metadata or {})
         shards = shard_features and n_processes() > 1
-        run = _Run(name, cfg, recipe.lr, activations, settings, checkpoints, source, device, shards)
+        run = _Run(name, cfg, recipe, activations, settings, checkpoints, source, device, shards)
         with tracked(tracking, f"{name} at {activations.hook_name}", source, checkpoints) as tracked_run:
             run.finish(finished, tracked_run)
     report = _read_report(finished)
@@ -223,7 +224,7 @@ class _Run:
         self,
         name: str,
         cfg: TrainingSAEConfig,
-        lr: float,
+        recipe: Recipe,
         activations: CachedActivations | PairedActivations,
         settings: TrainingSettings,
         checkpoints: Path,
@@ -235,9 +236,11 @@ class _Run:
         self.checkpoints, self.source, self.shards = checkpoints, source, shards
         torch.manual_seed(source["seed"])
         sae = get_sae_training_class(cfg.architecture())[0](cfg)
+        if recipe.start is not None:
+            start_at(sae, recipe.start, activations.standardization)
         sae = (own_share(sae) if shards else sae).to(device)
         _check_foldable(sae, activations)
-        self.trainer = trainer_of(sae, lr, settings, device)
+        self.trainer = trainer_of(sae, recipe.lr, settings, device)
         if shards:
             clip_gradients_together(sae, alike=("b_dec", "W_skip"))
         else:

@@ -45,6 +45,24 @@ def test_train(run, tmp_path):
         scored_run(tmp_path / "run", [], None)
 
 
+def test_a_saved_dictionary_goes_on_and_stands_beside_others(run, tmp_path, capsys):
+    of, bae = ["--vectors", tmp_path / "x.npy"], tmp_path / "first" / "dictionaries" / "bae"
+    run("train", *of, "--output", tmp_path / "first")
+    run("train", *of, "--start-from", bae, "--output", tmp_path / "further")
+    assert "start_from" in result(tmp_path / "further").dictionaries[0].recipe
+    said = run("compare", *of, "--architectures", "topk", "--l0", 4, "--no-every-help", "--pretrained", "Before", bae,
+               "After", tmp_path / "further" / "dictionaries" / "bae", "--output", tmp_path / "beside")  # fmt: skip
+    assert [line.split()[-1] for line in said.splitlines()[3:6]] == ["s", "pretrained", "pretrained"]
+    known, found = (
+        result(tmp_path / folder).dictionaries[index].runs[0].metrics.explained_variance
+        for folder, index in (("further", 0), ("beside", 2))
+    )
+    assert found == known
+    with pytest.raises(SystemExit, match="2"):
+        run("train", *of, "--start-from", bae, "--architecture", "topk", "--output", tmp_path / "no")
+    assert "is a bae, which is trained as bae, and the architecture asked for is topk" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_compare_from_a_file(run, tmp_path):
     (tmp_path / "of.yaml").write_text(

@@ -267,6 +267,16 @@ def test_a_comparison_of_vectors(tmp_path, shadow):
     )
 
 
+def test_training_goes_on_from_a_saved_dictionary(cached, shadow, tmp_path):
+    cfg, found = TrainingBAEConfig(**SHAPE), []
+    for device in ("cpu", shadow):
+        recipe = Recipe(cfg, 1e-3, drawn("bae", device))
+        train = cached[device]["train"][HOOK]
+        found.append(train_dictionary("bae", recipe, train, SETTINGS, tmp_path / device, device=device))
+    assert found[1].sae.device.type == shadow
+    assert_close(found[1].sae.W_dec.cpu(), found[0].sae.W_dec, rtol=1e-3, atol=1e-3)
+
+
 def test_entropy_by_layer_and_position(models, tiny_dataset, tmp_path):
     settings = DynamicsSettings(d_sae=16, fit=FitSettings(steps=20, batch_size=16))
     found = []
