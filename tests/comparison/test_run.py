@@ -307,7 +307,7 @@ def test_interrupted_comparison_goes_on_and_ends_the_same(run, whole, monkeypatc
 def test_finished_comparison_does_nothing_again(run, monkeypatch):
     made = {"ReLU": Contender((relu(0.01), relu(3.0)))}
     first = run(made)
-    for name in ("run.evaluate_dictionary", "origin.feature_dashboards", "baselines.pca_quantization"):
+    for name in ("comparing.evaluate_dictionary", "origin.feature_dashboards", "baselines.pca_quantization"):
         monkeypatch.setattr(f"bae_lens.comparison.{name}", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr("bae_lens.training.trainer._Run", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr("bae_lens.activations.cache_writer._cache_missing", lambda *_: pytest.fail("cached again"))
