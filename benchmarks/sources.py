@@ -233,7 +233,7 @@ def table(rows: dict[str, Any]) -> str:
         for source, of in rows.items()
         for index, (name, got) in enumerate(of["dictionaries"].items())
     ]
-    return markdown_table(heading, lines)
+    return markdown_table(heading, lines, 2)
 
 
 if __name__ == "__main__":

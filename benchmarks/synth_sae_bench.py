@@ -36,6 +36,7 @@ from tqdm import tqdm
 from bae_lens.comparison.dictionaries import default_lr, default_spec
 from bae_lens.functional.losses import marginal_entropy
 from bae_lens.functional.tree_entropy import PairCounts, learn_tree
+from bae_lens.markdown import markdown_table
 from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_config import TrainingBAEConfig
 from bae_lens.storage import read_json, write_json
@@ -61,6 +62,19 @@ SCALED = SyntheticModelConfig(
     bias=0.5,
     seed=42,
 )
+SHOWN = {  # measures, and their headings
+    "explained_variance": "explained variance",
+    "l0": "L0",
+    "mcc": "MCC",
+    "f1_score": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "uniqueness": "uniqueness",
+    "shrinkage": "shrinkage",
+    "dead_latents": "dead",
+    "marginal_bits": "marginal bits",
+    "joint_bits": "joint bits",
+}
 WIDTH = 4  # true features for each of a dictionary's, as in the paper: 16,384 for 4096
 
 
@@ -166,16 +180,13 @@ class SynthSAEBench:
         }
 
     def _show(self, rows: list[dict[str, Any]]) -> None:
-        names = ("explained_variance", "l0", "mcc", "f1_score", "precision", "recall", "uniqueness", "shrinkage")
-        names += ("dead_latents", "marginal_bits", "joint_bits")
-        print(f"{'':22}" + "".join(f"{name[:13]:>15}" for name in names))
+        lines = []
         for architecture in self.architectures:
             own = [{**row["classification"], **row} for row in rows if row["architecture"] == architecture]
-            cells = []
-            for name in names:
-                values = torch.tensor([row[name] for row in own], dtype=torch.float64)
-                cells.append(f"{values.mean():.3f} +-{(values.max() - values.min()) / 2:.3f}")
-            print(f"{architecture:22}" + "".join(f"{cell:>15}" for cell in cells))
+            values = {name: torch.tensor([row[name] for row in own], dtype=torch.float64) for name in SHOWN}
+            spread = {name: f"{each.mean():.3g} ± {(each.max() - each.min()) / 2:.2g}" for name, each in values.items()}
+            lines.append([architecture, *spread.values()])
+        print(markdown_table(["architecture", *SHOWN.values()], lines))
 
 
 if __name__ == "__main__":

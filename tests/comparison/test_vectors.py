@@ -90,7 +90,7 @@ def test_all_is_measured_that_needs_no_model(vectors, tmp_path):
 
 def test_a_second_start_does_nothing_again(vectors, tmp_path, monkeypatch):
     first = compare_vectors(vectors, contenders(), EXPERIMENT, tmp_path)
-    for name in ("run.evaluate_dictionary", "origin.vector_dashboards", "baselines.pca_quantization"):
+    for name in ("comparing.evaluate_dictionary", "origin.vector_dashboards", "baselines.pca_quantization"):
         monkeypatch.setattr(f"bae_lens.comparison.{name}", lambda *_: pytest.fail("done again"))
     monkeypatch.setattr("bae_lens.activations.vector_cache._copy", lambda *_: pytest.fail("copied again"))
     assert timeless(compare_vectors(vectors, contenders(), EXPERIMENT, tmp_path)) == timeless(first)
