@@ -1,6 +1,7 @@
 """Vectors that come without a language model: of which files or arrays, of which documents, and how they are split."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,6 +124,13 @@ class Vectors:
         """16 hexadecimal digits that depend on the vectors; see `file_fingerprint`."""
         digest = hashlib.sha256(" ".join(part.fingerprint() for part in self._parts).encode())
         return digest.hexdigest()[:16]
+
+    @property
+    def labels_fingerprint(self) -> str | None:
+        """16 hexadecimal digits that depend on what the rows are of; None where that is not known."""
+        if self._labels is None:
+            return None
+        return hashlib.sha256(json.dumps([str(label) for label in self._labels]).encode()).hexdigest()[:16]
 
     def row_name(self, row: int) -> str:
         """The number of a row in its file and, of several, the file."""

@@ -25,6 +25,8 @@ from bae_lens.storage import flat
 from bae_lens.training.recipe import TrainingSettings
 from bae_lens.training.tracking import UNTRACKED, Tracking
 
+EXPANSION = 4  # by default
+
 
 @dataclass(frozen=True)
 class Train:
@@ -69,7 +71,7 @@ class Train:
     authors' code."""
     set: dict[str, str] = field(default_factory=dict)
     """Fields of the architecture's training config, as KEY VALUE pairs: target_l0 32."""
-    expansion: int = 4
+    expansion: int = EXPANSION
     """Features per dimension of the activations (d_sae / d_in)."""
     lr: float | None = None
     """Learning rate; by default 6e-3 for a BAE or a binary transcoder (5e-4 for the published presets), 4e-3 for
@@ -143,8 +145,12 @@ class Train:
     def spec(self) -> DictionarySpec:
         """The dictionary that the flags describe, but for where a transcoder reads.
 
-        Raises ValueError for an architecture that cannot be trained.
+        Raises ValueError for an architecture that cannot be trained, and for another width of one that goes on.
         """
+        if self.start_from is not None and self.expansion != EXPANSION:
+            raise ValueError(
+                f"--start-from goes on with the width that is there, got --expansion {self.expansion}; leave it out"
+            )
         config = {key: _literal(value) for key, value in self.set.items()}
         return DictionarySpec(
             self.architecture,

@@ -93,6 +93,7 @@ class Comparing:
         self.on_measured, self.shard_features, self.tracking = on_measured, shard_features, tracking
 
     def result(self, share_steps: bool) -> Comparison:
+        """Trains and measures what is not there yet, and puts all together."""
         tried = {name: self._tried(name, contender) for name, contender in self.contenders.items()}
         self._share(list(chain.from_iterable(tried.values())), self._try, share_steps)
         chosen = {name: self._choose(name, trainings) for name, trainings in tried.items()}

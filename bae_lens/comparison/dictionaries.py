@@ -174,6 +174,9 @@ class PretrainedSpec:
             raise ValueError(f"only transcoders take hook_name_out, and {self.pretrained} is none")
         reads = self.hook_name or hooks[0]
         writes = (self.hook_name_out or hooks[1]) if is_transcoder else reads
+        sae.cfg.metadata.hook_name = reads
+        if is_transcoder:
+            sae.cfg.metadata.hook_name_out = writes
         return Contender(
             hook_name=reads,
             hook_name_out=writes,

@@ -99,9 +99,10 @@ class Pretrained:
         self.sae.turn_off_forward_pass_hook_z_reshaping()
 
     @property
-    def identity(self) -> dict[str, str]:
-        """What tells it from another: its weights."""
-        return {"architecture": self.sae.cfg.architecture(), "weights": model_fingerprint(self.sae)}
+    def identity(self) -> dict[str, Any]:
+        """What tells it from another: its config, but for the metadata, and its weights."""
+        config = {name: value for name, value in self.sae.cfg.to_dict().items() if name != "metadata"}
+        return {**config, "weights": model_fingerprint(self.sae)}
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def compare_hooks(
         alone = [] if share_steps or n == 1 else list(works)[: len(works) // n * n]
         share(alone, lambda hook: works[hook](on_measured=told[hook], share_steps=False))
         bring_together(folder)
+        stopwatch.compare_notes()
         rows, stages, first = [], list(stopwatch.stages.values()), None
         for hook, work in works.items():
             comparison = work(on_measured=unwatched if hook in alone else told[hook], share_steps=share_steps)

@@ -9,11 +9,12 @@ from typing import Any
 from bae_lens.activations.forward import stop_layer
 from bae_lens.activations.model_shape import ModelShape
 from bae_lens.activations.precision import STORED, torch_dtype
-from bae_lens.comparison.baselines import BASELINE_ROWS
+from bae_lens.comparison.baselines import BASELINE_ROWS, RANDOM_ROWS, ROWS_PER_FEATURE
 from bae_lens.comparison.experiment import Contender, Experiment, needed_hooks
 from bae_lens.comparison.timing import CONTEXTS, DictionaryTiming, PassTiming
 from bae_lens.entropy.memory import COPIES_OF_A_BATCH, COPIES_OF_A_CODE, COPIES_OF_A_WEIGHT
 from bae_lens.functional.optimized_code import LARGEST_COUPLINGS
+from bae_lens.functional.rate_distortion import RANDOM_L0
 from bae_lens.planning import FLOAT, LONG, Plan, Resources, StagePlan, gb
 from bae_lens.saes.transcoder import output_width
 
@@ -151,6 +152,7 @@ def _stages_at(
     """
     contexts, training = experiment.contexts, experiment.training
     width = max(max(size.d_in, size.d_out) for size in sizes.values())
+    widest = max(size.d_sae for size in sizes.values())
     held_out = FLOAT * contexts.held_out_tokens * 2 * max(width, shape.width_at(hook))
     of_model = timings and timings.model
     stages, finished = [], 0
@@ -200,7 +202,9 @@ def _stages_at(
             "PCA and Gaussian bound",
             f"{known:,} and {contexts.held_out_tokens:,} tokens",
             0,
-            COPIES_FOR_BASELINES * FLOAT * known * shape.width_at(hook) + held_out,
+            COPIES_FOR_BASELINES * FLOAT * known * shape.width_at(hook)
+            + held_out
+            + _random_bytes(widest, min(known, RANDOM_ROWS) + contexts.held_out_tokens),
             finished,
         ),
     ]
@@ -224,6 +228,12 @@ def _together(at_hooks: Sequence[Sequence[StagePlan]]) -> Iterator[StagePlan]:
             max(stage.device for stage in stages),
             sum(seconds) if len(seconds) == len(stages) else None,
         )
+
+
+def _random_bytes(d_sae: int, n_tokens: int) -> int:
+    """Of random features: their bits at every L0, one of these codes as numbers, and two Gram matrices in float64."""
+    n_features = min(d_sae, RANDOM_ROWS // ROWS_PER_FEATURE)
+    return n_features * (n_tokens * (len(RANDOM_L0) + FLOAT) + 2 * 8 * n_features)
 
 
 def _seconds_of_predictions(

@@ -127,8 +127,8 @@ class Comparison:
     split: VectorSplit | None = None
     """How vectors were split that come without a model; None for tokens, whose documents are split."""
     random_coding: list[RatePoint] = field(default_factory=list)
-    """Of random features that all fire equally often, as many as the widest dictionary has: what a binary code explains
-    whose encoder was not trained. Empty in results of earlier versions."""
+    """Of random features that all fire equally often, as many as the widest dictionary has, at most 4096: what a binary
+    code explains whose encoder was not trained. Empty in results of earlier versions."""
 
     @property
     def columns(self) -> dict[str, Callable[[DictionaryResult], str]]:

@@ -64,6 +64,7 @@ def compare_vectors(
         **asdict(experiment),
         "vectors": vectors.fingerprint,
         "documents": tensor_fingerprint(vectors.document),
+        "labels": vectors.labels_fingerprint,
         "recipes": {name: contender.identity for name, contender in contenders.items()},
     }
     with claimed(folder, purpose):

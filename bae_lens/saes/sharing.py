@@ -102,11 +102,16 @@ def _times_all_signs(own: Float[Tensor, "batch own"]) -> Float[Tensor, "batch ow
 
 
 def check_features_can_be_shared(name: str, cfg: TrainingBAEConfig) -> None:
-    """Raises ValueError for fewer features than processes, and for codes that are optimized in training."""
+    """Raises ValueError for fewer features than processes, and for codes that are chosen among all features."""
     if cfg.d_sae < n_processes():
         raise ValueError(
             f"{n_processes()} processes cannot share the {cfg.d_sae} features of {name}, of which each needs one; "
             f"start at most {cfg.d_sae}"
+        )
+    if hasattr(cfg, "k"):
+        raise ValueError(
+            f"{name} is a {cfg.architecture()} dictionary, of whose features the k largest fire, for which a process "
+            "needs all; leave out --shard-features"
         )
     if cfg.optimized_start_step is not None:
         raise ValueError(

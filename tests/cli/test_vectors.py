@@ -61,6 +61,9 @@ def test_a_saved_dictionary_goes_on_and_stands_beside_others(run, tmp_path, caps
     with pytest.raises(SystemExit, match="2"):
         run("train", *of, "--start-from", bae, "--architecture", "topk", "--output", tmp_path / "no")
     assert "is a bae, which is trained as bae, and the architecture asked for is topk" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run("train", *of, "--start-from", bae, "--expansion", 8, "--output", tmp_path / "no")
+    assert "--start-from goes on with the width that is there, got --expansion 8" in capsys.readouterr().err
 
 
 @pytest.mark.slow

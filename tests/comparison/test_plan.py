@@ -82,7 +82,8 @@ def test_by_hand():
     assert [stage.name for stage in plan.stages[-2:]] == ["language model's loss", "PCA and Gaussian bound"]
     on_gpu = planned(resources=gpu(80)).stages
     assert on_gpu[3].host == 8 * (rows + n_contexts) + 6 * 4 * 512 * (2048 + 2048) + 3 * weights
-    assert on_gpu[-1].host == 5 * 4 * 65_536 * 2048 + 4 * 16_384 * 2 * 2048
+    random_features = 4096 * ((32_768 + 16_384) * (4 + 4) + 2 * 8 * 4096)  # bits at four L0s, numbers of one
+    assert on_gpu[-1].host == 5 * 4 * 65_536 * 2048 + 4 * 16_384 * 2 * 2048 + random_features
     assert plan.misfits == []
     assert plan.seconds is None
     assert plan.device == 0

@@ -63,13 +63,17 @@ def test_a_second_start_does_nothing_again(trained, tiny_model, tiny_dataset, tm
     folder = trained[1]
     given = (tiny_model, tiny_dataset, {"Theirs": contender(folder / "BAE")}, EXPERIMENT, tmp_path / "second")
     result = compare(*given)
-    other = contender(folder / "BAE")
+    other, unlike = contender(folder / "BAE"), contender(folder / "BAE")
     assert other.pretrained
+    assert unlike.pretrained
+    unlike.pretrained.sae.cfg.max_flips = 3
     other.pretrained.sae.W_dec.data += 1
     monkeypatch.setattr("bae_lens.comparison.comparing.evaluate_dictionary", lambda *_, **__: pytest.fail("done again"))
     assert timeless(compare(*given)) == timeless(result)
     with pytest.raises(ValueError, match=r"holds something else \(recipes\.Theirs\.weights: "):
         compare(*given[:2], {"Theirs": other}, *given[3:])
+    with pytest.raises(ValueError, match=r"holds something else \(recipes\.Theirs\.max_flips: "):
+        compare(*given[:2], {"Theirs": unlike}, *given[3:])
 
 
 def test_where_it_is_measured_can_be_said(trained, tiny_model, tiny_dataset, tmp_path):
@@ -83,6 +87,8 @@ def test_where_it_is_measured_can_be_said(trained, tiny_model, tiny_dataset, tmp
     there = run(contender(folder / "BAE", hook_name=HOOK), "there").dictionaries[0]
     assert there.hook_name == there.hook_name_out == HOOK
     assert there.runs[0].metrics == trained[0].dictionaries[0].runs[0].metrics
+    assert there.runs[0].language_model == trained[0].dictionaries[0].runs[0].language_model
+    assert here.dictionaries[0].runs[0].language_model != there.runs[0].language_model
     assert here.dictionaries[0].runs[0].metrics != there.runs[0].metrics
 
 

@@ -97,6 +97,9 @@ def test_a_second_start_does_nothing_again(vectors, tmp_path, monkeypatch):
     others = Vectors([torch.cat(list(vectors))], documents=[row // 25 for row in range(1_000)])
     with pytest.raises(ValueError, match=r"holds something else \(documents: "):
         compare_vectors(others, contenders(), EXPERIMENT, tmp_path)
+    renamed = Vectors([torch.cat(list(vectors))], documents=vectors.document.tolist(), labels=["x"] * len(vectors))
+    with pytest.raises(ValueError, match=r"holds something else \(labels: "):
+        compare_vectors(renamed, contenders(), EXPERIMENT, tmp_path)
 
 
 def test_what_comes_out_speaks_of_vectors(vectors, tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from sae_lens import TopKTrainingSAEConfig
 
-from bae_lens import Contender, Experiment, Recipe, TrainingBAEConfig
+from bae_lens import Contender, Experiment, Recipe, TrainingBAEConfig, TrainingBinaryTopKConfig
 from bae_lens.comparison.experiment import check_hooks
 from bae_lens.saes.sharing import SharedFeatures, check_features_can_be_shared
 from bae_lens.training.trainer import check_processes
@@ -42,6 +42,12 @@ def test_more_processes_than_features_are_refused():
 def test_codes_that_are_optimized_in_training_are_refused():
     cfg = TrainingBAEConfig(d_in=4, d_sae=8, max_flips=4, optimized_start_step=5)
     with pytest.raises(ValueError, match=r"mine is trained on optimized codes from step 5 on, .* leave out --shard"):
+        check_features_can_be_shared("mine", cfg)
+
+
+def test_codes_of_the_largest_features_are_refused():
+    cfg = TrainingBinaryTopKConfig(d_in=4, d_sae=8, k=2)
+    with pytest.raises(ValueError, match=r"mine is a binary_topk dictionary, of whose .* leave out --shard-features"):
         check_features_can_be_shared("mine", cfg)
 
 
