@@ -141,7 +141,7 @@ def scored_run(folder: Path, names: Sequence[str], text: Text | None) -> Scored:
         )
     if isinstance(content, dict) and "vectors" in content:
         raise ValueError(
-            f"{folder} holds dictionaries of vectors, and this needs tokens of a language model; choose a run on a model"
+            f"{folder} holds dictionaries of vectors, and this needs tokens of a language model; choose another run"
         )
     run = validated(AnalyzedRun, content, str(path))
     for name in (run.model, run.dataset) if text is None else (run.model,):

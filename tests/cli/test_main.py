@@ -583,7 +583,7 @@ def test_train_at_several_hooks_gives_each_a_run_of_its_own(train, tmp_path, cap
 def test_train_shares_steps_where_there_are_fewer_hooks_than_processes(monkeypatch, tmp_path, n_processes, shared):
     asked = []
     monkeypatch.setattr("bae_lens.cli.train.n_launched", lambda: n_processes)
-    monkeypatch.setattr("bae_lens.cli.train.summary_at_hooks", lambda *_, **options: asked.append(options))
+    monkeypatch.setattr("bae_lens.cli.train.summary_at_hooks", lambda *_, **options: asked.append(options) or "")
     Train(output=tmp_path / "run", hook_name=HOOKS, device="cpu").run()
     assert [options["share_steps"] for options in asked] == [shared]
 
