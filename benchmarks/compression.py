@@ -1,7 +1,7 @@
 """What does a hidden state cost on disk, how fast is it written and read, and what does the model lose?
 
-python benchmarks/compression.py                        codes of known rates: size against H(p), speed
-python benchmarks/compression.py --run-folder demo      and a real dictionary's, in the folder of a comparison
+python benchmarks/compression.py                        # codes of known rates: size against H(p), speed
+python benchmarks/compression.py --run-folder demo      # and a real dictionary's, in the folder of a comparison
 """
 
 import json

@@ -1,7 +1,7 @@
 """What does it cost to choose the bits of each vector, beside the encoder alone?
 
-python benchmarks/optimized_code.py                                                       random dictionaries
-python benchmarks/optimized_code.py --dictionary FOLDER --activations FOLDER --hook-name NAME    and a trained one
+python benchmarks/optimized_code.py                                                       # random dictionaries
+python benchmarks/optimized_code.py --dictionary FOLDER --activations FOLDER --hook-name NAME    # and a trained one
 """
 
 import json

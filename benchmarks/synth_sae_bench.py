@@ -6,8 +6,8 @@ r"""SynthSAEBench (arXiv 2602.14687): dictionaries on activations with known tru
 
 The first is scaled down for a CPU: the published model with a quarter of its features, roots and dictionary, and a
 third of its dimensions; firing probabilities, hierarchy, correlations and magnitudes are made alike. The second is the
-published model at its budget. All dictionaries of a seed take their steps on the same batches. What is
-measured of a seed is kept; the same command goes on.
+published model at its budget. All dictionaries of a seed take their steps on the same batches. What is measured of a
+seed is kept; the same command goes on.
 """
 
 from collections.abc import Iterator
@@ -184,8 +184,8 @@ class SynthSAEBench:
         for architecture in self.architectures:
             own = [{**row["classification"], **row} for row in rows if row["architecture"] == architecture]
             values = {name: torch.tensor([row[name] for row in own], dtype=torch.float64) for name in SHOWN}
-            spread = {name: f"{each.mean():.3g} ± {(each.max() - each.min()) / 2:.2g}" for name, each in values.items()}
-            lines.append([architecture, *spread.values()])
+            cells = [f"{each.mean():.3g} ± {(each.max() - each.min()) / 2:.2g}" for each in values.values()]
+            lines.append([architecture, *cells])
         print(markdown_table(["architecture", *SHOWN.values()], lines))
 
 

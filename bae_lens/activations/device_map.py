@@ -51,6 +51,12 @@ def read_device_map(text: str | None) -> DeviceMap | None:
     return places
 
 
+def check_plan(device_map: str | None) -> None:
+    """Raises ValueError for a plan of a model on several devices: what each of them holds is not counted."""
+    if device_map is not None:
+        raise ValueError(f"--plan counts on one device, got the device map {device_map}; leave out one of the two")
+
+
 def _is_place(place: Any) -> bool:
     return isinstance(place, str) or (isinstance(place, int) and not isinstance(place, bool))
 

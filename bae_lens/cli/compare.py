@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.device_map import check_plan
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.hook_names import expand_hooks
 from bae_lens.activations.model_shape import model_config, model_shape
@@ -202,8 +203,10 @@ class Compare:
     def planned(self) -> tuple[Plan, str]:
         """The plan of what is trained, with times if the device is here and it fits there, and what is said of them.
 
-        Raises ValueError for a model whose config is not to be had, and for hooks whose width does not follow from it.
+        Raises ValueError for a model whose config is not to be had, for hooks whose width does not follow from it, for
+        a device map, and where nothing is trained.
         """
+        check_plan(self.device_map)
         shape = model_shape(self.model)
         if len(self.hook_names) > 1:
             check_in_layers(self.hook_names)
@@ -214,8 +217,10 @@ class Compare:
         contenders = {
             hook_name: self._contenders(widths_at, hook_name, pretrained=False) for hook_name in self.hook_names
         }
+        if not any(contenders.values()):
+            raise ValueError("--plan counts what is trained, and all dictionaries are pretrained; leave it out")
         room = resources(self.output, self.device, self.disk, self.gpu_memory)
-        beside = self.model_device in (None, self.device) and self.device_map is None
+        beside = self.model_device in (None, self.device)
         plan = plan_comparison(shape, self.experiment, contenders, room, beside)
         if plan.misfits:
             return plan, ""

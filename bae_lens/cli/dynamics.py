@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bae_lens.activations.device_map import read_device_map
+from bae_lens.activations.device_map import check_plan, read_device_map
 from bae_lens.activations.model_shape import model_shape
 from bae_lens.activations.models import DEMO_MODEL, load_model
 from bae_lens.activations.precision import Dtype
@@ -257,6 +257,7 @@ class Dynamics:
         return replace(settings, **_given(given))
 
     def _plan(self) -> DynamicsPlan:
+        check_plan(self.device_map)
         shape = model_shape(self.model)
         return plan_dynamics(
             shape,

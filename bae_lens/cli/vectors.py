@@ -32,14 +32,18 @@ def vector_files(flags: Any) -> VectorFiles | None:
     """
     if not flags.vectors:
         if said := [f"--{name}" for name in OF_VECTORS if getattr(flags, name) is not None]:
-            raise ValueError(f"{', '.join(said)} say how files of vectors are read; name the files with --vectors")
+            raise ValueError(
+                f"of files of vectors, but without --vectors: {', '.join(said)}; name the files with --vectors"
+            )
         return None
     defaults = {field.name: field.default for field in fields(flags)}
     said = [name for name in OF_MODELS if name in defaults and getattr(flags, name) != defaults[name]]
     said += [name for name in OF_TEXTS if getattr(flags.contexts, name) != getattr(ContextSettings(), name)]
     if said:
         listed = ", ".join(f"--{name.replace('_', '-')}" for name in said)
-        raise ValueError(f"{listed} are for a language model and its text, and --vectors come without; leave them out")
+        raise ValueError(
+            f"--vectors come without a language model and its text, got {listed} too; leave out what is of these"
+        )
     return VectorFiles(flags.vectors, flags.array, flags.documents, flags.labels)
 
 

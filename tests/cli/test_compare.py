@@ -82,6 +82,16 @@ def test_what_fits_is_timed(plan, tiny_model_folder):
     )
 
 
+def test_plan_refuses_what_it_cannot_count(plan, capsys):
+    for flags, message in (
+        (["--device-map", "auto"], "--plan counts on one device, got the device map auto"),
+        (["--architectures", "--pretrained", "Mine", "folder"], "all dictionaries are pretrained"),
+    ):
+        with pytest.raises(SystemExit):
+            plan(*flags)
+        assert message in capsys.readouterr().err
+
+
 def test_plan_counts_all_hooks_and_times_those_that_are_alike_once(plan, tiny_model_folder, monkeypatch):
     timed = []
     time_dictionary = command_module.time_dictionary

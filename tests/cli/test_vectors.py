@@ -85,9 +85,9 @@ def test_compare_from_a_file(run, tmp_path):
     ("command", "flags", "message"),
     [
         ("train", [], "--hook-name, or files with --vectors"),
-        ("train", ["--documents", "video"], "--documents say how files of vectors are read; name the files"),
-        ("train", ["--vectors", "x.npy", "--hook-name", "blocks.0.mlp"], "--hook-name are for a"),
-        ("compare", ["--vectors", "x.npy", "--model", "gpt2", "--context-size", 64], "--model, --context-size are for"),
+        ("train", ["--documents", "video"], "of files of vectors, but without --vectors: --documents; name the files"),
+        ("train", ["--vectors", "x.npy", "--hook-name", "blocks.0.mlp"], "got --hook-name too"),
+        ("compare", ["--vectors", "x.npy", "--model", "gpt2", "--context-size", 64], "got --model, --context-size too"),
         ("compare", ["--vectors", "x.npy", "--plan"], "--plan is for a language model's activations"),
         ("compare", ["--vectors", "x.npy", "--architectures", "transcoder"], "a transcoder reads at one hook"),
         ("train", ["--vectors", "nowhere.npy"], "there is no file nowhere.npy"),

@@ -11,7 +11,12 @@ import tyro
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-PAGES = [ROOT / "README.md", *BENCHMARKS.glob("*.md"), *(ROOT / "bae_lens").rglob("README.md")]
+PAGES = [
+    ROOT / "README.md",
+    *BENCHMARKS.glob("*.md"),
+    *(ROOT / "bae_lens").rglob("README.md"),
+    *BENCHMARKS.glob("*.py"),
+]
 COMMAND = re.compile(r"python benchmarks/(\w+)\.py((?:[^\n`\\]|\\\n)*)")
 ELSEWHERE = {"saebench", "sparse_probing", "read_by_circuit_tracer"}  # import what is in an environment of its own
 OTHERS = {"plan"}  # takes what `bae-lens compare` does

@@ -55,9 +55,9 @@ def standardizations(cfg, seed):
     return PairStandardization(*sides) if hasattr(cfg, "d_out") else sides[0]
 
 
-def saved(cfg, folder):
+def saved(cfg, folder) -> Any:
     """A dictionary with weights of all kinds, as training saves it, for raw activations."""
-    sae = get_sae_training_class(cfg.architecture())[0](deepcopy(cfg))  # which saving changes
+    sae: Any = get_sae_training_class(cfg.architecture())[0](deepcopy(cfg))  # which saving changes
     for name, parameter in sae.named_parameters():
         parameter.data += 0.3 * torch.rand_like(parameter) if name == "threshold" else 0.3 * torch.randn_like(parameter)
     if hasattr(sae, "prior"):
@@ -104,7 +104,7 @@ def test_real_values_have_rows_of_norm_1_and_a_bit_its_price(tmp_path):
         assert sae.W_dec.norm(dim=-1).mean().item() == pytest.approx(1)
     cfg = TrainingBAEConfig(**SHAPE, target_l0=3.0, entropy_coefficient=0.5, standardize_activations=False)
     before = saved(cfg, tmp_path / "bae")
-    sae = get_sae_training_class("bae")[0](cfg)
+    sae: Any = get_sae_training_class("bae")[0](cfg)
     start_at(sae, before, standardizations(cfg, 1))
     assert torch.equal(sae.prior, before.prior)
     assert sae.bit_price.item() == pytest.approx(0.25, rel=1e-6)
