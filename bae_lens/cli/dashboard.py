@@ -15,6 +15,7 @@ from jaxtyping import Int
 from sae_lens import SAE
 
 from bae_lens.activations.demo_model import demo_model_folder
+from bae_lens.activations.hook_names import layer_hook
 from bae_lens.activations.models import DEMO_MODEL, known_to_transformers
 from bae_lens.cli.scored import Scored, Text, scored_sources
 from bae_lens.comsem.collect.corpus import CorpusSettings, text_contexts
@@ -39,7 +40,8 @@ class Dashboard:
     """Show features of a dictionary in SAEDashboard, as a page and as batches that Neuronpedia imports.
 
     SAEDashboard runs in an environment of its own. Of a binary dictionary it shows the graded view: the same features
-    fire, with how far they are above their thresholds.
+    fire, with how far they are above their thresholds. The model runs in float32, also where a
+    run had it in another dtype.
     """
 
     source: Annotated[str, tyro.conf.Positional]
@@ -76,8 +78,8 @@ class Dashboard:
     def run(self) -> str:
         """Writes the page and the batches, and says where they are.
 
-        Raises ValueError for what SAEDashboard cannot show, and with the last of what it says if it fails, and
-        ImportError if it is not to be found.
+        Raises ValueError for what SAEDashboard cannot show, for another model than the run's, and with the last of what
+        it says if it fails, and ImportError if it is not to be found.
         """
         python = self._python()
         for name in ("contexts", "batch_size"):
@@ -96,6 +98,8 @@ class Dashboard:
         features = self._features(sae.cfg.d_sae)
         folder = str(demo_model_folder()) if scored.model == DEMO_MODEL else scored.model
         tokens = self._tokens(scored, folder)
+        if scored.run is not None:
+            scored.load_model("cpu")  # which refuses another model than the run's
         with made_if_used(self.output.parent), TemporaryDirectory() as handed, written_whole(self.output) as partial:
             sae.save_model(Path(handed) / "sae")
             np.save(Path(handed) / "tokens.npy", tokens)
@@ -103,6 +107,7 @@ class Dashboard:
                 "sae": str(Path(handed) / "sae"),
                 "tokens": str(Path(handed) / "tokens.npy"),
                 "model": folder,
+                "model_options": scored.model_options,
                 "model_id": Path(folder).name,
                 "dataset": scored.text.name,
                 "sae_set": self.sae_set or name,
@@ -155,6 +160,11 @@ def _shown(name: str, sae: SAE[Any]) -> SAE[Any]:
         raise ValueError(
             f"SAEDashboard shows dictionaries that read and write at one hook, and {name} reads {hook_name} and writes "
             f"{hook_name_out}; choose another"
+        )
+    if layer_hook(hook_name) is None:
+        raise ValueError(
+            f"SAEDashboard shows dictionaries that read in a layer, as blocks.0.hook_resid_pre is, and {name} reads "
+            f"{hook_name}; choose another"
         )
     return sae.to_graded_sae() if isinstance(sae, BAE) else sae
 

@@ -114,7 +114,10 @@ def scored_sources(
     """
     if not any(map(is_run, sources)):
         if names:
-            raise ValueError("dictionaries chooses among those of a run; give the folders that you mean instead")
+            raise ValueError(
+                f"dictionaries are chosen by name where they are those of a run, got {', '.join(names)}; give the "
+                "folders that you mean instead"
+            )
         return scored_dictionaries(sources, model, text, device)
     folder, *others = sources
     if others:
@@ -133,11 +136,13 @@ def scored_run(folder: Path, names: Sequence[str], text: Text | None) -> Scored:
     content = read_json(path)
     if isinstance(content, dict) and (hook_names := content.get("hook_names")):
         raise ValueError(
-            f"the dictionaries of one hook are scored together, and {folder} has those of {len(hook_names)} in "
+            f"dictionaries of one hook are needed, and {folder} has those of {len(hook_names)} in "
             f"{folder / HOOKS_FOLDER}; choose one of the folders there, such as {hook_names[0]}"
         )
     if isinstance(content, dict) and "vectors" in content:
-        raise ValueError(f"{folder} holds dictionaries of vectors, and ComSem asks about tokens of a language model")
+        raise ValueError(
+            f"{folder} holds dictionaries of vectors, and this needs tokens of a language model; choose another run"
+        )
     run = validated(AnalyzedRun, content, str(path))
     for name in (run.model, run.dataset) if text is None else (run.model,):
         if Path(name).is_absolute() and not Path(name).exists():

@@ -19,6 +19,7 @@ from bae_lens.cli.vectors import run_on_vectors, vector_files
 from bae_lens.comparison.dictionaries import DictionarySpec, WidthsAt
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.hooks import check_specs
+from bae_lens.distributed.connection import n_launched
 from bae_lens.distributed.joining import joined
 from bae_lens.saes.training_config import Preset
 from bae_lens.storage import flat
@@ -33,7 +34,7 @@ class Train:
     """Train one dictionary on a language model's activations, or files of vectors, and measure it on held-out ones.
 
     Several processes train one binary code together: torchrun --nproc-per-node 2 -m bae_lens train ...
-    At several hooks each trains those of other hooks.
+    With as many hooks or more, each trains the dictionaries of other hooks.
     """
 
     output: Path
@@ -134,7 +135,7 @@ class Train:
             return made(partial(hook_widths, model), hook_name)
 
         options: Any = {"shard_features": self.shard_features, "tracking": self.tracking}
-        options["share_steps"] = len(hook_names) == 1
+        options["share_steps"] = len(hook_names) < n_launched()
         placed = {"model_device": self.model_device, "device_map": self.device_map}
         with joined(self.device, self.output, flat(asdict(self))) as device:
             if files is not None:

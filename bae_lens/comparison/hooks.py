@@ -137,8 +137,8 @@ def check_in_layers(hook_names: Sequence[str]) -> None:
 def check_specs(specs: Mapping[str, DictionarySpec | PretrainedSpec], widths: Mapping[str, int]) -> None:
     """Raises ValueError for dictionaries that are described for one hook where there are several, given with widths.
 
-    Such is one that is trained already, a transcoder that names its hooks, and an SAE with a number of features where
-    widths differ.
+    Such is one that is trained already or starts from one that is, a transcoder that names its hooks, and an SAE with a
+    number of features where widths differ.
     """
     if len(widths) < 2:
         return
@@ -147,6 +147,11 @@ def check_specs(specs: Mapping[str, DictionarySpec | PretrainedSpec], widths: Ma
             raise ValueError(
                 f"a pretrained dictionary is compared at the one hook that it reads, but {name} would be at "
                 f"{len(widths)}; leave it out, or choose its hook alone"
+            )
+        if spec.start_from is not None:
+            raise ValueError(
+                f"a saved dictionary is trained further at the one hook that it reads, but {name} starts from one at "
+                f"{len(widths)}; leave start_from out, or choose its hook alone"
             )
         named = [hook for hook in (spec.hook_name, spec.hook_name_out) if hook]
         if named:

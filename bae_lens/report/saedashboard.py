@@ -23,7 +23,8 @@ def _main(job: dict[str, Any]) -> None:
     from sae_dashboard.sae_vis_runner import SaeVisRunner
     from sae_lens import SAE
 
-    sae, model = SAE.load_from_disk(job["sae"], device=job["device"]), _load_model(job["model"], job["device"])
+    sae = SAE.load_from_disk(job["sae"], device=job["device"])
+    model = _load_model(job["model"], job["device"], job["model_options"])
     hook_name = sae.cfg.metadata.hook_name
     tokens = torch.from_numpy(np.load(job["tokens"])).long().to(job["device"])
     tokenizer: Any = model.tokenizer
@@ -54,15 +55,15 @@ def _main(job: dict[str, Any]) -> None:
         (output / "neuronpedia" / f"batch-{number}.json").write_text(batch, encoding="utf-8")
 
 
-def _load_model(name: str, device: str) -> Any:
+def _load_model(name: str, device: str, options: dict[str, Any]) -> Any:
     """As `bae_lens.activations.demo_model.load_hooked` does, which cannot be imported beside SAEDashboard."""
     import torch
     from sae_lens import HookedSAETransformer
     from transformer_lens import HookedTransformerConfig, loading_from_pretrained
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    if not Path(name).is_dir():
-        return HookedSAETransformer.from_pretrained_no_processing(name, device=device)
+    if options or not Path(name).is_dir():
+        return HookedSAETransformer.from_pretrained_no_processing(name, device=device, **options)
     values = loading_from_pretrained.convert_hf_model_config(name)
     values |= {"model_name": Path(name).name, "device": device}
     rotary = json.loads((Path(name) / "config.json").read_text()).get("rope_parameters")

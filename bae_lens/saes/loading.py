@@ -9,7 +9,7 @@ import torch
 from sae_lens import SAE
 
 from bae_lens.saes.bae import BAE
-from bae_lens.saes.saelens_compat import SAE_CLASS_REGISTRY
+from bae_lens.saes.saelens_compat import SAE_CLASS_REGISTRY, get_pretrained_saes_directory
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 LFS_POINTER = b"version https://git-lfs"
@@ -41,14 +41,16 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> SAE[Any]:
 def load_pretrained(source: str, device: str = "cpu") -> SAE[Any]:
     """A dictionary by its folder or, as `RELEASE/SAE_ID`, from the hub.
 
+    A release is one of SAELens' directory, `gpt2-small-res-jb`, or a repository on the hub, `you/baes`.
+
     Raises as `load_dictionary`, and ValueError for what is neither, or is not to be had from the hub.
     """
     folder = Path(source)
     if folder.is_dir():
         return load_dictionary(folder, device)
-    release, slash, sae_id = source.partition("/")
-    if not slash or folder.is_absolute():
+    if "/" not in source or folder.is_absolute():
         raise ValueError(f"a dictionary is a folder or RELEASE/SAE_ID on the hub, got {source!r}, which is neither")
+    release, sae_id = _release_and_id(source)
     try:
         sae = SAE.from_pretrained(release, sae_id, device)
     except Exception as error:  # unknown names, no network and damaged files fail in many ways
@@ -56,6 +58,14 @@ def load_pretrained(source: str, device: str = "cpu") -> SAE[Any]:
         raise ValueError(f"{source} is no folder, and not to be had from the hub ({reason})") from error
     _check_values(sae, f"the dictionary {source}")
     return sae
+
+
+def _release_and_id(source: str) -> tuple[str, str]:
+    release, _, sae_id = source.partition("/")
+    if release in get_pretrained_saes_directory() or "/" not in sae_id:
+        return release, sae_id
+    name, _, sae_id = sae_id.partition("/")
+    return f"{release}/{name}", sae_id
 
 
 def _check_values(sae: SAE[Any], name: str) -> None:

@@ -11,6 +11,7 @@ from sae_lens.config import HfDataset, SAETrainerConfig
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.evals import EvalConfig
 from sae_lens.load_model import load_model
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import TopK
@@ -45,6 +46,7 @@ __all__ = [
     "convert_hf_model_config",  # a local folder as a HookedTransformer, whether or not it lists the model
     "extract_stop_at_layer_from_tlens_hook_name",  # the layer before which a forward pass can stop
     "get_official_model_name",  # whether TransformerLens lists a model
+    "get_pretrained_saes_directory",  # the releases that have a name of their own
     "get_pretrained_state_dict",
     "get_sae_training_class",  # the class of a training config
     "get_special_token_ids",  # the tokens that SAELens leaves out

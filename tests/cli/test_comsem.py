@@ -263,7 +263,7 @@ def test_what_is_scored_has_to_be_clear(saved, run_folder):
     cases: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
         ((run, folder), {}, "a run is scored by itself"),
         ((run,), {"model": "gpt2"}, "a run names its own"),
-        ((folder,), {"dictionaries": ("bae",)}, "give the folders that you mean"),
+        ((folder,), {"dictionaries": ("bae",)}, "those of a run, got bae; give the folders that you mean"),
         ((folder, folder), {}, "two dictionaries are called saved"),
         (("nowhere",), {}, "a dictionary is a folder or RELEASE/SAE_ID"),
     ]

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,10 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from sae_lens import SAE, StandardSAE, TopKSAE, TopKSAEConfig
+from sae_lens import SAE, HookedSAETransformer, StandardSAE, TopKSAE, TopKSAEConfig
 
 from bae_lens import BAE, BAEConfig, BinaryTranscoder, BinaryTranscoderConfig
+from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.models import load_model
 from bae_lens.cli import dashboard as dashboard_module
 from bae_lens.cli.dashboard import Dashboard
@@ -22,7 +24,7 @@ HOOK = "blocks.0.hook_resid_post"
 def saved(tiny_model_folder, tmp_path):
     """Saves a dictionary that reads the tiny model, and returns its folder."""
 
-    def save(kind="bae", hook_name_out=None):
+    def save(kind="bae", hook_name_out=None, **metadata):
         sae: SAE
         if kind == "bae":
             sae = BAE(BAEConfig(d_in=16, d_sae=40))
@@ -33,6 +35,8 @@ def saved(tiny_model_folder, tmp_path):
         torch.nn.init.normal_(sae.W_enc)
         sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = HOOK, str(tiny_model_folder)
         sae.cfg.metadata.hook_name_out = hook_name_out
+        for key, value in metadata.items():
+            setattr(sae.cfg.metadata, key, value)
         sae.save_model(tmp_path / kind)
         return tmp_path / kind
 
@@ -92,7 +96,7 @@ def test_other_dictionaries_are_handed_over_as_they_are(saved, show):
         ({"features": (40,)}, "numbered from 0 to 39, got 40"),
         ({"contexts": 0}, "contexts must be at least 1, got 0"),
         ({"python": Path("no/python")}, "there is no Python at no/python; SAEDashboard needs an older"),
-        ({"dictionary": "bae"}, "dictionaries chooses among those of a run"),
+        ({"dictionary": "bae"}, "those of a run, got bae; give the folders that you mean"),
         ({"output": Path(__file__).parent}, "holds something already; choose an empty one"),
     ],
 )
@@ -105,6 +109,35 @@ def test_what_cannot_be_shown_is_refused(saved, show, tmp_path, options, message
 def test_transcoders_are_refused(saved, show):
     with pytest.raises(ValueError, match=r"transcoder reads blocks.0.hook_resid_post and writes blocks.1.hook_mlp_out"):
         show(saved("transcoder", "blocks.1.hook_mlp_out"))
+
+
+def test_a_dictionary_that_reads_in_no_layer_is_refused(saved, show):
+    with pytest.raises(ValueError, match=r"read in a layer, .* and topk reads hook_embed; choose another"):
+        show(saved("topk", hook_name="hook_embed"))
+
+
+def test_another_model_than_the_runs_is_refused(saved, show, words, tiny_model_folder, tmp_path):
+    shutil.copytree(saved(), tmp_path / "run" / "dictionaries" / "bae")
+    weights = model_fingerprint(load_model(str(tiny_model_folder)))
+    run = {"model": str(tiny_model_folder), "dataset": str(words), "text_column": "text", "dataset_split": "train"}
+    run |= {"seed": 0, "contexts": {"context_size": 16}, "recipes": {"bae": {}}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "model_weights": "of before"}))
+    with pytest.raises(
+        ValueError, match=f"run holds something else .model_weights: 'of before' there, '{weights}' now"
+    ):
+        show(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "model_weights": weights}))
+    assert show(tmp_path / "run")[1]["model_options"] == {}
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*This SAE has non-empty model_from_pretrained_kwargs")
+def test_the_model_has_the_options_that_the_dictionary_was_trained_with(saved, show, tiny_model_folder, monkeypatch):
+    options = {"center_writing_weights": True}
+    _, job = show(saved(model_from_pretrained_kwargs=options))
+    assert job["model_options"] == options
+    monkeypatch.setattr(HookedSAETransformer, "from_pretrained_no_processing", lambda name, **given: (name, given))
+    loaded = saedashboard._load_model(job["model"], "cpu", job["model_options"])
+    assert loaded == (str(tiny_model_folder), {"device": "cpu", **options})
 
 
 def test_text_without_a_whole_context_is_refused(saved, show, tmp_path):
@@ -171,7 +204,7 @@ def test_the_script_writes_a_page_and_batches(saved, tiny_model_folder, tmp_path
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     np.save(tmp_path / "tokens.npy", np.array([[2, 4, 5]]))
     job = {"sae": str(saved("topk")), "tokens": str(tmp_path / "tokens.npy"), "model": str(tiny_model_folder)}
-    job |= {"model_id": "tiny", "dataset": "words", "sae_set": "set", "device": "cpu"}
+    job |= {"model_options": {}, "model_id": "tiny", "dataset": "words", "sae_set": "set", "device": "cpu"}
     saedashboard._main({**job, "features": [5, 1, 7], "batch_size": 2, "output": str(tmp_path / "out")})
     assert (tmp_path / "out" / "dashboard.html").exists()
     batches = [json.loads((tmp_path / "out" / "neuronpedia" / f"batch-{i}.json").read_text()) for i in (0, 1)]

@@ -21,6 +21,7 @@ from bae_lens.activations import precision
 from bae_lens.cli import main as cli
 from bae_lens.cli.demo import Demo
 from bae_lens.cli.scored import scored_run
+from bae_lens.cli.train import Train
 from bae_lens.cli.upload import dictionaries_in
 from bae_lens.saes.transcoder import hooks_of
 
@@ -568,11 +569,23 @@ def test_train_at_several_hooks_gives_each_a_run_of_its_own(train, tmp_path, cap
         assert (home / "dictionaries" / "topk_transcoder" / "README.md").exists()
         assert list(scored_run(home, (), None).dictionaries) == ["topk_transcoder"]
     assert list(dictionaries_in(run)) == [f"{hook}/topk_transcoder" for hook in hooks]
-    with pytest.raises(ValueError, match=f"run has those of 2 in .*hooks; choose one of .* such as {hooks[0]}"):
+    with pytest.raises(
+        ValueError,
+        match=f"of one hook are needed, and .*run has those of 2 in .*hooks; choose one of .* such as {hooks[0]}",
+    ):
         scored_run(run, (), None)
     with pytest.raises(SystemExit):
         train()
     assert "holds a run at several hooks, but this is one at one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n_processes", "shared"), [(2, False), (3, True)])
+def test_train_shares_steps_where_there_are_fewer_hooks_than_processes(monkeypatch, tmp_path, n_processes, shared):
+    asked = []
+    monkeypatch.setattr("bae_lens.cli.train.n_launched", lambda: n_processes)
+    monkeypatch.setattr("bae_lens.cli.train.summary_at_hooks", lambda *_, **options: asked.append(options) or "")
+    Train(output=tmp_path / "run", hook_name=HOOKS, device="cpu").run()
+    assert [options["share_steps"] for options in asked] == [shared]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ def test_train(run, tmp_path):
     assert trained.experiment.dataset == "x.npy"
     assert trained.dictionaries[0].features[0].examples[0].token.startswith("shot ")
     assert (tmp_path / "run" / "dictionaries" / "bae" / "README.md").exists()
-    with pytest.raises(ValueError, match="run holds dictionaries of vectors, and ComSem asks about tokens"):
+    with pytest.raises(
+        ValueError, match="run holds dictionaries of vectors, and this needs tokens of a language model"
+    ):
         scored_run(tmp_path / "run", [], None)
 
 

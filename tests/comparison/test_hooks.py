@@ -222,6 +222,10 @@ def test_a_folder_is_for_one_hook_or_for_several(tiny_model, tiny_dataset, run, 
             "at the one hook that it reads, but it would be at 3; leave it out",
         ),
         (
+            DictionarySpec("transcoder", start_from="saved"),
+            "at the one hook that it reads, but it starts from one at 3; leave start_from out",
+        ),
+        (
             DictionarySpec("topk", {"k": 4, "d_sae": 64}),
             "but it has it and widths are 16 at .*, 32 at .*; leave it",
         ),

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file, save_file
 
 from bae_lens import BAE, BAEConfig, BinaryTranscoder, BinaryTranscoderConfig
 from bae_lens.cli import main as cli
-from bae_lens.saes.loading import load_bae, load_dictionary
+from bae_lens.saes.loading import load_bae, load_dictionary, load_pretrained
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
@@ -147,6 +147,22 @@ def test_what_was_saved_is_loaded(sae, tmp_path):
 def test_device_in_the_config_makes_no_difference(folder, device):
     config(lambda content: content.update(device=device))(folder)
     assert load_dictionary(folder).W_enc.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("source", "release", "sae_id"),
+    [
+        ("gpt2-small-res-jb/blocks.8.hook_resid_pre", "gpt2-small-res-jb", "blocks.8.hook_resid_pre"),
+        ("gemma-scope-2b-pt-res/layer_0/width_16k", "gemma-scope-2b-pt-res", "layer_0/width_16k"),
+        ("you/baes/blocks.0.hook_resid_post", "you/baes", "blocks.0.hook_resid_post"),
+        ("you/baes/hooks/bae", "you/baes", "hooks/bae"),
+    ],
+)
+def test_a_release_is_a_name_of_saelens_or_a_repository(folder, monkeypatch, source, release, sae_id):
+    asked, bae = [], load_bae(folder)
+    monkeypatch.setattr(SAE, "from_pretrained", lambda *names: (asked.append(names), bae)[1])
+    assert load_pretrained(source) is bae
+    assert asked == [(release, sae_id, "cpu")]
 
 
 def test_a_bae_is_asked_for(tmp_path):
