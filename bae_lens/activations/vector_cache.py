@@ -61,10 +61,9 @@ def cache_vectors(vectors: Vectors, contexts: Contexts, folder: Path, dtype: Dty
 
 def check_vectors(vectors: Vectors, contexts: Iterable[Contexts], dtype: Dtype = "float32") -> None:
     """Raises ValueError as `cache_vectors` would for what is not finite or too large, in one pass over them."""
-    for rows, chosen in _batches(
-        vectors, torch.cat([each.tokens.flatten() for each in contexts]).sort().values.numpy()
-    ):
-        _checked(vectors, rows, chosen, dtype)
+    rows = torch.cat([each.tokens.flatten() for each in contexts]).sort().values.numpy()
+    for of_batch, chosen in _batches(vectors, rows):
+        _checked(vectors, of_batch, chosen, dtype)
 
 
 def _checked(

@@ -71,7 +71,8 @@ def compare(
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
     does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
-    than the model's, for a split without documents, for fewer tokens to train on than a batch, and for a folder that holds anything else.
+    than the model's, for a split without documents, for fewer tokens to train on than a batch, and for a folder that
+    holds anything else.
     """
     share_steps |= shard_features
     experiment, contenders = checked(model, contenders, experiment, share_steps, shard_features)

@@ -384,13 +384,11 @@ def test_text_with_fewer_tokens_than_a_batch_is_refused_before_the_pass(
 ):
     monkeypatch.setattr("bae_lens.comparison.run.cache_activations", lambda *_, **__: pytest.fail("the model ran"))
     few = tiny_dataset.select(range(2))  # one to train on, of 24 tokens
-    hooks = [HOOK, "blocks.1.hook_resid_post"]
+    made = {"BAE": Contender((bae(),))}
+    run = compare_hooks if at_hooks else compare
+    given = {HOOK: made, "blocks.1.hook_resid_post": made} if at_hooks else made
     with pytest.raises(ValueError, match="24 tokens were chosen for training, and a batch takes 32; add text"):
-        if at_hooks:
-            made = {hook: {"BAE": Contender((bae(),))} for hook in hooks}
-            compare_hooks(tiny_model, few, made, EXPERIMENT, tmp_path / "run")
-        else:
-            compare(tiny_model, few, {"BAE": Contender((bae(),))}, EXPERIMENT, tmp_path / "run")
+        run(tiny_model, few, given, EXPERIMENT, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
