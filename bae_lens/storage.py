@@ -160,6 +160,7 @@ def checksum(arrays: Iterable[np.ndarray]) -> int:
 
 
 RUN_FILE = "run.json"
+STAGES_FILE = "stages.json"
 LOCK_FILE = ".lock"
 ACTIVATIONS_FOLDER = "activations"  # of a run, in which they are cached
 WINDOWS_FOLDER = "windows"  # of the tokens that a run chose before it knew that it could go on
@@ -191,7 +192,7 @@ class Stopwatch:
     """
 
     def __init__(self, folder: Path, on_stage: OnStage = unwatched) -> None:
-        self.path, self.on_stage = folder / "stages.json", on_stage
+        self.path, self.on_stage = folder / STAGES_FILE, on_stage
         earlier = read_json(self.path) if self.path.exists() else []
         self.stages = {s.name: s for s in (validated(Stage, stage, str(self.path)) for stage in earlier)}
 
@@ -291,13 +292,20 @@ def claimed(folder: Path, purpose: dict[str, Any]) -> Iterator[None]:
     """Holds `folder` for a run of this purpose, made of JSON values, alone among processes.
 
     Of several processes that share a run, the first that sees the folder holds it for all that do.
+    If the block raises ValueError before it has put anything there, the folder is free again for another purpose.
     Raises ValueError as `check_folder` and `locked`, and as `claim` if it is the home of another run.
     """
     if is_first_at_home():
         check_folder(folder)
     with locked(folder) if is_first_at_home() else nullcontext():
         claim(folder / RUN_FILE, {**purpose, "version": version("bae-lens")})
-        yield
+        try:
+            yield
+        except ValueError:
+            if is_first_at_home() and {path.name for path in folder.iterdir()} <= {LOCK_FILE, RUN_FILE, STAGES_FILE}:
+                (folder / STAGES_FILE).unlink(missing_ok=True)
+                (folder / RUN_FILE).unlink()
+            raise
 
 
 def claim(path: Path, purpose: dict[str, Any]) -> None:

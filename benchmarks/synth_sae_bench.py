@@ -7,11 +7,11 @@ r"""SynthSAEBench (arXiv 2602.14687): dictionaries on activations with known tru
 The first is scaled down for a CPU: the published model with a quarter of its features, roots and dictionary, and a
 third of its dimensions; firing probabilities, hierarchy, correlations and magnitudes are made alike. The second is the
 published model at its budget. All dictionaries of a seed take their steps on the same batches. What is measured of a
-seed is kept; the same command goes on.
+seed is kept; the same command goes on, as one with more seeds does.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from bae_lens.functional.tree_entropy import PairCounts, learn_tree
 from bae_lens.markdown import markdown_table
 from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_config import TrainingBAEConfig
-from bae_lens.storage import read_json, write_json
+from bae_lens.storage import claimed, read_json, write_json
 from bae_lens.training.recipe import TrainingSettings
 from bae_lens.training.trainer import take_step, trainer_of
 
@@ -102,8 +102,12 @@ class SynthSAEBench:
     """For everything."""
 
     def run(self) -> None:
+        settings = {name: value for name, value in asdict(self).items() if name not in ("output", "seeds")}
+        with claimed(self.output, settings):
+            self._run()
+
+    def _run(self) -> None:
         model = SyntheticModel.load_from_source(self.source or SCALED, device=self.device)
-        self.output.mkdir(parents=True, exist_ok=True)
         truth = self._kept("truth.json", lambda: self._entropy(self._samples(model, 10**6, encode=None)))
         print(f"true features: {truth}")
         rows = [

@@ -54,6 +54,25 @@ def test_nothing_is_another_than_none_or_an_empty_list(tmp_path, earlier, now, d
         check_same(earlier, now, tmp_path)
 
 
+def test_claim_of_a_run_that_is_refused_is_taken_back_if_nothing_was_kept(tmp_path):
+    folder = tmp_path / "deep" / "run"
+
+    def refused(put_there):
+        with claimed(folder, PURPOSE):
+            put_there()
+            raise ValueError("too few")
+
+    with pytest.raises(ValueError, match="too few"):
+        refused(lambda: Stopwatch(folder).add("choose contexts", 1.0))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), claimed(folder, PURPOSE):
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="too few"):
+        refused(lambda: (folder / "contexts").mkdir())
+    with pytest.raises(ValueError, match="holds something else"):
+        claim(folder, {**PURPOSE, "seed": 1})
+
+
 def test_folder_of_another_version_is_refused(tmp_path, monkeypatch):
     claim(tmp_path)
     monkeypatch.setattr("bae_lens.storage.version", lambda _: "99.0")

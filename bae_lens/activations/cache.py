@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bae_lens.activations.batch_order import BLOCK_ROWS, NAME, WINDOW_BLOCKS, EpochOrder, epochs, n_blocks_of
-from bae_lens.activations.contexts import PADDING, Contexts
+from bae_lens.activations.contexts import Contexts
 from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.precision import as_tensor
 from bae_lens.distributed.exchange import shard
@@ -96,8 +96,7 @@ class CachedActivations:
     @cached_property
     def special(self) -> Bool[Tensor, " n_tokens"]:
         """Which rows are special tokens or padding."""
-        tokens = self.contexts.tokens.flatten()
-        return torch.isin(tokens, torch.tensor([PADDING, *self.special_tokens]))
+        return self.contexts.is_special(self.special_tokens)
 
     @cached_property
     def relative_norms(self) -> Float[Tensor, " n_tokens"]:

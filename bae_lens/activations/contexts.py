@@ -1,7 +1,7 @@
 """Which tokens of a text are looked at: documents cut into contexts, some of them held out for evaluation."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -35,6 +35,10 @@ class Contexts:
     """Token ids, beginning with BOS where the tokenizer has one; `PADDING` after a document's end."""
     document: Int[Tensor, " n_contexts"]
     """Index of each context's document in the order in which documents were read."""
+
+    def is_special(self, special_tokens: Sequence[int]) -> Bool[Tensor, " n_tokens"]:
+        """Which tokens, one context after another, are padding or among these."""
+        return torch.isin(self.tokens.flatten(), torch.tensor([PADDING, *special_tokens]))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """Vectors of files or arrays as a cache of activations, in one pass over them."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.activations.cache import (
@@ -56,27 +59,49 @@ def cache_vectors(vectors: Vectors, contexts: Contexts, folder: Path, dtype: Dty
     return CachedActivations(folder, HOOK)
 
 
+def check_vectors(vectors: Vectors, contexts: Iterable[Contexts], dtype: Dtype = "float32") -> None:
+    """Raises ValueError as `cache_vectors` would for what is not finite or too large, in one pass over them."""
+    rows = torch.cat([each.tokens.flatten() for each in contexts]).sort().values.numpy()
+    for of_batch, chosen in _batches(vectors, rows):
+        _checked(vectors, of_batch, chosen, dtype)
+
+
+def _checked(
+    vectors: Vectors, rows: Int[np.ndarray, " n"], chosen: Float[Tensor, "n d"], dtype: Dtype
+) -> Shaped[np.ndarray, "n d"]:
+    """These vectors as they are stored."""
+    finite = torch.isfinite(chosen).all(-1)
+    if not finite.all():
+        bad = int(rows[int((~finite).nonzero()[0])])
+        raise ValueError(f"vectors must be finite, but {vectors.row_name(bad)} holds NaN or infinity; remove it")
+    return stored(chosen, dtype)
+
+
+def _batches(
+    vectors: Vectors, rows: Int[np.ndarray, " n_rows"]
+) -> Iterator[tuple[Int[np.ndarray, " n"], Float[Tensor, "n d"]]]:
+    """Those of the given rows, in ascending order, that are in each batch, and their vectors."""
+    first = 0
+    for batch in vectors:
+        own = rows[slice(*np.searchsorted(rows, [first, first + len(batch)]).tolist())]
+        yield own, batch[torch.from_numpy(own - first)]
+        first += len(batch)
+
+
 def _copy(vectors: Vectors, rows: np.ndarray, folder: Path, dtype: Dtype) -> None:
     """The given rows, in ascending order, as far as they are not there yet."""
     norms = open_array(folder / NORMS_FILE)
     array, sums = (open_array(folder / HOOK / file) for file in (ARRAY_FILE, CHECKSUMS_FILE))
-    first = 0
+    end = 0
     with tqdm(total=len(rows), desc="copying vectors", unit="vector", disable=not is_main_process()) as progress:
-        for batch in vectors:
-            own = slice(*np.searchsorted(rows, [first, first + len(batch)]).tolist())
-            chosen = batch[torch.from_numpy(rows[own] - first)]
-            first += len(batch)
+        for of_batch, chosen in _batches(vectors, rows):
+            own = slice(end, end := end + len(chosen))
             progress.update(len(chosen))
             if len(chosen) == 0 or sums[own].all():
                 continue
-            finite = torch.isfinite(chosen).all(-1)
-            if not finite.all():
-                bad = int(rows[own][int((~finite).nonzero()[0])])
-                raise ValueError(
-                    f"vectors must be finite, but {vectors.row_name(bad)} holds NaN or infinity; remove it"
-                )
+            values = _checked(vectors, of_batch, chosen, dtype)
             norms[own] = torch.linalg.vector_norm(chosen, dim=-1, dtype=torch.float64).float().numpy()[:, None, None]
-            array[own] = stored(chosen, dtype)[:, None]
+            array[own] = values[:, None]
             norms.flush()
             array.flush()
             sums[own] = [checksum(parts) for parts in zip(norms[own], array[own], strict=True)]

@@ -25,7 +25,7 @@ from bae_lens.distributed.connection import is_main_process
 from bae_lens.distributed.exchange import barrier
 from bae_lens.distributed.homes import is_first_at_home
 from bae_lens.distributed.joining import joined
-from bae_lens.entropy.dynamics import FEW_VECTORS, SHARED, DynamicsSettings, entropy_dynamics
+from bae_lens.entropy.dynamics import FEW_VECTORS, SHARED, DynamicsSettings, entropy_dynamics, held_out
 from bae_lens.entropy.plan import DynamicsPlan, plan_dynamics
 from bae_lens.entropy.presets import PAPER_BATCH, PAPER_MAX_POSITION, PAPER_WINDOWS, paper_settings
 from bae_lens.entropy.results import Dictionaries, EntropyDynamics
@@ -155,7 +155,7 @@ class Dynamics:
         if self._length >= model.cfg.n_ctx:
             raise ValueError(f"max_position must be below the model's context of {model.cfg.n_ctx}, got {self._length}")
         settings, hooks = self._settings(model.cfg.d_model, self._n_windows), self._hooks(model)
-        windows = self._windows(model.tokenizer)
+        windows = self._windows(model.tokenizer, settings.fit.batch_size)
         loading = time.monotonic() - start
         dynamics = self._dynamics(model, windows, hooks, self._positions, settings, self.output, loading)
         if not is_main_process():
@@ -216,18 +216,21 @@ class Dynamics:
             gpu_bytes=None if self.gpu_memory is None else int(self.gpu_memory * 1e9),
         )
 
-    def _windows(self, tokenizer: Any) -> Windows:
-        """From the output folder, if an earlier run left them there."""
+    def _windows(self, tokenizer: Any, batch_size: int) -> Windows:
+        """From the output folder, if an earlier run left them there. Raises ValueError as `held_out`."""
 
         def text() -> Any:
             return load_text(self.dataset, self.text_column, self.dataset_split)
 
         def cut() -> Windows:
             documents = text().shuffle(seed=self.seed)
-            if self._paper:
-                return first_windows(tokenizer, documents, self._length, self._n_windows)
             sizes = (self._length, self._n_windows)
-            return random_windows(tokenizer, documents, *sizes, self.seed, self.windows_per_document)
+            if self._paper:
+                windows = first_windows(tokenizer, documents, *sizes)
+            else:
+                windows = random_windows(tokenizer, documents, *sizes, self.seed, self.windows_per_document)
+            held_out(windows.document, batch_size)
+            return windows
 
         local = self.dataset == DEMO_TEXT or Path(self.dataset).exists()
         source = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.cache_writer import cache_activations
-from bae_lens.activations.contexts import CONTEXTS_FOLDER, choose_contexts, kept_contexts
+from bae_lens.activations.contexts import CONTEXTS_FOLDER, Contexts, choose_contexts, kept_contexts
 from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import resolve_hook
@@ -21,6 +21,7 @@ from bae_lens.comparison.results import (
 from bae_lens.distributed.connection import is_main_process
 from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.file_exchange import bring_together
+from bae_lens.saes.saelens_compat import get_special_token_ids
 from bae_lens.storage import (
     ACTIVATIONS_FOLDER,
     OnStage,
@@ -70,7 +71,8 @@ def compare(
 
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
     does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
-    than the model's, for a split without documents, and for a folder that holds anything else.
+    than the model's, for a split without documents, for fewer tokens to train on than a batch, and for a folder that
+    holds anything else.
     """
     share_steps |= shard_features
     experiment, contenders = checked(model, contenders, experiment, share_steps, shard_features)
@@ -137,15 +139,26 @@ def cached_splits(
 ) -> dict[str, dict[str, CachedActivations]]:
     """Activations by split of the documents and by hook, of one pass, for contenders by the hook of their comparison.
 
-    `folder` keeps them, and the contexts.
+    `folder` keeps them, and the contexts. Raises ValueError, before anything is kept, for fewer tokens than a batch of
+    what is to be trained.
     """
+    made = [contender for by_name in contenders.values() for contender in by_name.values()]
+
+    def chosen_contexts() -> dict[str, Contexts]:
+        tune = any(len(contender.trials) > 1 for contender in made)
+        texts = documents.shuffle(seed=experiment.seed)
+        contexts = choose_contexts(model.tokenizer, texts, experiment.contexts, experiment.seed, tune=tune)
+        n_train = int((~contexts["train"].is_special(sorted(get_special_token_ids(model.tokenizer)))).sum())
+        batch_size = experiment.training.batch_size
+        if n_train < batch_size and any(contender.pretrained is None for contender in made):
+            raise ValueError(
+                f"{n_train} tokens were chosen for training, and a batch takes {batch_size}; add text, raise "
+                "cached_tokens, or choose a smaller batch_size"
+            )
+        return contexts
+
     with stopwatch.stage("choose contexts"):
-        tune = any(len(contender.trials) > 1 for made in contenders.values() for contender in made.values())
-        settings = (experiment.contexts, experiment.seed)
-        contexts = kept_contexts(
-            folder / CONTEXTS_FOLDER,
-            lambda: choose_contexts(model.tokenizer, documents.shuffle(seed=experiment.seed), *settings, tune=tune),
-        )
+        contexts = kept_contexts(folder / CONTEXTS_FOLDER, chosen_contexts)
     with stopwatch.stage("activations"):
         hooks = needed_hooks(contenders)
         return {

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from bae_lens.activations.fingerprint import tensor_fingerprint
-from bae_lens.activations.vector_cache import cache_vectors
+from bae_lens.activations.vector_cache import cache_vectors, check_vectors
 from bae_lens.activations.vectors import HOOK, Vectors, choose_vectors
 from bae_lens.comparison.comparing import OnMeasured
 from bae_lens.comparison.experiment import Contender, Experiment, check_contenders, check_hooks
@@ -60,6 +60,7 @@ def compare_vectors(
             f"of {len(vectors)} vectors {n_train} are for training, and a batch takes {batch_size}; add vectors, or "
             "choose a smaller batch_size"
         )
+    check_vectors(vectors, chosen.values(), experiment.cache_dtype)
     purpose = {
         **asdict(experiment),
         "vectors": vectors.fingerprint,

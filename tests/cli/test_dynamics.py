@@ -165,6 +165,7 @@ def test_impossible_prompts_are_one_line(dynamics, prompts, change, message):
             "give several --entropy-coefficients, got 0.1",
         ),
         (("--windows", 0), "windows must be at least 1, got 0"),
+        ((*SMALL, "--windows", 15), "training needs at least a batch of 16 windows"),
         (("--max-position", 32, "--windows", 20), "no document reaches position 32, the longest of 100 has 24 tokens"),
         (
             ("--max-position", 4, "--windows", 20, "--batch-size", 4, "--layers", 2),

@@ -21,6 +21,7 @@ from bae_lens import (
     TrainingSettings,
     TrainingTranscoderConfig,
     compare,
+    compare_hooks,
 )
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import ContextSettings
@@ -374,6 +375,21 @@ def test_text_without_documents_for_tuning_is_refused(tiny_model, tiny_dataset, 
     few = tiny_dataset.select(range(5))
     with pytest.raises(ValueError, match="no tune document among 5"):
         compare(tiny_model, few, {"R": Contender((relu(1.0), relu(2.0)))}, EXPERIMENT, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:the text gave")
+@pytest.mark.parametrize("at_hooks", [False, True])
+def test_text_with_fewer_tokens_than_a_batch_is_refused_before_the_pass(
+    tiny_model, tiny_dataset, tmp_path, monkeypatch, at_hooks
+):
+    monkeypatch.setattr("bae_lens.comparison.run.cache_activations", lambda *_, **__: pytest.fail("the model ran"))
+    few = tiny_dataset.select(range(2))  # one to train on, of 24 tokens
+    made = {"BAE": Contender((bae(),))}
+    run = compare_hooks if at_hooks else compare
+    given = {HOOK: made, "blocks.1.hook_resid_post": made} if at_hooks else made
+    with pytest.raises(ValueError, match="24 tokens were chosen for training, and a batch takes 32; add text"):
+        run(tiny_model, few, given, EXPERIMENT, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_topk_with_its_rescaling_is_compared_as_it_was_trained(run):

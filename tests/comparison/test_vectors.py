@@ -127,6 +127,9 @@ def test_what_cannot_be_is_refused(vectors, tmp_path):
     hungry = replace(EXPERIMENT, training=TrainingSettings(training_tokens=4_096, batch_size=512),
                      contexts=ContextSettings(cached_tokens=512))  # fmt: skip
     few = Vectors([torch.randn(640, 8)])
+    nan, large = (torch.cat(list(vectors)) for _ in range(2))
+    nan[500, 3], large[500, 3] = torch.nan, 1e6
+    whole = replace(EXPERIMENT, contexts=ContextSettings(cached_tokens=1_000, held_out_tokens=1_000))
     cases = {
         "is a transcoder, which needs activations at two hooks": (
             vectors,
@@ -136,6 +139,8 @@ def test_what_cannot_be_is_refused(vectors, tmp_path):
         "BAE has d_in 9, but the activations at vectors are 8 wide": (vectors, {"BAE": Contender((wide,))}, EXPERIMENT),
         "must be None, got 'gpt2'": (vectors, contenders(), replace(EXPERIMENT, model="gpt2")),
         "of 640 vectors 508 are for training, and a batch takes 512": (few, contenders(), hungry),
+        "vectors must be finite, but row 500 holds NaN": (Vectors([nan]), contenders(), whole),
+        "do not fit in float16": (Vectors([large]), contenders(), replace(whole, cache_dtype="float16")),
     }
     for message, (given, made, experiment) in cases.items():
         with pytest.raises(ValueError, match=message):
