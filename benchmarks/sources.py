@@ -65,7 +65,7 @@ class Sources:
 
     output: Path
     """Folder for the comparisons."""
-    sources: tuple[str, ...] = (*HOOKS, SENTENCES)
+    sources: tuple[str, ...] = tuple(HOOKS)
     """Which to run: places in SmolLM2 on the State of the Union addresses; "code", the same model's layer 10 on the
     modules of Python's standard library; "sentences", embeddings of the addresses' sentences by another encoder;
     "qwen", the middle of another language model."""
@@ -73,8 +73,8 @@ class Sources:
     """For "qwen": a name on the hub or a folder."""
     helped: tuple[str, ...] = ("bae", "topk")
     """Architectures whose codes are measured with every help too."""
-    as_trained: tuple[str, ...] = ("standard", "gated")
-    """Architectures whose codes are measured as trained alone, in a comparison of their own."""
+    as_trained: tuple[str, ...] = ()
+    """Architectures whose codes are measured as trained alone, such as standard and gated, in further comparisons."""
     l0: int = 32
     trials: int = 1
     cached_tokens: int = 65_536
@@ -84,12 +84,13 @@ class Sources:
 
     def run(self) -> None:
         self._check()
-        for architectures, every_help in ((self.helped, True), (self.as_trained, False)):
+        asked = [(made, every_help) for made, every_help in ((self.helped, True), (self.as_trained, False)) if made]
+        for architectures, every_help in asked:
             for source in self.sources:
                 self._compared(source, architectures, every_help)
         rows = read_json(self.results)["sources"] if self.results.exists() else {}
         rows |= {
-            source: {**machine(), **row(*(self._result(source, every_help) for every_help in (True, False)))}
+            source: {**machine(), **row([self._result(source, every_help) for _, every_help in asked])}
             for source in self.sources
         }
         write_json(self.results, {"sources": rows})
@@ -164,9 +165,10 @@ def standard_library() -> Dataset:
     return Dataset.from_dict({"text": [path.read_text("utf-8", errors="replace") for path in modules]})
 
 
-def row(comparison: Comparison, as_trained: Comparison) -> dict[str, Any]:
-    """What came out for each dictionary, in a comparison with every help and one without."""
-    dictionaries = [*comparison.dictionaries, *as_trained.dictionaries]
+def row(comparisons: list[Comparison]) -> dict[str, Any]:
+    """What came out for each dictionary of comparisons at one source."""
+    comparison = comparisons[0]
+    dictionaries = [dictionary for each in comparisons for dictionary in each.dictionaries]
     return {
         "hook_name": comparison.experiment.hook_name,
         "model": comparison.experiment.model,
