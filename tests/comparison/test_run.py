@@ -385,7 +385,7 @@ def test_text_with_fewer_tokens_than_a_batch_is_refused_before_the_pass(
     monkeypatch.setattr("bae_lens.comparison.run.cache_activations", lambda *_, **__: pytest.fail("the model ran"))
     few = tiny_dataset.select(range(2))  # one to train on, of 24 tokens
     made = {"BAE": Contender((bae(),))}
-    run = compare_hooks if at_hooks else compare
+    run: Any = compare_hooks if at_hooks else compare
     given = {HOOK: made, "blocks.1.hook_resid_post": made} if at_hooks else made
     with pytest.raises(ValueError, match="24 tokens were chosen for training, and a batch takes 32; add text"):
         run(tiny_model, few, given, EXPERIMENT, tmp_path / "run")

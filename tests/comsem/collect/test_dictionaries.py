@@ -14,11 +14,11 @@ def test_a_dictionary_is_an_object_a_folder_or_a_name_on_the_hub(known_bae, know
         return known_sae
 
     monkeypatch.setattr(SAE, "from_pretrained", from_pretrained)
-    sources = {"object": known_sae, "folder": str(tmp_path / "mine"), "hub": "some-release/layer_3/width_16k"}
+    sources = {"object": known_sae, "folder": str(tmp_path / "mine"), "hub": "gemma-scope-2b-pt-res/layer_3/width_16k"}
     loaded = load_dictionaries(sources)
     assert loaded["object"] is loaded["hub"] is known_sae
     assert torch.equal(loaded["folder"].W_enc, known_bae.W_enc)
-    assert asked == [("some-release", "layer_3/width_16k", "cpu")]
+    assert asked == [("gemma-scope-2b-pt-res", "layer_3/width_16k", "cpu")]
 
 
 def test_a_single_dictionary_gets_a_name(known_bae, tmp_path):
