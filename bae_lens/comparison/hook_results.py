@@ -20,7 +20,7 @@ class HookRow:
     What its numbers are stands in `Run`, of which they are a part.
     """
 
-    comparison: str
+    comparison_hook: str
     """The hook of the comparison, whose folder in the run's `hooks` has its name."""
     dictionary: str
     """Name of the dictionary."""
@@ -74,7 +74,7 @@ class HookRow:
     def _of(cls, comparison: Comparison, dictionary: DictionaryResult, run: Run) -> "HookRow":
         metrics, code, loss = run.metrics, run.metrics.code, run.language_model
         return cls(
-            comparison=comparison.experiment.hook_name,
+            comparison_hook=comparison.experiment.hook_name,
             dictionary=dictionary.name,
             architecture=dictionary.architecture,
             is_binary=dictionary.is_binary,
@@ -125,14 +125,14 @@ class HookComparisons:
     @property
     def hook_names(self) -> list[str]:
         """In the order in which they were given."""
-        return list(dict.fromkeys(row.comparison for row in self.rows))
+        return list(dict.fromkeys(row.comparison_hook for row in self.rows))
 
     @property
     def by_dictionary(self) -> dict[tuple[str, str], list[HookRow]]:
         """The rows of all seeds, by hook and name of the dictionary."""
         grouped: dict[tuple[str, str], list[HookRow]] = {}
         for row in self.rows:
-            grouped.setdefault((row.comparison, row.dictionary), []).append(row)
+            grouped.setdefault((row.comparison_hook, row.dictionary), []).append(row)
         return grouped
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def share_over_seeds(shares: Sequence[float | None]) -> str:
 
 # Columns: their headings, and how the rows of one dictionary fill them.
 HOOK_TABLE: dict[str, Callable[[list[HookRow]], str]] = {
-    "hook": lambda rows: rows[0].comparison,
+    "hook": lambda rows: rows[0].comparison_hook,
     "dictionary": lambda rows: rows[0].dictionary,
     "explained variance": lambda rows: over_seeds([row.explained_variance for row in rows], 3),
     "CE recovered": lambda rows: share_over_seeds([row.ce_recovered for row in rows]),

@@ -105,7 +105,7 @@ def _place(row: HookRow) -> str:
 
 
 def _layer(row: HookRow) -> int:
-    at = layer_hook(row.comparison)
+    at = layer_hook(row.comparison_hook)
     assert at is not None
     return at.layer
 

@@ -108,7 +108,7 @@ def test_each_hook_has_what_compare_gives_there_of_one_pass_for_all(run, tiny_mo
 
     assert ran.result.hook_names == list(HOOKS)
     assert HookComparisons.from_dict(json.loads((tmp_path / "run" / "result.json").read_text())) == ran.result
-    assert [(row.comparison, row.dictionary, row.seed) for row in ran.result.rows] == [
+    assert [(row.comparison_hook, row.dictionary, row.seed) for row in ran.result.rows] == [
         (hook, name, seed) for hook in HOOKS for name in ("BAE", "MLP") for seed in (0, 1)
     ]
     assert ran.result.rows[4:8] == HookRow.all_of(ran.comparison(hook))

@@ -10,7 +10,7 @@ from bae_lens.report.by_layer import layer_charts, write_layer_report
 from bae_lens.storage import Stage
 
 ROW = HookRow(
-    comparison="blocks.0.hook_resid_post",
+    comparison_hook="blocks.0.hook_resid_post",
     dictionary="BAE",
     architecture="bae",
     is_binary=True,
@@ -36,14 +36,14 @@ TOPK = replace(ROW, dictionary="Top-k", architecture="topk", is_binary=False, va
 
 
 def moved(row: HookRow, comparison: str, writes: str = "", **changes: Any) -> HookRow:
-    return replace(row, comparison=comparison, hook_name=comparison, hook_name_out=writes or comparison, **changes)
+    return replace(row, comparison_hook=comparison, hook_name=comparison, hook_name_out=writes or comparison, **changes)
 
 
 def result(*rows: HookRow) -> HookComparisons:
     seeds = tuple(dict.fromkeys(row.seed for row in rows))
-    stages = [Stage("activations", 2.0, 1.0), Stage(rows[0].comparison, 3.0, 1.0)]
+    stages = [Stage("activations", 2.0, 1.0), Stage(rows[0].comparison_hook, 3.0, 1.0)]
     return HookComparisons(
-        Experiment("/home/me/llama", "words", ROW.comparison, seeds=seeds), 600, 300, 7, stages, [*rows]
+        Experiment("/home/me/llama", "words", ROW.comparison_hook, seeds=seeds), 600, 300, 7, stages, [*rows]
     )
 
 
@@ -73,7 +73,9 @@ def test_seeds_are_one_mark_with_their_spread():
 
 def test_places_in_a_layer_have_charts_of_their_own_and_transcoders_are_where_they_write():
     mlp = "blocks.0.hook_mlp_out"
-    found = result(ROW, moved(TOPK, ROW.comparison, mlp, explained_variance=0.3), moved(ROW, mlp, ce_recovered=None))
+    found = result(
+        ROW, moved(TOPK, ROW.comparison_hook, mlp, explained_variance=0.3), moved(ROW, mlp, ce_recovered=None)
+    )
     charts = layer_charts(found)
     assert list(charts["explained variance"]) == ["hook_resid_post", "hook_mlp_out"]
     assert points(found, "explained variance", "hook_mlp_out") == {"Top-k": [(0.0, 0.3)], "BAE": [(0.0, 0.9)]}
@@ -90,7 +92,7 @@ def test_page_links_to_each_hooks_report_and_loads_nothing(tmp_path):
     page = write_layer_report(found, tmp_path).read_text()
     body = page[page.index("<body>") :]
     links = re.findall(r'(?:href|src)="([^"#]+)"', body)
-    assert links == [f"hooks/{hook}/report.html" for hook in (ROW.comparison, deep)]
+    assert links == [f"hooks/{hook}/report.html" for hook in (ROW.comparison_hook, deep)]
     assert "<img" not in body
     assert len(re.findall('id="figure-', body)) == 7  # every measure but value bits, of one place
     assert "0.900" in body
