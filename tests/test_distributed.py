@@ -474,7 +474,10 @@ def _unlike(tmp_path: Path, command: list[str], *other: str) -> list[str]:
         (("--batch-size", "66"), "training.batch_size: 33 and 66"),
         (("--seed", "1"), "seed: 0 and 1"),
         (("--output", "elsewhere"), r"output: .* and PosixPath\('elsewhere'\)"),
-        (("--hook-name", "blocks.1.hook_resid_post"), r"hook_name: \('blocks.0.hook_resid_post',\) and \('blocks.1.hook_"),
+        (
+            ("--hook-name", "blocks.1.hook_resid_post"),
+            r"hook_name: \('blocks.0.hook_resid_post',\) and \('blocks.1.hook_",
+        ),
         (("--set", "target_l0", "8"), r"set: {} and nothing; set.target_l0: nothing and '8'"),
     ],
 )
