@@ -36,7 +36,7 @@ from bae_lens import (
     load_text,
 )
 from bae_lens.activations.forward import hook_widths
-from bae_lens.activations.vectors import HOOK
+from bae_lens.activations.vectors import VECTORS_HOOK
 from bae_lens.comparison.experiment import Experiment
 from bae_lens.comparison.results import RESULT_FILE, Comparison, DictionaryResult
 from bae_lens.comsem.judges.embedding import load_minilm
@@ -118,8 +118,8 @@ class Sources:
         folder = self._folder(source, every_help)
         if source == SENTENCES:
             vectors = self._sentences()
-            made = self._contenders(architectures, {HOOK: vectors.d})
-            compare_vectors(vectors, made, replace(experiment, model=None, hook_name=HOOK), folder)
+            made = self._contenders(architectures, {VECTORS_HOOK: vectors.d})
+            compare_vectors(vectors, made, replace(experiment, model=None, hook_name=VECTORS_HOOK), folder)
             return
         assert experiment.model is not None
         model = load_model(experiment.model, "cpu", experiment.contexts.context_size)

@@ -22,7 +22,7 @@ from bae_lens.activations.cache_writer import complete, forget_damaged, make_arr
 from bae_lens.activations.contexts import Contexts
 from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.precision import Dtype, stored, torch_dtype
-from bae_lens.activations.vectors import HOOK, Vectors
+from bae_lens.activations.vectors import VECTORS_HOOK, Vectors
 from bae_lens.distributed.connection import is_main_process
 from bae_lens.distributed.exchange import barrier
 from bae_lens.distributed.homes import all_homes, is_first_at_home
@@ -42,7 +42,7 @@ def cache_vectors(vectors: Vectors, contexts: Contexts, folder: Path, dtype: Dty
     source = {
         "vectors": vectors.fingerprint,
         "contexts": tensor_fingerprint(contexts.tokens, contexts.document),
-        "hook_names": [HOOK],
+        "hook_names": [VECTORS_HOOK],
         "special_tokens": [],
         **({} if torch_dtype(dtype) == torch.float32 else {"dtype": dtype}),
     }
@@ -50,13 +50,13 @@ def cache_vectors(vectors: Vectors, contexts: Contexts, folder: Path, dtype: Dty
     with locked(folder) if working else nullcontext():
         claim(folder / SOURCE_FILE, source)
         if not all_homes((folder / COMPLETE_FILE).exists()):
-            make_arrays(folder, contexts, {HOOK: vectors.d}, dtype)
-            forget_damaged(folder, [HOOK])
+            make_arrays(folder, contexts, {VECTORS_HOOK: vectors.d}, dtype)
+            forget_damaged(folder, [VECTORS_HOOK])
             if is_first_at_home():
                 _copy(vectors, contexts.tokens.flatten().numpy(), folder, dtype)
             barrier()
-            complete(folder, [HOOK])
-    return CachedActivations(folder, HOOK)
+            complete(folder, [VECTORS_HOOK])
+    return CachedActivations(folder, VECTORS_HOOK)
 
 
 def check_vectors(vectors: Vectors, contexts: Iterable[Contexts], dtype: Dtype = "float32") -> None:
@@ -91,7 +91,7 @@ def _batches(
 def _copy(vectors: Vectors, rows: np.ndarray, folder: Path, dtype: Dtype) -> None:
     """The given rows, in ascending order, as far as they are not there yet."""
     norms = open_array(folder / NORMS_FILE)
-    array, sums = (open_array(folder / HOOK / file) for file in (ARRAY_FILE, CHECKSUMS_FILE))
+    array, sums = (open_array(folder / VECTORS_HOOK / file) for file in (ARRAY_FILE, CHECKSUMS_FILE))
     end = 0
     with tqdm(total=len(rows), desc="copying vectors", unit="vector", disable=not is_main_process()) as progress:
         for of_batch, chosen in _batches(vectors, rows):

@@ -17,7 +17,7 @@ from bae_lens.activations.contexts import HELD_OUT_EVERY, Contexts, ContextSetti
 from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.vector_files import ROWS, VectorFile, batches_of_rows, values_in
 
-HOOK = "vectors"  # stands where activations of a model have their hook
+VECTORS_HOOK = "vectors"  # stands where activations of a model have their hook
 N_BLOCKS, LARGEST_BLOCK = 100, 1024  # vectors without documents are split by so many blocks or, of so many rows, more
 LEAST_HELD_OUT = 64  # vectors, of which shares and rates still say something
 OWN_FILE = (".npy", ".txt")  # what ends so is a file of values, and no name in the files of vectors

@@ -20,6 +20,7 @@ from bae_lens.activations.sources import DEMO_TEXT
 from bae_lens.cli.device import DEFAULT_DEVICE, check_device, resources
 from bae_lens.cli.experiment import HookNames, summary, summary_at_hooks
 from bae_lens.cli.vectors import run_on_vectors, vector_files
+from bae_lens.comparison.config_file import read_specs
 from bae_lens.comparison.dictionaries import (
     ARCHITECTURES,
     DictionarySpec,
@@ -27,7 +28,6 @@ from bae_lens.comparison.dictionaries import (
     WidthsAt,
     as_given,
     default_spec,
-    read_specs,
 )
 from bae_lens.comparison.experiment import Contender, Experiment, needed_hooks
 from bae_lens.comparison.hooks import check_in_layers, check_specs
@@ -145,14 +145,21 @@ class Compare:
         if self.plan:
             plan, note = self.planned()
             return f"{plan_text(plan)}\n{note}".rstrip()
-        options: Any = {"share_steps": self.share_steps, "tracking": self.tracking}
-        placed = {"model_device": self.model_device, "device_map": self.device_map}
+        shared: Any = {"share_steps": self.share_steps, "tracking": self.tracking}
         with joined(self.device, self.output, flat(asdict(self))) as device:
             if files is not None:
-                comparison = run_on_vectors(files, self.experiment, self._contenders, self.output, device, **options)
+                comparison = run_on_vectors(files, self.experiment, self._contenders, self.output, device, **shared)
                 return summary(comparison, self.output)
-            experiment, where = self.experiment, (self.output, device)
-            return summary_at_hooks(experiment, self.hook_names, self.contenders, *where, **placed, **options)
+            return summary_at_hooks(
+                self.experiment,
+                self.hook_names,
+                self.contenders,
+                self.output,
+                device,
+                self.model_device,
+                self.device_map,
+                **shared,
+            )
 
     @property
     def hook_names(self) -> list[str]:

@@ -98,7 +98,7 @@ class Demo:
             seconds[f"train {name}"] = TRAINING_SECONDS[architecture] * share
             seconds[f"measure {name}"] = self.contexts.held_out_tokens / 1_500
         seconds["language model's loss"] = 1.9 * self.contexts.loss_contexts
-        seconds["PCA and Gaussian bound"] = 2.0
+        seconds["baselines"] = 10.0
         return {**seconds, **{f"dashboards of {name}": 0.3 for name in names.values()}, REPORT: 1.0}
 
     @classmethod

@@ -154,12 +154,9 @@ def _load(
             f"a model runs on one device or by a device map, got both; leave out {model_device} or the map"
         )
     model_device = model_device or (device if spread is None else first_device(spread))
-    check_device(device)
+    check_place(experiment, folder, device)
     check_device(model_device)
     check_dtype(experiment.model_dtype, model_device)
-    if experiment.training.compile:
-        check_compiler(device)
-    check_folder(folder)
     assert experiment.model is not None
     experiment = replace(experiment, model=located(experiment.model), dataset=located(experiment.dataset))
     on_stage(LOADING, None)
@@ -172,6 +169,14 @@ def _load(
     seconds = time.monotonic() - start
     on_stage(LOADING, seconds)
     return _Loaded(experiment, model, text, made, seconds)
+
+
+def check_place(experiment: Experiment, folder: Path, device: str) -> None:
+    """Raises ValueError for a device, or a folder, on which nothing can be trained as the experiment says."""
+    check_device(device)
+    if experiment.training.compile:
+        check_compiler(device)
+    check_folder(folder)
 
 
 def write_results(comparison: Comparison, folder: Path, on_stage: OnStage = unwatched) -> None:

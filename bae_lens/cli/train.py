@@ -12,7 +12,7 @@ from bae_lens.activations.hook_names import expand_hooks
 from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
-from bae_lens.activations.vectors import HOOK
+from bae_lens.activations.vectors import VECTORS_HOOK
 from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import HookNames, summary, summary_at_hooks
 from bae_lens.cli.vectors import run_on_vectors, vector_files
@@ -109,7 +109,7 @@ class Train:
         files = vector_files(self)
         if files is None and not self.hook_name:
             raise ValueError("name where in the model activations are taken with --hook-name, or files with --vectors")
-        hook_names = [HOOK] if files is not None else expand_hooks(self.hook_name)
+        hook_names = [VECTORS_HOOK] if files is not None else expand_hooks(self.hook_name)
         experiment = Experiment(
             self.model,
             self.dataset,
@@ -134,14 +134,24 @@ class Train:
         def contenders(model: Any, hook_name: str) -> dict[str, Contender]:
             return made(partial(hook_widths, model), hook_name)
 
-        options: Any = {"shard_features": self.shard_features, "tracking": self.tracking}
-        options["share_steps"] = len(hook_names) < n_launched()
-        placed = {"model_device": self.model_device, "device_map": self.device_map}
+        shared: Any = {
+            "share_steps": len(hook_names) < n_launched(),
+            "shard_features": self.shard_features,
+            "tracking": self.tracking,
+        }
         with joined(self.device, self.output, flat(asdict(self))) as device:
             if files is not None:
-                return summary(run_on_vectors(files, experiment, made, self.output, device, **options), self.output)
-            where = (self.output, device)
-            return summary_at_hooks(experiment, hook_names, contenders, *where, **placed, **options)
+                return summary(run_on_vectors(files, experiment, made, self.output, device, **shared), self.output)
+            return summary_at_hooks(
+                experiment,
+                hook_names,
+                contenders,
+                self.output,
+                device,
+                self.model_device,
+                self.device_map,
+                **shared,
+            )
 
     def spec(self) -> DictionarySpec:
         """The dictionary that the flags describe, but for where a transcoder reads.

@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.contexts import ContextSettings
-from bae_lens.activations.vectors import HOOK, VectorFiles
-from bae_lens.cli.device import check_device
-from bae_lens.cli.experiment import write_results
+from bae_lens.activations.vectors import VECTORS_HOOK, VectorFiles
+from bae_lens.cli.experiment import check_place, write_results
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.results import Comparison
 from bae_lens.comparison.vectors import compare_vectors
 from bae_lens.distributed.connection import is_main_process
-from bae_lens.storage import check_folder
-from bae_lens.training.compiler import check_compiler
 
 OF_VECTORS = ("array", "documents", "labels")
 OF_MODELS = (
@@ -55,13 +52,10 @@ def run_on_vectors(
     `contenders(widths_at, hook_name)` makes the dictionaries. `options` are those of `compare_vectors`. Raises
     ValueError, before anything is written, for devices, folders and files that cannot be.
     """
-    check_device(device)
-    if experiment.training.compile:
-        check_compiler(device)
-    check_folder(folder)
+    check_place(experiment, folder, device)
     vectors = files.open()
-    made: Mapping[str, Contender] = contenders(lambda _: {HOOK: vectors.d}, HOOK)
-    experiment = replace(experiment, model=None, dataset=vectors.name, hook_name=HOOK)
+    made: Mapping[str, Contender] = contenders(lambda _: {VECTORS_HOOK: vectors.d}, VECTORS_HOOK)
+    experiment = replace(experiment, model=None, dataset=vectors.name, hook_name=VECTORS_HOOK)
     comparison = compare_vectors(vectors, made, experiment, folder, device, **options)
     if is_main_process():
         write_results(comparison, folder)

@@ -16,12 +16,7 @@ from bae_lens.activations.paired import PairedActivations
 from bae_lens.comparison.baselines import Baselines
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.origin import ModelOrigin, VectorOrigin
-from bae_lens.comparison.results import (
-    Comparison,
-    DictionaryResult,
-    Run,
-    Trial,
-)
+from bae_lens.comparison.results import Comparison, DictionaryResult, Run, Trial
 from bae_lens.distributed.exchange import barrier, gather
 from bae_lens.distributed.homes import is_first_at_home
 from bae_lens.distributed.work import share
@@ -29,20 +24,10 @@ from bae_lens.evaluation.features import FeatureDashboard
 from bae_lens.evaluation.metrics import DictionaryMetrics, evaluate_dictionary
 from bae_lens.evaluation.model_loss import LanguageModelLoss
 from bae_lens.file_exchange import bring_together
-from bae_lens.storage import (
-    Stopwatch,
-    read_json,
-    validated,
-    write_json,
-    written_whole,
-)
+from bae_lens.storage import Stopwatch, read_json, validated, write_json, written_whole
 from bae_lens.training.recipe import Recipe
 from bae_lens.training.tracking import Tracking
-from bae_lens.training.trainer import (
-    TrainedDictionary,
-    can_share_steps,
-    train_dictionary,
-)
+from bae_lens.training.trainer import TrainedDictionary, can_share_steps, train_dictionary
 
 L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
 
@@ -246,7 +231,7 @@ class Comparing:
     def _baselines(self, d_sae: int) -> Baselines:
         path = self.folder / "baselines.json"
         if not path.exists():
-            with self.stopwatch.stage("PCA and Gaussian bound"):
+            with self.stopwatch.stage("baselines"):
                 write_json(path, Baselines.of(self._states("train"), self._states("test"), d_sae))
         return validated(Baselines, read_json(path), str(path))
 

@@ -3,21 +3,17 @@
 import json
 import re
 import reprlib
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from sae_lens import SAE
-from yaml.composer import ComposerError
 
 from bae_lens.activations.forward import hook_widths
-from bae_lens.activations.vectors import HOOK
+from bae_lens.activations.vectors import VECTORS_HOOK
 from bae_lens.comparison.experiment import Contender, Pretrained
 from bae_lens.saes.loading import load_pretrained
 from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
@@ -33,7 +29,6 @@ TRIAL_FACTOR = 1.6  # between neighboring trials of a default grid
 WARM_UP_SHARE = 8  # a sparsity penalty grows over an eighth of the steps
 BINARY = ("bae", "binary_transcoder")
 BINARY_TOPK = ("binary_topk", "binary_topk_transcoder")
-CONFIG_BYTES = 2**18  # of a config file; fifty dictionaries, described in full, take a tenth
 WidthsAt = Callable[[Sequence[str]], Mapping[str, int]]
 ARCHITECTURES = ("bae", "standard", "topk", "gated", "topk_transcoder")  # compared if nothing else is said
 
@@ -83,7 +78,7 @@ class DictionarySpec:
 
     def contender_by_width(self, widths_at: WidthsAt, hook_name: str, expansion: int, training_steps: int) -> Contender:
         """As `contender`, where `widths_at` gives the widths at some hooks."""
-        if self.is_transcoder and hook_name == HOOK:
+        if self.is_transcoder and hook_name == VECTORS_HOOK:
             raise ValueError(
                 f"a {self.architecture} reads at one hook of a language model and writes at another, and vectors come "
                 "without a model; leave it out"
@@ -230,42 +225,6 @@ def default_spec(architecture: str, l0: int, d_sae: int, trials: int = 1) -> tup
     return name, DictionarySpec(architecture, config, trials=tuple({tuned: middle * factor} for factor in factors))
 
 
-def read_specs(path: Path) -> tuple[dict[str, Any], dict[str, DictionarySpec | PretrainedSpec]]:
-    """A comparison's config file in YAML: its settings, and the `dictionaries` under their names.
-
-    Raises ValueError for a file that is no mapping or larger than `CONFIG_BYTES`, for two dictionaries of one name, for
-    unknown keys, and for aliases, with which a few lines can stand for more values than fit in memory.
-    """
-    with path.open("rb") as file:
-        text = file.read(CONFIG_BYTES + 1)
-    if len(text) > CONFIG_BYTES:
-        raise ValueError(f"{path} has more than {CONFIG_BYTES} bytes, which no config file needs; choose another")
-    try:
-        content = yaml.load(text.decode(), _PlainYaml)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML that can be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a mapping of settings, got {type(content).__name__}")
-    dictionaries = content.pop("dictionaries", None) or {}
-    if not isinstance(dictionaries, dict):
-        raise ValueError(
-            f"{path}: dictionaries must be a mapping from names to descriptions, got {reprlib.repr(dictionaries)}"
-        )
-    for name in dictionaries:
-        if not isinstance(name, str):
-            raise ValueError(f"{path}: the name of a dictionary must be text, got {name!r}; put it in quotes")
-    return content, {name: _spec(path, name, spec) for name, spec in dictionaries.items()}
-
-
-def _spec(path: Path, name: str, content: Any) -> DictionarySpec | PretrainedSpec:
-    is_pretrained = isinstance(content, dict) and "pretrained" in content
-    kind, needed = (PretrainedSpec, "pretrained") if is_pretrained else (DictionarySpec, "architecture")
-    known = {spec_field.name for spec_field in fields(kind)}
-    if not isinstance(content, dict) or not {needed} <= content.keys() <= known:
-        raise ValueError(f"{path}: dictionary {name!r} takes {', '.join(sorted(known))}, got {reprlib.repr(content)}")
-    return as_given(kind, content, f"{path}: dictionary {name!r}")
-
-
 def as_given(expected: Any, value: Any, where: str) -> Any:
     """A value from a file as the type that a field expects. Raises ValueError, in one line, if it is none."""
     try:
@@ -276,22 +235,6 @@ def as_given(expected: Any, value: Any, where: str) -> Any:
         first = error.errors()[0]
         part = ".".join(["", *map(str, first["loc"])])
         raise ValueError(f"{where}{part}: {first['msg']}, got {reprlib.repr(first['input'])}") from None
-
-
-class _PlainYaml(yaml.SafeLoader):
-    """YAML in which a key that comes twice and an alias are errors: neither replaces or multiplies in silence."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise ComposerError(None, None, "aliases are not read; write the value out", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = (self.construct_object(key, deep=True) for key, _ in node.value)
-        for key, count in Counter(key for key in keys if isinstance(key, Hashable)).items():
-            if count > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} comes twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def _field_names(architecture: str) -> set[str]:

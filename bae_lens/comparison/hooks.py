@@ -102,8 +102,6 @@ def compare_hooks(
         rows, stages, first = [], list(stopwatch.stages.values()), None
         for hook, work in works.items():
             comparison = work(on_measured=unwatched if hook in alone else told[hook], share_steps=share_steps)
-            if is_main_process():
-                comparison.save(folder / HOOKS_FOLDER / hook)
             rows += HookRow.all_of(comparison)
             stages.append(_in_all(comparison, hook))
             first = first or comparison

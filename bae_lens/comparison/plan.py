@@ -199,7 +199,7 @@ def _stages_at(
             * _seconds_of_predictions(of_model, shape.n_layers, contenders, experiment, hook),
         ),
         stage(
-            "PCA and Gaussian bound",
+            "baselines",
             f"{known:,} and {contexts.held_out_tokens:,} tokens",
             0,
             COPIES_FOR_BASELINES * FLOAT * known * shape.width_at(hook)

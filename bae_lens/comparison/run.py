@@ -14,21 +14,12 @@ from bae_lens.activations.models import resolve_hook
 from bae_lens.comparison.comparing import Comparing, OnMeasured
 from bae_lens.comparison.experiment import Contender, Experiment, check_contenders, check_hooks, check_run, needed_hooks
 from bae_lens.comparison.origin import ModelOrigin, VectorOrigin
-from bae_lens.comparison.results import (
-    Comparison,
-    earlier_comsem,
-)
+from bae_lens.comparison.results import Comparison, earlier_comsem
 from bae_lens.distributed.connection import is_main_process
 from bae_lens.evaluation.hooking import check_attachable
 from bae_lens.file_exchange import bring_together
 from bae_lens.saes.saelens_compat import get_special_token_ids
-from bae_lens.storage import (
-    ACTIVATIONS_FOLDER,
-    OnStage,
-    Stopwatch,
-    claimed,
-    unwatched,
-)
+from bae_lens.storage import ACTIVATIONS_FOLDER, OnStage, Stopwatch, claimed, unwatched
 from bae_lens.training.tracking import UNTRACKED, Tracking
 
 
@@ -51,11 +42,11 @@ def compare(
 
     `model` is a TransformerLens model with hooks, `documents` a dataset with a column `text`, which is not looked at if
     `folder` keeps the contexts of an earlier start; `experiment` gives their names and everything else that the
-    contenders share. Every contender sees the same tokens in the same order; each
-    seed gives another order. Of its trials, all trained with the first seed, the one chosen has the largest explained
-    variance on the tuning documents among those within 25 % of the asked informative L0, or else the L0 nearest to it;
-    it is then trained with the other seeds. Everything reported is measured on test documents. (The first seed's run is
-    the one that was chosen, which favors it a little over the others.)
+    contenders share. Every contender sees the same tokens in the same order; each seed gives another order. Of its
+    trials, all trained with the first seed, the one chosen has the largest explained variance on the tuning documents
+    among those within 25 % of the asked informative L0, or else the L0 nearest to it; it is then trained with the other
+    seeds. Everything reported is measured on test documents. (The first seed's run is the one that was chosen, which
+    favors it a little over the others.)
 
     `folder` keeps the contexts, their activations, every dictionary (`dictionaries/NAME`, other seeds under `seeds`,
     other trials under `trials`), `result.json` and SAEBench's keys in `saebench`. An interrupted comparison goes on
@@ -82,7 +73,7 @@ def compare(
         bring_together(folder)
         stopwatch.add("load model and text", loading_seconds)
         splits = cached_splits(model, documents, {experiment.hook_name: contenders}, experiment, folder, stopwatch)
-        comparison = compare_cached(
+        return compare_cached(
             ModelOrigin(model, splits, experiment),
             splits,
             contenders,
@@ -95,9 +86,6 @@ def compare(
             shard_features=shard_features,
             tracking=tracking,
         )
-        if is_main_process():
-            comparison.save(folder)
-        return comparison
 
 
 def checked(
@@ -183,8 +171,11 @@ def compare_cached(
     shard_features: bool,
     tracking: Tracking,
 ) -> Comparison:
-    """What `compare` does once the activations are there and everything is `checked`."""
+    """What `compare` does once the activations are there and everything is `checked`; the first process writes it."""
     comparing = Comparing(
         origin, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features, tracking
     )
-    return replace(comparing.result(share_steps), comsem=earlier_comsem(folder))
+    comparison = replace(comparing.result(share_steps), comsem=earlier_comsem(folder))
+    if is_main_process():
+        comparison.save(folder)
+    return comparison

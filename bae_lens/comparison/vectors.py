@@ -6,13 +6,12 @@ from pathlib import Path
 
 from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.vector_cache import cache_vectors, check_vectors
-from bae_lens.activations.vectors import HOOK, Vectors, choose_vectors
+from bae_lens.activations.vectors import VECTORS_HOOK, Vectors, choose_vectors
 from bae_lens.comparison.comparing import OnMeasured
 from bae_lens.comparison.experiment import Contender, Experiment, check_contenders, check_hooks
 from bae_lens.comparison.origin import VectorOrigin
 from bae_lens.comparison.results import Comparison
 from bae_lens.comparison.run import compare_cached
-from bae_lens.distributed.connection import is_main_process
 from bae_lens.file_exchange import bring_together
 from bae_lens.storage import ACTIVATIONS_FOLDER, OnStage, Stopwatch, claimed, unwatched
 from bae_lens.training.tracking import UNTRACKED, Tracking
@@ -42,16 +41,18 @@ def compare_vectors(
     """
     if experiment.model is not None:
         raise ValueError(f"vectors have no model: Experiment.model must be None, got {experiment.model!r}")
-    experiment = replace(experiment, hook_name=HOOK)
+    experiment = replace(experiment, hook_name=VECTORS_HOOK)
     check_contenders(contenders)
     for name, contender in contenders.items():
-        hook_name, *others = contender.hooks(HOOK)
+        hook_name, *others = contender.hooks(VECTORS_HOOK)
         if others:
             raise ValueError(f"{name} is a transcoder, which needs activations at two hooks of a model; leave it out")
-        if hook_name != HOOK and (contender.pretrained is None or contender.pretrained.elsewhere):
-            raise ValueError(f"{name} is to read {hook_name} of a model, and vectors have {HOOK} only; name that hook")
+        if hook_name != VECTORS_HOOK and (contender.pretrained is None or contender.pretrained.elsewhere):
+            raise ValueError(
+                f"{name} is to read {hook_name} of a model, and vectors have {VECTORS_HOOK} only; name that hook"
+            )
     share_steps |= shard_features
-    check_hooks(contenders, experiment, {HOOK: vectors.d}, share_steps, shard_features)
+    check_hooks(contenders, experiment, {VECTORS_HOOK: vectors.d}, share_steps, shard_features)
     tune = any(len(contender.trials) > 1 for contender in contenders.values())
     chosen = choose_vectors(vectors, experiment.contexts, experiment.seed, tune=tune)
     n_train, batch_size = len(chosen["train"].tokens), experiment.training.batch_size
@@ -73,10 +74,14 @@ def compare_vectors(
         bring_together(folder)
         with stopwatch.stage("activations"):
             splits = {
-                split: {HOOK: cache_vectors(vectors, rows, folder / ACTIVATIONS_FOLDER / split, experiment.cache_dtype)}
+                split: {
+                    VECTORS_HOOK: cache_vectors(
+                        vectors, rows, folder / ACTIVATIONS_FOLDER / split, experiment.cache_dtype
+                    )
+                }
                 for split, rows in chosen.items()
             }
-        comparison = compare_cached(
+        return compare_cached(
             VectorOrigin(vectors, experiment),
             splits,
             contenders,
@@ -89,6 +94,3 @@ def compare_vectors(
             shard_features=shard_features,
             tracking=tracking,
         )
-        if is_main_process():
-            comparison.save(folder)
-        return comparison

@@ -7,7 +7,7 @@ from bae_lens.activations import vector_cache
 from bae_lens.activations.contexts import Contexts
 from bae_lens.activations.precision import stored
 from bae_lens.activations.vector_files import ROWS
-from bae_lens.activations.vectors import HOOK
+from bae_lens.activations.vectors import VECTORS_HOOK
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_the_chosen_rows_are_copied(file, tmp_path):
     np.save(path, x.numpy())
     rows = torch.arange(0, 3_000, 7)
     cached = cache_vectors(Vectors([path]), contexts(rows), tmp_path / "cache")
-    assert cached.widths == {HOOK: 6}
+    assert cached.widths == {VECTORS_HOOK: 6}
     assert torch.equal(cached.rows(torch.arange(len(rows))), x[rows])
     assert cached.outliers.nonzero().flatten().tolist() == [11]
     assert len(cached.content) == len(rows) - 1
@@ -35,7 +35,7 @@ def test_the_chosen_rows_are_copied(file, tmp_path):
     torch.testing.assert_close(cached.standardization.mean, ordinary.mean(0))
     batch = next(cached.shuffled(64, seed=0))
     assert batch.shape == (64, 6)
-    again = CachedActivations(tmp_path / "cache", HOOK)
+    again = CachedActivations(tmp_path / "cache", VECTORS_HOOK)
     assert torch.equal(again.rows(torch.tensor([3])), x[rows[3:4]])
 
 
@@ -56,7 +56,7 @@ def test_an_interrupted_copy_goes_on(file, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cache_vectors(Vectors([path]), contexts(rows), tmp_path / "cache")
     with pytest.raises(FileNotFoundError, match="no complete cache"):
-        CachedActivations(tmp_path / "cache", HOOK)
+        CachedActivations(tmp_path / "cache", VECTORS_HOOK)
     monkeypatch.setattr(Vectors, "__iter__", read)
     monkeypatch.setattr(vector_cache, "stored", noted)
     cached = cache_vectors(Vectors([path]), contexts(rows), tmp_path / "cache")

@@ -79,7 +79,7 @@ def test_by_hand():
     assert plan.stages[3].work == "2 x 1,000 steps of 512, 8,192 features"
     weights = 4 * (8192 * (2048 + 2048 + 2) + 2048)
     assert [stage.disk for stage in plan.stages[3:]] == [2 * weights + 2 * 3 * weights, 0, 2 * 4 * 34_832, 0, 0, 0]
-    assert [stage.name for stage in plan.stages[-2:]] == ["language model's loss", "PCA and Gaussian bound"]
+    assert [stage.name for stage in plan.stages[-2:]] == ["language model's loss", "baselines"]
     on_gpu = planned(resources=gpu(80)).stages
     assert on_gpu[3].host == 8 * (rows + n_contexts) + 6 * 4 * 512 * (2048 + 2048) + 3 * weights
     random_features = 4096 * ((32_768 + 16_384) * (4 + 4) + 2 * 8 * 4096)  # bits at four L0s, numbers of one

@@ -5,8 +5,9 @@ import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
 from bae_lens import Comparison, Contender, Experiment, Vectors, compare, compare_vectors
-from bae_lens.activations.vectors import HOOK as VECTORS
-from bae_lens.comparison.dictionaries import PretrainedSpec, read_specs
+from bae_lens.activations.vectors import VECTORS_HOOK
+from bae_lens.comparison.config_file import read_specs
+from bae_lens.comparison.dictionaries import PretrainedSpec
 from bae_lens.comparison.experiment import Pretrained
 from bae_lens.report.card import write_cards
 from bae_lens.report.page import write_report
@@ -95,10 +96,10 @@ def test_where_it_is_measured_can_be_said(trained, tiny_model, tiny_dataset, tmp
 def test_beside_vectors(tmp_path):
     cfg = StandardSAEConfig(d_in=8, d_sae=16)
     sae = StandardSAE(cfg)
-    sae.cfg.metadata.hook_name = VECTORS
+    sae.cfg.metadata.hook_name = VECTORS_HOOK
     sae.save_model(tmp_path / "sae")
     vectors = Vectors([torch.randn(900, 8)])
-    experiment = Experiment(None, "x", VECTORS)
+    experiment = Experiment(None, "x", VECTORS_HOOK)
     made = {"Theirs": contender(tmp_path / "sae")}
     assert compare_vectors(vectors, made, experiment, tmp_path / "run").dictionaries[0].pretrained == str(
         tmp_path / "sae"

@@ -457,7 +457,7 @@ def test_progress_is_told_and_each_dictionary_is_measured_as_soon_as_it_is_train
         *("train BAE", "measure BAE", "row of BAE"),
         *("train ReLU", "measure ReLU", "row of ReLU"),
         "language model's loss",
-        "PCA and Gaussian bound",
+        "baselines",
         *("dashboards of BAE", "dashboards of ReLU"),
     ]
     assert told.index("train BAE done") < told.index("measure BAE")

@@ -18,7 +18,7 @@ from bae_lens import (
 )
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import ContextSettings
-from bae_lens.activations.vectors import HOOK
+from bae_lens.activations.vectors import VECTORS_HOOK
 from bae_lens.cli.experiment import summary
 from bae_lens.report.card import write_cards
 from bae_lens.report.page import write_report
@@ -28,7 +28,7 @@ from tests.comparison.test_run import timeless
 EXPERIMENT = Experiment(
     None,
     "pictures",
-    HOOK,
+    VECTORS_HOOK,
     contexts=ContextSettings(cached_tokens=600, held_out_tokens=100, tuning_tokens=80),
     training=TrainingSettings(training_tokens=320, batch_size=32),
     l0=4.0,
@@ -57,17 +57,17 @@ def contenders(n_trials=1):
 
 def test_all_is_measured_that_needs_no_model(vectors, tmp_path):
     result = compare_vectors(vectors, contenders(2), replace(EXPERIMENT, seeds=(0, 1)), tmp_path)
-    test = CachedActivations(tmp_path / "activations" / "test", HOOK)
+    test = CachedActivations(tmp_path / "activations" / "test", VECTORS_HOOK)
     for dictionary in result.dictionaries:
         assert len(dictionary.trials) == 2
-        assert dictionary.hook_name == dictionary.hook_name_out == HOOK
+        assert dictionary.hook_name == dictionary.hook_name_out == VECTORS_HOOK
         for run in dictionary.runs:
             home = result.experiment.seed_folder(tmp_path, run.seed) / "dictionaries" / dictionary.name
             sae = load_dictionary(home)
             assert run.language_model is None
             assert run.metrics == evaluate_dictionary(sae, test.rows(test.content))
             assert run.metrics.optimized is not None
-            assert sae.cfg.metadata.hook_name == HOOK
+            assert sae.cfg.metadata.hook_name == VECTORS_HOOK
             assert sae.cfg.metadata.dataset_path == "pictures"
         assert dictionary.features
         for feature in dictionary.features:

@@ -43,7 +43,7 @@ def result(*rows: HookRow) -> HookComparisons:
     seeds = tuple(dict.fromkeys(row.seed for row in rows))
     stages = [Stage("activations", 2.0, 1.0), Stage(rows[0].comparison_hook, 3.0, 1.0)]
     return HookComparisons(
-        Experiment("/home/me/llama", "words", ROW.comparison_hook, seeds=seeds), 600, 300, 7, stages, [*rows]
+        Experiment("/models/llama", "words", ROW.comparison_hook, seeds=seeds), 600, 300, 7, stages, [*rows]
     )
 
 
@@ -97,7 +97,7 @@ def test_page_links_to_each_hooks_report_and_loads_nothing(tmp_path):
     assert len(re.findall('id="figure-', body)) == 7  # every measure but value bits, of one place
     assert "0.900" in body
     assert "30 of 64" in body
-    assert "/home/me" not in page
+    assert "/models" not in page
     assert "One seed" in body
     mlp = moved(ROW, deep, "blocks.1.hook_mlp_out")
     both = write_layer_report(result(ROW, replace(ROW, seed=1), mlp, replace(mlp, seed=1)), tmp_path).read_text()

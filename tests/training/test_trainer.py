@@ -384,6 +384,7 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_weights_in_float32(states, re
         ("bae", lambda forward: partial(forward)),
         pytest.param("topk", partial(torch.compile, backend="eager"), marks=pytest.mark.slow),
         pytest.param("standard", torch.compile, marks=pytest.mark.slow),
+        pytest.param("bae", torch.compile, marks=pytest.mark.slow),
     ],
 )
 def test_compiled_steps_end_with_the_weights_of_others_also_when_resumed(
