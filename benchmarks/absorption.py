@@ -1,7 +1,8 @@
 r"""Feature absorption by SAEBench 0.6.0 (arXiv 2409.14507): is a letter's feature silent where a word's speaks for it?
 
-In the environment of `saebench.py`, on the comparison of `sparse_probing.py`:
+In the environment of `sparse_probing.py`, on its comparison:
 
+pip install --no-deps sae-bench==0.6.0 tabulate
 python benchmarks/absorption.py --runs runs/probing --output runs/absorption
 
 Prompts, probes, features of a letter and both measures are SAEBench's own functions, and what they hold constant stays,
@@ -52,25 +53,19 @@ MEASURES = {
 }
 
 
-@dataclass(frozen=True)
 class UnitDecoder:
     """A dictionary whose decoder rows have norm 1 and whose activations take up their norms, as SAEBench's absorption
     supposes: it multiplies an activation with a cosine. A code of 0 and 1 holds all its strength in the decoder.
     """
 
-    sae: SAE[Any]
-
-    @property
-    def W_dec(self) -> Tensor:
-        return self.sae.W_dec / self._norms[:, None]
-
-    @property
-    def _norms(self) -> Tensor:
-        return self.sae.W_dec.norm(dim=1).clamp(min=1e-8)
+    def __init__(self, sae: SAE[Any]) -> None:
+        self.sae = sae
+        self.norms = sae.W_dec.detach().norm(dim=1).clamp(min=1e-8)
+        self.W_dec = sae.W_dec.detach() / self.norms[:, None]
 
     def encode(self, x: Tensor) -> Tensor:
         feature_acts = self.sae.encode(x)
-        return (feature_acts.to_dense() if feature_acts.is_sparse else feature_acts) * self._norms
+        return (feature_acts.to_dense() if feature_acts.is_sparse else feature_acts) * self.norms
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sae, name)
@@ -107,11 +102,11 @@ class Absorption:
     output: Path
     """Folder for probes, features and results."""
     words: int = 4000
-    """A seeded sample of the vocabulary's tokens of letters alone; SAEBench takes all. Probes learn from four fifths."""
+    """A seeded sample of the vocabulary's tokens of letters alone; SAEBench takes all. Probes learn from 4 in 5."""
     examples: int = 2
     """Words with their first letters that a prompt begins with; SAEBench takes 10."""
     sparse_batch: int = 320
-    """Words of a step of the sparse probes' training. SAEBench takes 4096 of all words: about as many steps an epoch."""
+    """Words of a step of the sparse probes' training; 10 steps an epoch, as with SAEBench's 4096 of all words."""
     asked: int = 96
     """Words whose first letter the model itself is asked for, after `examples` and after 10 others."""
     seed: int = 42
@@ -164,7 +159,7 @@ class Absorption:
         """SAEBench with these words and so many examples, neither of which it takes."""
         with ExitStack() as patches:
             for module in (common, feature_absorption):
-                patches.enter_context(mock.patch.object(module, "get_alpha_tokens", lambda _: words))
+                patches.enter_context(mock.patch.object(module, "get_alpha_tokens", return_value=words))
             for module in (probing, feature_absorption_calculator):
                 patches.enter_context(mock.patch.object(module, "create_icl_prompt", self._prompt))
             yield
