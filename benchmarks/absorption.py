@@ -20,7 +20,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import pandas as pd
 import torch
 import tyro
 from machine import machine
@@ -30,7 +29,7 @@ from sae_bench.evals.absorption.feature_absorption import run_feature_absortion_
 from sae_bench.evals.absorption.k_sparse_probing import run_k_sparse_probing_experiment
 from sae_bench.evals.absorption.main import _aggregate_results_df
 from sae_bench.evals.absorption.prompting import SpellingPrompt, create_icl_prompt
-from sae_bench.evals.absorption.vocab import LETTERS, get_alpha_tokens
+from sae_bench.evals.absorption.vocab import get_alpha_tokens
 from sae_lens import SAE, HookedSAETransformer
 from scipy.stats import bootstrap
 from torch import Tensor
@@ -181,10 +180,8 @@ class Absorption:
             for start in tqdm(range(0, len(prompts), BATCH), f"{examples} examples"):
                 batch = prompts[start : start + BATCH]
                 answers = model([prompt.base for prompt in batch])[:, -1].argmax(1)
-                right += sum(
-                    model.tokenizer.decode(answer) == prompt.answer
-                    for answer, prompt in zip(answers, batch, strict=True)
-                )
+                said = model.to_string(answers[:, None])
+                right += sum(letter == prompt.answer for letter, prompt in zip(said, batch, strict=True))
             shares[examples] = round(right / len(prompts), 4)
         return shares
 
@@ -260,24 +257,26 @@ def _random_features(train: CachedActivations) -> BAE:
 
 def _table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Means over the letters that the probe of the states tells, and 95 % intervals of the difference to the BAE's."""
-    frames = {name: pd.DataFrame(by_letter).T for name, by_letter in results.items()}
-    f1 = frames["BAE"]["f1_probe"]
-    told = f1.index[f1 > DEFAULTS.min_GT_probe_f1]
+    f1 = {letter: row["f1_probe"] for letter, row in results["BAE"].items()}
+    told = [letter for letter, value in f1.items() if value > DEFAULTS.min_GT_probe_f1]
     lines = [
-        f"F1 of the probe: {', '.join(f'{letter} {f1.get(letter, np.nan):.2f}' for letter in LETTERS)}; over "
-        f"{DEFAULTS.min_GT_probe_f1} of {len(told)}, where SAEBench asks for {DEFAULTS.min_feats_for_eval}\n",
+        f"F1 of the probe: {', '.join(f'{letter} {value:.2f}' for letter, value in f1.items())}; over "
+        f"{DEFAULTS.min_GT_probe_f1} for {len(told)} letters, where SAEBench asks for {DEFAULTS.min_feats_for_eval}\n",
         f"| features | {' | '.join(MEASURES)} |",
         f"| --- |{' ---: |' * len(MEASURES)}",
     ]
-    for name, frame in frames.items():
-        cells = [_cell(frame.loc[told, column], frames["BAE"].loc[told, column]) for column in MEASURES.values()]
+    for name, by_letter in results.items():
+        cells = [
+            _cell(*(np.array([rows[letter][column] for letter in told]) for rows in (by_letter, results["BAE"])))
+            for column in MEASURES.values()
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(values: "pd.Series[float]", other: "pd.Series[float]") -> str:
+def _cell(values: np.ndarray, other: np.ndarray) -> str:
     """Mean over letters, and the 95 % interval, over letters, of the mean difference to another's."""
-    difference = (values - other).to_numpy()
+    difference = values - other
     if not difference.any():
         return f"{values.mean():.3f}"
     low, high = bootstrap((difference,), np.mean, rng=np.random.default_rng(0)).confidence_interval
