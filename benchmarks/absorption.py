@@ -12,6 +12,7 @@ finished is kept; the same command goes on.
 # pyright: reportMissingImports=false
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,7 +30,7 @@ from sae_bench.evals.absorption.feature_absorption import run_feature_absortion_
 from sae_bench.evals.absorption.k_sparse_probing import run_k_sparse_probing_experiment
 from sae_bench.evals.absorption.main import _aggregate_results_df
 from sae_bench.evals.absorption.prompting import SpellingPrompt, create_icl_prompt
-from sae_bench.evals.absorption.vocab import get_alpha_tokens
+from sae_bench.evals.absorption.vocab import LETTERS, get_alpha_tokens
 from sae_lens import SAE, HookedSAETransformer
 from scipy.stats import bootstrap
 from torch import Tensor
@@ -43,6 +44,7 @@ from bae_lens.storage import RUN_FILE, claimed, read_json, write_json
 DEFAULTS = AbsorptionEvalConfig()
 EXAMPLES = 10  # in SAEBench's prompts
 BATCH = 64  # prompts through the model at once
+WORDS_OF_A_LETTER = 5  # at least, so that there are some to learn from
 L0 = 32  # of random features
 MEASURES = {
     "F1 of 1 feature": "f1_sparse_sae_1",
@@ -149,9 +151,19 @@ class Absorption:
     def _words(self, model: HookedSAETransformer) -> list[str]:
         words = sorted(get_alpha_tokens(model.tokenizer))  # its own order is another one in every process
         if len(words) < self.words:
-            raise ValueError(f"the vocabulary has {len(words)} tokens of letters alone; ask for as many words at most")
+            raise ValueError(
+                f"the vocabulary has {len(words)} tokens of letters alone, and {self.words} were asked for; ask for fewer"
+            )
         print(f"{self.words} of {len(words)} words")
-        return random.Random(self.seed).sample(words, self.words)
+        sample = random.Random(self.seed).sample(words, self.words)
+        of_letter = Counter(word.strip()[0].lower() for word in sample)
+        rarest = min(LETTERS, key=lambda letter: of_letter[letter])
+        if of_letter[rarest] < WORDS_OF_A_LETTER:
+            raise ValueError(
+                f"probes take {WORDS_OF_A_LETTER} words of every letter at least, and {self.words} words have "
+                f"{of_letter[rarest]} of {rarest}; ask for more"
+            )
+        return sample
 
     @contextmanager
     def _scaled(self, words: list[str]) -> Iterator[None]:
