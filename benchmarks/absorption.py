@@ -152,7 +152,7 @@ class Absorption:
         words = sorted(get_alpha_tokens(model.tokenizer))  # its own order is another one in every process
         if len(words) < self.words:
             raise ValueError(
-                f"the vocabulary has {len(words)} tokens of letters alone, and {self.words} were asked for; ask for fewer"
+                f"the vocabulary has {len(words)} tokens of letters alone, {self.words} were asked for; ask for fewer"
             )
         print(f"{self.words} of {len(words)} words")
         sample = random.Random(self.seed).sample(words, self.words)
