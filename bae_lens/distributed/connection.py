@@ -212,6 +212,8 @@ def naming_the_cause() -> Iterator[None]:
     """Turns the many errors of a broken connection into ConnectionError with one line."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ConnectionError(_cause(_first_words(str(error)))) from error
 
