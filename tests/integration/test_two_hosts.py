@@ -88,7 +88,7 @@ class Hosts:
 
     def wait(self) -> tuple[list[int], list[str]]:
         """Exit statuses and what was written, of both."""
-        codes = [process.wait(timeout=150) for process in self.running]
+        codes = [process.wait(timeout=240) for process in self.running]
         return codes, self.logs()
 
     def logs(self) -> list[str]:
@@ -183,7 +183,7 @@ def test_a_run_that_lost_a_process_twice_goes_on_by_itself(hosts, settings, tmp_
     again = _next_process(hosts.names[1], second)
     again.suspend()
     waiting = _next_process(hosts.names[0], first)
-    while not waiting.net_connections("tcp"):  # then it is there, and the other is not
+    while not _has_socket(waiting):  # then it waits for the other, which has not come
         time.sleep(0.1)
     again.kill()
     codes, logs = hosts.wait()
@@ -213,6 +213,10 @@ def _processes(name: str) -> list[psutil.Process]:
             if "RANK" in process.environ() and "bae_lens" in process.cmdline():
                 found.append(process)
     return found
+
+
+def _has_socket(process: psutil.Process) -> bool:
+    return any("socket" in os.readlink(descriptor) for descriptor in Path(f"/proc/{process.pid}/fd").iterdir())
 
 
 def _pids(name: str) -> list[int]:
