@@ -58,17 +58,17 @@ def current() -> Connection:
 def connect(backend: str, init_method: str = "env://", rank: int = -1, world_size: int = -1) -> None:
     """Joins the processes by `torch.distributed.init_process_group`.
 
-    Raises ConnectionError if not all come within `JOIN_TIMEOUT`. From then on they give one another signs of life: one
-    that is silent for `SILENCE` is lost, and every exchange raises ConnectionError.
+    Raises ConnectionError if not all come within `JOIN_TIMEOUT`. Once all have come they give one another signs of
+    life: one that is silent for `SILENCE` is lost, and every exchange raises ConnectionError.
     """
     global _connection
     with naming_the_cause():
         meeting = rendezvous(init_method, rank, world_size, timeout=JOIN_TIMEOUT)
         store, rank, world_size = next(iter(meeting))
         store = PrefixStore(_agreed_name(store, rank, world_size), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=JOIN_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=SILENCE)
+        watch = Watch(dist.new_group(timeout=SILENCE, backend="gloo"))  # before all that may wait for longer
         group, own = dist.new_group(timeout=WORK_TIMEOUT), PrefixStore("bae_lens", store)
-        watch = Watch(dist.new_group(timeout=SILENCE, backend="gloo"))
     _connection = Connection(group, own, watch, world_size * [0])
 
 
