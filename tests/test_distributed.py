@@ -151,7 +151,7 @@ class TestAlone:
 class TestNamesOfStarts:
     @pytest.fixture
     def store(self):
-        return torch.distributed.HashStore()
+        return torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
 
     @staticmethod
     def come(store, *ranks):
