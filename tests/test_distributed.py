@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 
 from bae_lens import TrainingBAEConfig
 from bae_lens.cli import main as cli
-from bae_lens.distributed.connection import connect, finish, is_main_process
+from bae_lens.distributed import connection
+from bae_lens.distributed.connection import connect, finish, is_main_process, naming_the_cause
 from bae_lens.distributed.exchange import any_process, gather, gather_rows, shard
 from bae_lens.distributed.homes import is_first_at_home, n_homes
 from bae_lens.distributed.joining import check_alike, joined
@@ -135,11 +137,53 @@ class TestAlone:
         finish(lambda *_, **__: exchange, torch.zeros(1))
         assert exchange.waited == 2
 
+    def test_memory_that_is_too_little_is_no_broken_connection(self):
+        with pytest.raises(torch.OutOfMemoryError), naming_the_cause():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
     def test_a_group_of_others_is_left_alone(self, monkeypatch):
         monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
         monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
         rows = torch.randn(3, 2)
         assert gather_rows(rows) is rows
+
+
+class TestNamesOfStarts:
+    @pytest.fixture
+    def store(self):
+        return torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+
+    @staticmethod
+    def come(store, *ranks):
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(lambda rank: connection._agreed_name(store, rank, 2), ranks))
+
+    def test_all_processes_of_a_start_have_its_name_and_those_of_the_next_another(self, store):
+        first, second = self.come(store, 0, 1), self.come(store, 1, 0)
+        assert first == 2 * [first[0]]
+        assert second == 2 * [second[0]]
+        assert first[0] != second[0]
+
+    def test_a_process_that_ended_while_it_waited_is_not_one_of_them(self, store):
+        store.set("process 1 of 2", "dead")
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(connection._agreed_name, store, 0, 2)
+            while (
+                not store.check(["process 0 of 2"]) or store.add(f"{store.get('process 0 of 2').decode()} dead", 0) < 1
+            ):
+                time.sleep(0.01)
+            (name,) = self.come(store, 1)
+            assert waiting.result() == name
+        assert "dead" not in name
+
+    def test_a_process_whose_place_is_taken_ends(self, store):
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(connection._agreed_name, store, 0, 2)
+            while not store.check(["process 0 of 2"]):
+                time.sleep(0.01)
+            assert len(set(self.come(store, 0, 1))) == 1
+            with pytest.raises(ConnectionError, match=r"has ended or .* \(another one has come as process 0 of 2\)"):
+                waiting.result()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -151,6 +151,8 @@ def _faithful(
     try:
         model = load()
         difference = (_log_probabilities(model, tokens, prepend_bos=False) - expected).abs().max().item()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         return None, _raised(error)
     if not difference <= TOLERANCE:

@@ -6,7 +6,7 @@ import warnings
 from argparse import REMAINDER, ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import redirect_stdout
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import bae_lens
 from bae_lens.extras import naming_the_command
@@ -64,7 +64,7 @@ def _parser() -> ArgumentParser:
 
 
 def _run(name: str, arguments: list[str]) -> None:
-    from bae_lens.distributed.connection import end, launch_index, n_launched
+    from bae_lens.distributed.connection import launch_index, n_launched
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
@@ -81,9 +81,22 @@ def _run(name: str, arguments: list[str]) -> None:
             print(f"interrupted; the same command {again}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
-        process = f" in process {launch_index()}" if launch_index() > 0 else ""
-        print(f"error{process}: {error}", file=sys.stderr)
-        end(2)
+        _end_with(str(error))
+    except (MemoryError, RuntimeError) as error:
+        from bae_lens.cli.device import shortage
+
+        told = shortage(error)
+        if told is None:
+            raise
+        _end_with(told)
+
+
+def _end_with(error: str) -> NoReturn:
+    from bae_lens.distributed.connection import end, launch_index
+
+    process = f" in process {launch_index()}" if launch_index() > 0 else ""
+    print(f"error{process}: {error}", file=sys.stderr)
+    end(2)
 
 
 def _command(name: str, arguments: list[str]) -> Any:

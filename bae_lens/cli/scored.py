@@ -12,7 +12,7 @@ from sae_lens import SAE, HookedSAETransformer
 from bae_lens.activations.contexts import held_out_documents
 from bae_lens.activations.device_map import DeviceMap
 from bae_lens.activations.fingerprint import model_fingerprint
-from bae_lens.activations.models import load_model
+from bae_lens.activations.models import DEMO_MODEL, load_model
 from bae_lens.activations.precision import Dtype, check_dtype, torch_dtype
 from bae_lens.activations.sources import DEMO_TEXT, load_text
 from bae_lens.comparison.experiment import FOLDER_NAME
@@ -20,7 +20,7 @@ from bae_lens.comparison.hooks import HOOKS_FOLDER
 from bae_lens.comsem.collect.corpus import CorpusSettings
 from bae_lens.comsem.collect.dictionaries import load_dictionary
 from bae_lens.saes.loading import CONFIG_FILE
-from bae_lens.storage import RUN_FILE, check_same, read_json, validated
+from bae_lens.storage import RUN_FILE, read_json, validated
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ class Scored:
     """Folder of the run that they are of."""
 
     def load_model(self, device: str, device_map: DeviceMap | None = None) -> Any:
-        """Raises ValueError if it is another one than the run's, and for a device map of a model with options."""
+        """Raises ValueError if it is another one than the run's, and for a device map of a model with options.
+
+        The run may have had it in the other of its forms: on one device, or as a bridge by a device map.
+        """
         check_dtype(self.model_dtype, device)
         if self.model_options:
             if device_map is not None:
@@ -101,8 +104,22 @@ class Scored:
             )
         model = load_model(self.model, device, self.context_size, self.model_dtype, device_map)
         if self.run is not None:
-            check_same({"model_weights": self.model_weights}, {"model_weights": model_fingerprint(model)}, self.run)
+            self._check_weights(model_fingerprint(model), device_map)
         return model
+
+    def _check_weights(self, weights: str, device_map: DeviceMap | None) -> None:
+        if weights == self.model_weights:
+            return
+        if self.model != DEMO_MODEL:  # which has one form
+            in_other_form = None if device_map else {"": "cpu"}
+            other = load_model(self.model, "cpu", self.context_size, self.model_dtype, in_other_form)
+            if model_fingerprint(other) == self.model_weights:
+                return
+        raise ValueError(
+            f"a run is read with the model that it was made with, but {self.run} had {self.model} with weights "
+            f"{self.model_weights}, and they are {weights} now; bring that model back, or give folders of dictionaries "
+            "instead of the run"
+        )
 
 
 def scored_sources(

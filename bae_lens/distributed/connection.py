@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImport
 from torch.distributed.rendezvous import rendezvous
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # to load torch, and to fail before
+LOOK_SECONDS = 0.1  # between looks at who has come
 WORK_TIMEOUT = timedelta(days=7)  # between two exchanges: one may wait for as long as another trains
 BEAT_SECONDS = 2.0  # between signs of life
 SILENCE = timedelta(seconds=15)  # after which another process counts as lost
@@ -55,19 +58,43 @@ def current() -> Connection:
 def connect(backend: str, init_method: str = "env://", rank: int = -1, world_size: int = -1) -> None:
     """Joins the processes by `torch.distributed.init_process_group`.
 
-    Raises ConnectionError if not all come within `JOIN_TIMEOUT`. From then on they give one another signs of life: one
-    that is silent for `SILENCE` is lost, and every exchange raises ConnectionError.
+    Raises ConnectionError if not all come within `JOIN_TIMEOUT`. Once all have come they give one another signs of
+    life: one that is silent for `SILENCE` is lost, and every exchange raises ConnectionError.
     """
     global _connection
     with naming_the_cause():
         meeting = rendezvous(init_method, rank, world_size, timeout=JOIN_TIMEOUT)
         store, rank, world_size = next(iter(meeting))
-        # torchrun keeps its store when it starts all processes again, and with it the addresses of those that ended.
-        store = PrefixStore(f"start {store.add(f'starts of {rank}', 1)}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=JOIN_TIMEOUT)
+        store = PrefixStore(_agreed_name(store, rank, world_size), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=SILENCE)
+        watch = Watch(dist.new_group(timeout=SILENCE, backend="gloo"))  # before all that may wait for longer
         group, own = dist.new_group(timeout=WORK_TIMEOUT), PrefixStore("bae_lens", store)
-        watch = Watch(dist.new_group(timeout=SILENCE, backend="gloo"))
     _connection = Connection(group, own, watch, world_size * [0])
+
+
+def _agreed_name(store: Any, rank: int, world_size: int) -> str:
+    """A name that these processes give their start, and that no other start of them has.
+
+    torchrun may keep its store when it starts processes again, and with it the addresses of those that ended; and its
+    agents do not count starts alike. So each process takes its place under a name of its own, and all of these are the
+    name of the start, once each of them has seen them all. With that of one that has ended they are not seen by all.
+
+    Raises ConnectionError if not all come within `JOIN_TIMEOUT`, and if another process takes this one's place.
+    """
+    own, seen, end = uuid.uuid4().hex, "", time.monotonic() + JOIN_TIMEOUT.total_seconds()
+    places = [f"process {each} of {world_size}" for each in range(world_size)]
+    store.set(places[rank], own)
+    while time.monotonic() < end:
+        if store.check(places):
+            names = [store.get(place).decode() for place in places]
+            if names[rank] != own:
+                raise ConnectionError(_cause(f"another one has come as {places[rank]}"))
+            everyone = " ".join(names)
+            if store.add(everyone, int(everyone != seen)) == world_size:
+                return everyone
+            seen = everyone
+        time.sleep(LOOK_SECONDS)
+    raise ConnectionError(_cause(f"not all {world_size} have come within {JOIN_TIMEOUT}"))
 
 
 def disconnect() -> None:
@@ -185,6 +212,8 @@ def naming_the_cause() -> Iterator[None]:
     """Turns the many errors of a broken connection into ConnectionError with one line."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ConnectionError(_cause(_first_words(str(error)))) from error
 

@@ -176,6 +176,17 @@ def test_model_that_no_loader_gets_right_is_refused_with_the_differences(tiny_mo
         load_model(str(tiny_model_folder))
 
 
+def test_a_model_that_does_not_fit_in_memory_is_not_taken_for_one_that_cannot_be_converted(
+    tiny_model_folder, monkeypatch
+):
+    def load(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("bae_lens.activations.models.load_hooked", load)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_model(str(tiny_model_folder))
+
+
 def test_comparison_is_remembered_until_the_files_change(tiny_model_folder, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny_model_folder, tmp_path / "copy")
     compared = []

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ import torch
 from datasets import Dataset
 
 from bae_lens.activations.contexts import held_out_documents
+from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.sources import load_text
 from bae_lens.cli import main as cli
 from bae_lens.cli.comsem import Comsem
-from bae_lens.cli.scored import Scored, Text
+from bae_lens.cli.scored import Scored, Text, scored_run
 from bae_lens.comsem import ComSem
 from bae_lens.comsem.judges.client import ChatClient
 from bae_lens.comsem.judges.judge import Verdict
@@ -360,4 +362,17 @@ def test_run_of_a_model_that_was_replaced_is_not_scored(comsem, run_folder, caps
         comsem("--offline-judge", "--accept-failing-judge", "--max-features", "5", "--dry-run")
     path.write_text(earlier)
     assert stop.value.code == 2
-    assert "holds something else (model_weights: 'others' there, " in capsys.readouterr().err
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"error: a run is read with the model that it was made with, but {run_folder} had /")
+    assert re.search(
+        "with weights others, and they are [0-9a-f]{16} now; bring that model back, or give folders", message
+    )
+
+
+def test_a_run_is_read_with_its_model_in_another_form(run_folder):
+    path, on_cpu = run_folder / "run.json", {"": "cpu"}
+    run = json.loads(path.read_text())
+    bridge = scored_run(run_folder, (), None).load_model("cpu", on_cpu)
+    assert model_fingerprint(bridge) != run["model_weights"]
+    path.write_text(json.dumps({**run, "model_weights": model_fingerprint(bridge)}))
+    assert model_fingerprint(scored_run(run_folder, (), None).load_model("cpu")) == run["model_weights"]

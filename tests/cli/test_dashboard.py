@@ -123,7 +123,7 @@ def test_another_model_than_the_runs_is_refused(saved, show, words, tiny_model_f
     run |= {"seed": 0, "contexts": {"context_size": 16}, "recipes": {"bae": {}}}
     (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "model_weights": "of before"}))
     with pytest.raises(
-        ValueError, match=f"run holds something else .model_weights: 'of before' there, '{weights}' now"
+        ValueError, match=f"run had {tiny_model_folder} with weights of before, and they are {weights} now; bring that"
     ):
         show(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "model_weights": weights}))

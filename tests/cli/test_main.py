@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -518,6 +519,46 @@ def test_version(monkeypatch, capsys):
         cli.main()
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"bae-lens {bae_lens.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("shortage", "told"),
+    [
+        (
+            lambda: _raise(
+                torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 is full. Try")
+            ),
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 is full;",
+        ),
+        (lambda: torch.empty(10**14), "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4"),
+        (lambda: np.empty(10**14), "Unable to allocate 728. TiB for an array with shape (100000000000000,) and "),
+        (lambda: _raise(MemoryError()), "MemoryError;"),
+    ],
+)
+def test_too_little_memory_is_told_in_a_sentence(monkeypatch, capsys, shortage, told):
+    _give_command(monkeypatch, shortage)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: what is at work must fit in memory, got ")
+    assert told in message
+    assert message.endswith("narrower dtype, or several devices with --shard-features or --device-map")
+
+
+def test_an_error_that_is_not_the_users_is_shown_whole(monkeypatch):
+    _give_command(monkeypatch, lambda: _raise(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main()
+
+
+def _give_command(monkeypatch, run):
+    monkeypatch.setattr(cli, "_command", lambda *_: SimpleNamespace(run=run))
+    monkeypatch.setattr(sys, "argv", ["bae-lens", "train"])
+
+
+def _raise(error):
+    raise error
 
 
 def test_unknown_command_is_refused(monkeypatch, capsys):

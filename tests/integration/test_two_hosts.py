@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ own = importlib.metadata.version
 importlib.metadata.version = lambda name: "0.0.1" if name == "bae-lens" else own(name)
 """
 STATIC = ("--master-addr", "10.77.0.1", "--master-port", "29400")
+C10D = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29400", "--rdzv-id", "run", "--rdzv-conf", "is_host={}")
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +71,14 @@ class Hosts:
         for number, (name, folder) in enumerate(zip(self.names, own, strict=True)):
             folder.mkdir(exist_ok=True)
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-            torchrun += ["--local-addr", f"10.77.0.{number + 1}", "--node-rank", str(number), *STATIC, *launcher]
+            torchrun += [
+                "--local-addr",
+                f"10.77.0.{number + 1}",
+                "--node-rank",
+                str(number),
+                *STATIC,
+                *(word.format(number == 0) for word in launcher),
+            ]
             mounting = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", str(folder), str(self.at)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
             environment |= {"PYTHONPATH": str(ROOT), **((on_second or {}) if number else {})}
@@ -79,7 +88,7 @@ class Hosts:
 
     def wait(self) -> tuple[list[int], list[str]]:
         """Exit statuses and what was written, of both."""
-        codes = [process.wait(timeout=150) for process in self.running]
+        codes = [process.wait(timeout=240) for process in self.running]
         return codes, self.logs()
 
     def logs(self) -> list[str]:
@@ -163,22 +172,51 @@ def test_hosts_that_share_no_folder_and_no_clock_find_what_one_process_does(host
     assert set(bars) == {"100"}
 
 
-def test_a_run_that_lost_a_process_goes_on_by_itself(hosts, settings, tmp_path):
+@pytest.mark.parametrize("rendezvous", [(), C10D], ids=["static", "c10d"])
+def test_a_run_that_lost_a_process_twice_goes_on_by_itself(hosts, settings, tmp_path, rendezvous):
     shared = tmp_path / "shared"
     command = ["compare", *settings, "--training-tokens", "9900", "--share-steps", "--output", str(hosts.at / "run")]
-    hosts.start((shared, shared), ("--max-restarts", "2"), *command)
+    hosts.start((shared, shared), ("--max-restarts", "3", *rendezvous), *command)
     hosts.wait_for("training BAE")
-    (killed,) = (
-        process
-        for process in map(psutil.Process, _pids(hosts.names[1]))
-        if "RANK" in process.environ() and "bae_lens" in process.cmdline()
-    )
-    killed.kill()
+    first, second = (_process(name) for name in hosts.names)
+    second.kill()
+    again = _next_process(hosts.names[1], second)
+    again.suspend()
+    waiting = _next_process(hosts.names[0], first)
+    while not _has_socket(waiting):  # then it waits for the other, which has not come
+        time.sleep(0.1)
+    again.kill()
     codes, logs = hosts.wait()
     assert codes == [0, 0], logs
     assert sum("another process of this run has ended" in log for log in logs) == 1
     assert (shared / "run" / "report.html").exists()
     assert {path.name for path in (shared / "run" / "dictionaries").iterdir()} == {"BAE", "Top-k"}
+
+
+def _process(name: str) -> psutil.Process:
+    (found,) = _processes(name)
+    return found
+
+
+def _next_process(name: str, earlier: psutil.Process) -> psutil.Process:
+    while not (others := [process for process in _processes(name) if process != earlier]):
+        time.sleep(0.1)
+    return others[0]
+
+
+def _processes(name: str) -> list[psutil.Process]:
+    """Those of bae-lens on a host."""
+    found = []
+    for pid in _pids(name):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            process = psutil.Process(pid)
+            if "RANK" in process.environ() and "bae_lens" in process.cmdline():
+                found.append(process)
+    return found
+
+
+def _has_socket(process: psutil.Process) -> bool:
+    return any("socket" in os.readlink(descriptor) for descriptor in Path(f"/proc/{process.pid}/fd").iterdir())
 
 
 def _pids(name: str) -> list[int]:
