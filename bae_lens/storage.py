@@ -122,8 +122,8 @@ def make_array(
 def reserve_rows(path: Path, rows: Iterable[slice]) -> None:
     """Sees to it that the disk has room for these rows of a sparse array. Raises OSError as `make_array`."""
     array = open_array(path)
-    per_row, begin = array.nbytes // len(array), array.offset
-    _reserve(path, path, [(begin + each.start * per_row, (each.stop - each.start) * per_row) for each in rows])
+    per_row, bounds = array.nbytes // len(array), [each.indices(len(array))[:2] for each in rows]
+    _reserve(path, path, [(array.offset + start * per_row, (stop - start) * per_row) for start, stop in bounds])
 
 
 def _reserve(file_path: Path, path: Path, parts: Sequence[tuple[int, int]]) -> None:

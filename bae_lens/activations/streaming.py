@@ -103,6 +103,11 @@ class StreamedActivations:
         return self.sample.standardization
 
     @property
+    def sample_tokens(self) -> int:
+        """Tokens of content in the sample."""
+        return len(self._cached.content)
+
+    @property
     def order(self) -> str | None:
         """What batches are drawn from, see `batch_order`; None where that is everything at once."""
         return order_name(self._ordinary, self._block_rows)

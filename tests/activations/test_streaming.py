@@ -10,6 +10,7 @@ from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import Contexts, ContextSettings, choose_contexts, first_contexts
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.paired import PairedActivations
+from bae_lens.activations.precision import Dtype
 from bae_lens.activations.streaming import StreamedActivations
 from bae_lens.storage import open_array
 
@@ -51,7 +52,7 @@ def small_windows(monkeypatch):
 def cached(tiny_model, contexts, runs, tmp_path):
     """Makes a cache of the first contexts, at one hook or the two of a transcoder."""
 
-    def cached(hooks=(HOOK,), n=80, dtype="float32", batch_size=80):
+    def cached(hooks=(HOOK,), n=80, dtype: Dtype = "float32", batch_size=80):
         some = Contexts(contexts.tokens[:n], contexts.document[:n])
         sides = cache_activations(tiny_model, some, hooks, tmp_path / f"first {n}", batch_size, dtype).values()
         runs.clear()
@@ -176,7 +177,7 @@ def test_refusals(cached, streamed, monkeypatch, tiny_model):
 
     def infinite(tokens, **kwargs):
         output, cache = run(tokens, **kwargs)
-        cache[HOOK] /= 0
+        cache[HOOK].div_(0)
         return output, cache
 
     monkeypatch.setattr(tiny_model, "run_with_cache", infinite)
