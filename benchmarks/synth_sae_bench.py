@@ -6,8 +6,9 @@ r"""SynthSAEBench (arXiv 2602.14687): dictionaries on activations with known tru
 
 The first is scaled down for a CPU: the published model with a quarter of its features, roots and dictionary, and a
 third of its dimensions; firing probabilities, hierarchy, correlations and magnitudes are made alike. The second is the
-published model at its budget. All dictionaries of a seed take their steps on the same batches. What is measured of a
-seed is kept; the same command goes on, as one with more seeds does.
+published model at its budget. All dictionaries of a seed take their steps on the same batches, those of the first one
+with every learning rate that is tried. What is measured of a seed is kept; the same command goes on, as one with more
+seeds does.
 """
 
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ from bae_lens.functional.tree_entropy import PairCounts, learn_tree
 from bae_lens.markdown import markdown_table
 from bae_lens.saes.saelens_compat import SAE_TRAINING_CLASS_REGISTRY
 from bae_lens.saes.training_config import TrainingBAEConfig
-from bae_lens.storage import claimed, read_json, write_json
+from bae_lens.storage import claimed, read_json, write_json, written_whole
 from bae_lens.training.recipe import TrainingSettings
 from bae_lens.training.trainer import take_step, trainer_of
 
@@ -88,6 +89,8 @@ class SynthSAEBench:
     """A synthetic model on the hub or in a folder; by default the scaled one."""
     architectures: tuple[str, ...] = ("bae", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
     """As `bae-lens compare` names them, each with its default settings."""
+    lr_factors: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """Learning rates to try with the first seed, times `bae-lens compare`'s; the one that explains most is used."""
     seeds: int = 3
     """Of weights and samples."""
     samples: int = 1_048_576
@@ -107,36 +110,57 @@ class SynthSAEBench:
             self._run()
 
     def _run(self) -> None:
-        model = SyntheticModel.load_from_source(self.source or SCALED, device=self.device)
+        model = SyntheticModel.load_from_source(self.source or self._scaled(), device=self.device)
         truth = self._kept("truth.json", lambda: self._entropy(self._samples(model, 10**6, encode=None)))
         print(f"true features: {truth}")
+        tried = self._kept(
+            "seed_0.json", partial(self._rows, model, 0, dict.fromkeys(self.architectures, self.lr_factors))
+        )
+        best = {row["architecture"]: row for row in sorted(tried, key=lambda row: row["explained_variance"])}
+        chosen = {architecture: (row["lr_factor"],) for architecture, row in best.items()}
         rows = [
-            row
-            for seed in range(self.seeds)
-            for row in self._kept(f"seed_{seed}.json", partial(self._rows, model, seed))
+            *best.values(),
+            *(
+                row
+                for seed in range(1, self.seeds)
+                for row in self._kept(f"seed_{seed}.json", partial(self._rows, model, seed, chosen))
+            ),
         ]
-        write_json(self.output / "result.json", {**machine(), "true_features": truth, "dictionaries": rows})
+        result = {**machine(), "true_features": truth, "tried": tried, "dictionaries": rows}
+        write_json(self.output / "result.json", result)
         self._show(rows)
+
+    def _scaled(self) -> str:
+        """The folder of the scaled model, whose directions take minutes to make nearly orthogonal."""
+        folder = (self.output / "model").resolve()
+        if not folder.exists():
+            with written_whole(folder) as partial_folder:
+                SyntheticModel(SCALED).save(partial_folder)
+        return str(folder)
 
     def _kept(self, name: str, make: Any) -> Any:
         if not (self.output / name).exists():
             write_json(self.output / name, make())
         return read_json(self.output / name)
 
-    def _rows(self, model: SyntheticModel, seed: int) -> list[dict[str, Any]]:
+    def _rows(self, model: SyntheticModel, seed: int, lr_factors: dict[str, tuple[float, ...]]) -> list[dict[str, Any]]:
         """What came out for each dictionary of a seed; they are trained side by side on each batch."""
         settings = TrainingSettings(training_tokens=self.samples, batch_size=self.batch_size)
-        trainers = {each: self._trainer(model, each, seed, settings) for each in self.architectures}
+        trainers = {
+            (architecture, factor): self._trainer(model, architecture, factor, seed, settings)
+            for architecture, factors in lr_factors.items()
+            for factor in factors
+        }
         torch.manual_seed(seed)
         for _ in tqdm(range(settings.steps), f"training, seed {seed}"):
             batch = model.sample(self.batch_size)
             for trainer in trainers.values():
                 take_step(trainer, batch)
                 trainer.n_training_steps += 1
-        return [self._measured(model, each, seed, trainer.sae) for each, trainer in trainers.items()]
+        return [self._measured(model, *made, seed, trainer.sae) for made, trainer in trainers.items()]
 
     def _trainer(
-        self, model: SyntheticModel, architecture: str, seed: int, settings: TrainingSettings
+        self, model: SyntheticModel, architecture: str, lr_factor: float, seed: int, settings: TrainingSettings
     ) -> SAETrainer[Any, Any]:
         d_sae = model.cfg.num_features // WIDTH
         training_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
@@ -146,12 +170,13 @@ class SynthSAEBench:
         else:
             cfg = config_class(**values)
         torch.manual_seed(seed)
-        return trainer_of(training_class(cfg).to(self.device), default_lr(architecture), settings, self.device)
+        lr = lr_factor * default_lr(architecture)
+        return trainer_of(training_class(cfg).to(self.device), lr, settings, self.device)
 
     def _measured(
-        self, model: SyntheticModel, architecture: str, seed: int, trained: TrainingSAE[Any]
+        self, model: SyntheticModel, architecture: str, lr_factor: float, seed: int, trained: TrainingSAE[Any]
     ) -> dict[str, Any]:
-        folder = self.output / f"{architecture}_{seed}"
+        folder = self.output / f"{architecture}_{seed}_{lr_factor:g}"
         trained.save_inference_model(folder)
         sae = SAE.load_from_disk(folder, self.device)
         torch.manual_seed(10**5 + seed)
@@ -159,7 +184,7 @@ class SynthSAEBench:
             sae, model.feature_dict, model.activation_generator, self.eval_samples, self.batch_size
         )
         bits = self._entropy(self._samples(model, 2 * 10**5 + seed, sae.encode))
-        return {"architecture": architecture, "seed": seed, **found.to_dict(), **bits}
+        return {"architecture": architecture, "lr_factor": lr_factor, "seed": seed, **found.to_dict(), **bits}
 
     @torch.no_grad()
     def _samples(self, model: SyntheticModel, seed: int, encode: Any) -> Iterator[torch.Tensor]:
@@ -189,8 +214,8 @@ class SynthSAEBench:
             own = [{**row["classification"], **row} for row in rows if row["architecture"] == architecture]
             values = {name: torch.tensor([row[name] for row in own], dtype=torch.float64) for name in SHOWN}
             cells = [f"{each.mean():.3g} ± {(each.max() - each.min()) / 2:.2g}" for each in values.values()]
-            lines.append([architecture, *cells])
-        print(markdown_table(["architecture", *SHOWN.values()], lines))
+            lines.append([architecture, f"{own[0]['lr_factor']:g} x", *cells])
+        print(markdown_table(["architecture", "learning rate", *SHOWN.values()], lines, 2))
 
 
 if __name__ == "__main__":

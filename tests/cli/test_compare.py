@@ -9,7 +9,8 @@ from bae_lens.cli import main as cli
 from bae_lens.cli.compare import Compare
 from bae_lens.comparison.dictionaries import DictionarySpec
 
-PAPER = Path(__file__).parents[2] / "benchmarks" / "paper"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PAPER = BENCHMARKS / "paper"
 
 
 @pytest.fixture
@@ -43,6 +44,14 @@ def test_the_papers_experiments_are_read_from_their_files(path):
         "transcoder",
     ]
     assert specs["BAE"].preset == "authors"
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_benchmarks_comparisons_tune_all_dictionaries_alike(path):
+    command = Compare.defaults([str(path)])
+    assert (command.l0, command.seeds) == (32, (0, 1, 2))
+    specs = [spec for spec in command.dictionaries.values() if isinstance(spec, DictionarySpec)]
+    assert [len(spec.trials) for spec in specs] == [3] * len(command.dictionaries)
 
 
 def test_a_file_names_several_hooks(tmp_path):
