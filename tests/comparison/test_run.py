@@ -469,7 +469,13 @@ def streaming(keep: Keep, **settings: Any) -> Experiment:
     return replace(EXPERIMENT, keep_activations=keep, every_help=False, **settings)
 
 
-@pytest.mark.parametrize("made", [{"BAE": Contender((bae(),))}, {"T": Contender((transcoder(),), HOOK_IN, HOOK_OUT)}])
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"BAE": Contender((bae(),))},
+        pytest.param({"T": Contender((transcoder(),), HOOK_IN, HOOK_OUT)}, marks=pytest.mark.slow),
+    ],
+)
 def test_streamed_activations_train_what_cached_ones_do_where_the_sample_is_all(run, steps, tmp_path, made):
     cached = run(made, replace(EXPERIMENT, every_help=False), folder="cached")
     streamed = run(made, streaming("none"), folder="streamed")
@@ -510,7 +516,9 @@ def test_what_cannot_be_streamed_is_refused(run, tiny_model, tiny_dataset, tmp_p
     with pytest.raises(
         ValueError, match="activations are streamed at one hook, got 2; run each by itself, or keep all"
     ):
-        compare_hooks(tiny_model, tiny_dataset, {HOOK: one, HOOK_OUT: one}, streaming("own"), tmp_path / "run")
+        compare_hooks(
+            tiny_model, tiny_dataset, {HOOK: one, "blocks.1.hook_resid_post": one}, streaming("own"), tmp_path / "run"
+        )
     with monkeypatch.context() as patch:
         patch.setattr("bae_lens.comparison.experiment.n_processes", lambda: 2)
         with pytest.raises(

@@ -168,9 +168,9 @@ def test_hosts_that_share_no_folder_and_no_clock_find_what_one_process_does(host
 
 def test_hosts_that_keep_their_own_part_of_the_activations_train_what_one_process_does(hosts, settings, tmp_path):
     unlike_train = ("--l0", "4", "--architectures", "bae", "topk")
-    longer = {"600": "7000"}  # for some blocks of 128 contexts
+    longer = {"600": "7000"}  # in which there are several blocks of 128 contexts
     shared = (longer.get(each, each) for each in settings if each not in unlike_train)
-    command = ["train", *shared, "--training-tokens", "9900"]
+    command = ["train", *shared, "--training-tokens", "660"]
     command += ["--keep-activations", "own", "--sample-tokens", "200", "--set", "dtype", "float64", "target_l0", "4"]
     alone = [sys.executable, "-m", "bae_lens", *command, "--output", str(tmp_path / "alone")]
     subprocess.run(alone, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
