@@ -107,5 +107,5 @@ def test_it_says_that_activations_were_streamed_and_of_how_many_their_mean_is(co
     said = "are those of a sample of 1,234 tokens"
     for result, says in ((comparison, False), (streamed, True)):
         assert (said in card(result, result.dictionaries[0], result.dictionaries[0].runs[0], False)) is says
-        page = write_report(result, tmp_path / str(says)).read_text(encoding="utf-8")
-        assert ("are those of a sample of 1,234 tokens" in page) is says
+        page = write_report(result, tmp_path).read_text(encoding="utf-8")
+        assert (said in page) is says
