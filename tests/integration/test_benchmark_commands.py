@@ -18,7 +18,8 @@ PAGES = [
     *BENCHMARKS.glob("*.py"),
 ]
 COMMAND = re.compile(r"python benchmarks/(\w+)\.py((?:[^\n`\\]|\\\n)*)")
-ELSEWHERE = {"saebench", "sparse_probing", "read_by_circuit_tracer"}  # import what is in an environment of its own
+# these import what is in an environment of its own
+ELSEWHERE = {"absorption", "saebench", "sparse_probing", "read_by_circuit_tracer"}
 OTHERS = {"plan"}  # takes what `bae-lens compare` does
 WORKER = "memory"  # asks for a part of a benchmark, which takes no settings
 
