@@ -48,9 +48,10 @@ def test_sparse_array_has_room_for_the_rows_that_are_reserved(tmp_path, monkeypa
     path = tmp_path / "a.npy"
     make_array(path, (64, 2**16), sparse=True)
     assert path.stat().st_blocks * 512 < 2**16
-    open_array(path)[4] = 7
-    reserve_rows(path, [slice(3, 5), slice(60, 61)])
-    assert 3 * 2**18 <= path.stat().st_blocks * 512 < 4 * 2**18
+    for _ in range(2):
+        reserve_rows(path, [slice(3, 5), slice(60, 61)])
+        assert 3 * 2**18 <= path.stat().st_blocks * 512 < 4 * 2**18
+        open_array(path)[4] = 7
     assert open_array(path)[3:6, 0].tolist() == [0, 7, 0]
 
 
