@@ -9,6 +9,7 @@ from .activations.demo_model import demo_dataset as demo_dataset
 from .activations.demo_model import load_demo_model as load_demo_model
 from .activations.models import load_model as load_model
 from .activations.sources import load_text as load_text
+from .activations.streaming import StreamedActivations as StreamedActivations
 from .activations.vector_cache import cache_vectors as cache_vectors
 from .activations.vectors import Vectors as Vectors
 from .activations.vectors import choose_vectors as choose_vectors

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
@@ -102,32 +102,48 @@ def validated(kind: type[T], content: Any, name: str) -> T:
         ) from error
 
 
-def make_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> None:
+def make_array(
+    path: Path, shape: tuple[int, ...], dtype: type[np.generic] = np.float32, *, sparse: bool = False
+) -> None:
     """Makes an array of zeros, unless it is there, with room on the disk for all of its values.
 
+    A sparse one takes room for those that are written, or that `reserve_rows` is told of.
     Raises OSError if there is no room: a mapped file whose disk is full would end the process without a word.
     """
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
-        n_bytes = np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=shape).nbytes
-        with partial.open("r+b") as file:
-            try:
-                _reserve(file)
-            except OSError as error:
-                reason = f"{os.strerror(error.errno or 0)}: {path} needs {n_bytes / 2**30:.2g} GiB"
-                raise OSError(error.errno, f"{reason}; make room, or choose a folder on another disk") from error
+        np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        if not sparse:
+            _reserve(partial, path, [(0, partial.stat().st_size)])
 
 
-def _reserve(file: IO[bytes]) -> None:
-    """Gives a file that has a size but no contents the blocks of the disk that it will need."""
-    size = os.fstat(file.fileno()).st_size
+def reserve_rows(path: Path, rows: Iterable[slice]) -> None:
+    """Sees to it that the disk has room for these rows of a sparse array. Raises OSError as `make_array`."""
+    array = open_array(path)
+    per_row, bounds = array.nbytes // len(array), [each.indices(len(array))[:2] for each in rows]
+    _reserve(path, path, [(array.offset + start * per_row, (stop - start) * per_row) for start, stop in bounds])
+
+
+def _reserve(file_path: Path, path: Path, parts: Sequence[tuple[int, int]]) -> None:
+    """Gives parts of a file, from so many bytes on so many, the blocks of the disk that they will need."""
+    with file_path.open("r+b") as file:
+        try:
+            for start, n_bytes in parts:
+                _reserve_part(file, start, n_bytes)
+        except OSError as error:
+            needed = sum(n_bytes for _, n_bytes in parts) / 2**30
+            reason = f"{os.strerror(error.errno or 0)}: {path} needs {needed:.2g} GiB"
+            raise OSError(error.errno, f"{reason}; make room, or choose a folder on another disk") from error
+
+
+def _reserve_part(file: IO[bytes], start: int, n_bytes: int) -> None:
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
+        os.posix_fallocate(file.fileno(), start, n_bytes)
         return
-    file.seek(0)
-    while block := file.read(2**20):
+    file.seek(start)
+    while block := file.read(min(2**20, start + n_bytes - file.tell())):
         file.seek(-len(block), os.SEEK_CUR)
         file.write(block)
 

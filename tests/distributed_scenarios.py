@@ -24,14 +24,15 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 
-import bae_lens.training.trainer
 from bae_lens import BAE, BAEConfig, FitSettings, TrainingBAEConfig, TrainingBinaryTranscoderConfig, file_exchange
+from bae_lens.activations import batch_order, streaming
 from bae_lens.activations.cache import CHECKSUMS_FILE, COMPLETE_FILE, CachedActivations
 from bae_lens.activations.cache_writer import cache_activations
-from bae_lens.activations.contexts import ContextSettings, choose_contexts
+from bae_lens.activations.contexts import ContextSettings, choose_contexts, first_contexts
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import load_model
 from bae_lens.activations.sources import load_text
+from bae_lens.activations.streaming import StreamedActivations
 from bae_lens.activations.windows import random_windows
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.hooks import compare_hooks
@@ -46,6 +47,7 @@ from bae_lens.evaluation import model_loss
 from bae_lens.functional import covariance
 from bae_lens.functional.sparse_matmul import sums_rows
 from bae_lens.storage import open_array
+from bae_lens.training import trainer
 from bae_lens.training.feature_shards import gathered, own_share
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.trainer import train_dictionary
@@ -239,7 +241,7 @@ def killed_training(name: str) -> None:
     start = time.monotonic()
     with (
         during_step(17, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
-        mock.patch.object(bae_lens.training.trainer, "CHECKPOINT_SECONDS", 0.0),
+        mock.patch.object(trainer, "CHECKPOINT_SECONDS", 0.0),
     ):
         try:
             train(name)
@@ -334,6 +336,42 @@ def cache_apart(name: str, copied_to: tuple[int, ...]) -> None:
         f"cache-apart-{name}",
         {"states": torch.from_numpy(states.activations.copy()), "norms": states.norms, "calls": calls},
     )
+
+
+def streamed_training(name: str, keeps_own: bool, shares_folder: bool = True, stop_at: int | None = None) -> None:
+    """In windows of four blocks of two contexts, of which the first 13 are the sample; possibly stopped in a step."""
+    run = folder / "streamed" / name if shares_folder else apart() / name
+    with mock.patch.object(streaming, "BLOCK_ROWS", 40), mock.patch.object(batch_order, "WINDOW_BLOCKS", 4):
+        sample = cache_activations(model, first_contexts(contexts, 195, [0]), [HOOK], run / "sample", batch_size=4)
+        stream = StreamedActivations(model, contexts, sample[HOOK], run / "stream", keeps_own=keeps_own)
+        with mock.patch.object(trainer, "take_step", _stopping(stop_at)):
+            try:
+                trained = train_dictionary("bae", RECIPE, stream, SETTINGS, run)
+            except KeyboardInterrupt:
+                return
+    kept = run / "stream" / "checksums.npy"
+    write(
+        f"streamed-{name}",
+        {
+            "state": trained.sae.state_dict(),
+            "curve": torch.tensor([list(point.values()) for point in trained.curve], dtype=torch.float64),
+            "seen": stream._seen,
+            "norms": stream.relative_norms,
+            "kept": torch.from_numpy(open_array(kept) != 0) if kept.exists() else None,
+        },
+    )
+
+
+def _stopping(stop_at: int | None) -> Callable[..., Any]:
+    """Steps in which the second process, or the only one, is told to end in that of a number."""
+    steps, take_step = iter(range(10**6)), trainer.take_step
+
+    def step(*arguments: Any) -> Any:
+        if next(steps) == stop_at and connection.process_index() == connection.n_processes() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(*arguments)
+
+    return step
 
 
 def compared(name: str, share_steps: bool) -> None:
@@ -465,6 +503,13 @@ def main() -> None:
             2, interrupted_training, f"features-from-2-to-{n}", True
         )
         found[f"train features resumed by {n}"] = together(n, train, f"features-from-2-to-{n}", True)
+    for n in (1, 2):
+        found[f"streamed by {n}"] = together(n, streamed_training, f"{n}", False)
+    for stop_at in (21, None):
+        found[f"streamed, stopped at {stop_at}"] = together(
+            2 if stop_at else 3, streamed_training, "cut", True, True, stop_at
+        )
+    found["streamed apart"] = together(2, streamed_training, "apart", True, False)
     found["train rows interrupted"] = together(2, interrupted_training, "from-rows-to-features")
     found["train features resumed from rows"] = together(2, train, "from-rows-to-features", True)
     found["train killed"] = together(3, killed_training, "killed")

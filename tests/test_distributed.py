@@ -280,6 +280,21 @@ def test_trained_dictionary_is_that_of_a_single_process(found, n):
         assert_close({"curve": process["curve"]}, {"curve": single["curve"]})
 
 
+@pytest.mark.parametrize(("name", "n"), [("2", 2), ("cut", 3), ("apart", 2)])
+def test_streamed_activations_train_what_a_single_process_does(found, name, n):
+    (single,) = found("streamed-1", 1)
+    processes = found(f"streamed-{name}", n)
+    for process in processes:
+        assert_close(process["state"], single["state"])
+        assert_close({"curve": process["curve"]}, {"curve": single["curve"]})
+        assert torch.equal(process["norms"], single["norms"])
+        assert process["seen"].all()
+    if name == "apart":  # each has its part of the contexts, and no other, on the disk
+        first, second = (process["kept"] for process in processes)
+        assert torch.equal(first, ~second)
+        assert torch.equal(first[:8], torch.tensor([True, True, False, False] * 2))
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_signal_to_one_process_stops_both_and_another_number_goes_on(found, n):
     assert found(f"interrupted-from-2-to-{n}", 2) == [["00000012"]] * 2

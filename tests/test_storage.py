@@ -12,6 +12,7 @@ from bae_lens.storage import (
     make_array,
     open_array,
     read_json,
+    reserve_rows,
     save_array,
     write_json,
     written_whole,
@@ -40,6 +41,20 @@ def test_array_has_its_room_on_the_disk_before_anything_is_written(tmp_path, mon
     assert not open_array(tmp_path / "a.npy").any()
 
 
+@pytest.mark.parametrize("allocates", [True, False])
+def test_sparse_array_has_room_for_the_rows_that_are_reserved(tmp_path, monkeypatch, allocates):
+    if not allocates:
+        monkeypatch.delattr(os, "posix_fallocate")
+    path = tmp_path / "a.npy"
+    make_array(path, (64, 2**16), sparse=True)
+    assert path.stat().st_blocks * 512 < 2**16
+    for _ in range(2):
+        reserve_rows(path, [slice(3, 5), slice(60, 61)])
+        assert 3 * 2**18 <= path.stat().st_blocks * 512 < 4 * 2**18
+        open_array(path)[4] = 7
+    assert open_array(path)[3:6, 0].tolist() == [0, 7, 0]
+
+
 def test_array_without_room_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "full")
@@ -48,6 +63,11 @@ def test_array_without_room_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: .*a.npy needs 0.5 GiB; make room, or choose a folder"):
         make_array(tmp_path / "a.npy", (2**17, 2**10))
     assert not list(tmp_path.iterdir())
+    make_array(tmp_path / "a.npy", (2**17, 2**10), sparse=True)
+    with pytest.raises(
+        OSError, match=r"No space left on device: .*a.npy needs 0.25 GiB; make room, or choose a folder"
+    ):
+        reserve_rows(tmp_path / "a.npy", [slice(2**16)])
 
 
 def test_saved_array_is_loaded(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bae_lens.activations.batch_order import BLOCK_ROWS, NAME, WINDOW_BLOCKS, EpochOrder, epochs, n_blocks_of
+from bae_lens.activations.batch_order import BLOCK_ROWS, EpochOrder, epochs, order_name
 from bae_lens.activations.contexts import Contexts
 from bae_lens.activations.fingerprint import tensor_fingerprint
 from bae_lens.activations.precision import as_tensor
@@ -99,9 +99,14 @@ class CachedActivations:
         return self.contexts.is_special(self.special_tokens)
 
     @cached_property
+    def median_norms(self) -> Float[Tensor, " hooks"]:
+        """Of the rows that are not special, at each of the hooks cached together."""
+        return self.norms[~self.special].median(0).values
+
+    @cached_property
     def relative_norms(self) -> Float[Tensor, " n_tokens"]:
         """Each row's norm in units of the median of those that are not special, where it is largest of all hooks."""
-        return (self.norms / self.norms[~self.special].median(0).values).amax(-1)
+        return (self.norms / self.median_norms).amax(-1)
 
     @cached_property
     def outliers(self) -> Bool[Tensor, " n_tokens"]:
@@ -116,7 +121,7 @@ class CachedActivations:
     @property
     def order(self) -> str | None:
         """What batches are drawn from, see `batch_order`; None where that is everything at once."""
-        return NAME if n_blocks_of(self.content) > WINDOW_BLOCKS else None
+        return order_name(self.content, BLOCK_ROWS)
 
     def rows(self, indices: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
         """Raw activations of the given rows, in float32.
@@ -217,7 +222,8 @@ class CachedActivations:
     ) -> Generator[Float[Tensor, "own d_in"], None, None]:
         """Raw batches as they are on the disk, this process' rows of them."""
         for epoch, first in epochs(len(self.content) // batch_size, start_step):
-            order, over, held = EpochOrder(self.content, seed, epoch), first * batch_size, self.content[:0]
+            order = EpochOrder(self.content, seed, epoch, BLOCK_ROWS)
+            over, held = first * batch_size, self.content[:0]
             for window, blocks in enumerate(order.windows):
                 if over >= order.size(window):
                     over -= order.size(window)

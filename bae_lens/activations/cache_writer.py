@@ -22,7 +22,7 @@ from bae_lens.activations.cache import (
 )
 from bae_lens.activations.contexts import Contexts
 from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
-from bae_lens.activations.forward import hook_widths, run_at_hooks
+from bae_lens.activations.forward import hook_widths, norms_at, run_at_hooks
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.precision import STORED, Dtype, stored, torch_dtype
 from bae_lens.distributed.connection import is_main_process, n_processes, process_index
@@ -137,8 +137,7 @@ def _cache_missing(
                 on_disk = {hook_name: stored(activations, dtype) for hook_name, activations in batch.items()}
             except ValueError as error:
                 raise ValueError(f"batch {rows.start // batch_size}: {error}") from error
-            at_hooks = [torch.linalg.vector_norm(batch[name], dim=-1, dtype=torch.float64) for name in hook_names]
-            norms[rows] = torch.stack(at_hooks, dim=-1).float().numpy()
+            norms[rows] = norms_at(batch, hook_names).numpy()
             norms.flush()
             for hook_name, activations in on_disk.items():
                 arrays[hook_name][rows] = activations

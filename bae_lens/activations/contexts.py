@@ -66,6 +66,13 @@ class ContextSettings:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def first_contexts(contexts: Contexts, n_tokens: int, special_tokens: Sequence[int]) -> Contexts:
+    """The first ones that have so many tokens, these special ones not counted, or all if they have fewer."""
+    counted = (~contexts.is_special(special_tokens)).view(contexts.tokens.shape).sum(1)
+    n = int(torch.searchsorted(counted.cumsum(0), n_tokens)) + 1
+    return Contexts(contexts.tokens[:n], contexts.document[:n])
+
+
 def split_of(document: int) -> Split:
     """What a document serves for, by its number in the shuffled text: of ten in a row one for test, one for tuning."""
     place = document % HELD_OUT_EVERY

@@ -1,7 +1,7 @@
 """Running a model for what it holds at some of its hooks."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from math import prod
 from typing import Any
@@ -72,6 +72,14 @@ def _without_keys_and_values(model: Any) -> dict[str, bool]:
     """What tells a model of transformers, as a bridge runs it, not to keep what only generating tokens needs."""
     inner = getattr(model, "original_model", None)
     return {"use_cache": False} if inner and "use_cache" in signature(inner.forward).parameters else {}
+
+
+def norms_at(
+    activations: Mapping[str, Float[Tensor, "n columns _"]], hook_names: Sequence[str]
+) -> Float[Tensor, "n columns hooks"]:
+    """Norms of what `run_at_hooks` gave, computed in float64."""
+    at_hooks = [torch.linalg.vector_norm(activations[name], dim=-1, dtype=torch.float64) for name in hook_names]
+    return torch.stack(at_hooks, dim=-1).float()
 
 
 def hook_widths(model: Any, hook_names: Sequence[str]) -> dict[str, int]:

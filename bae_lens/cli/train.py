@@ -12,6 +12,7 @@ from bae_lens.activations.hook_names import expand_hooks
 from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
+from bae_lens.activations.streaming import Keep
 from bae_lens.activations.vectors import VECTORS_HOOK
 from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import HookNames, summary, summary_at_hooks
@@ -88,6 +89,13 @@ class Train:
     cache_dtype: Dtype = "float32"
     """In which activations are kept on disk. In bfloat16 or float16 they take half of the room; a BAE on layer 10 of
     SmolLM2 explained as much of the variance with either as with float32, to .001; two seeds differ by .003."""
+    keep_activations: Keep = "all"
+    """What of the activations that a dictionary is trained on is kept on disk. all: they are cached before training, on
+    every machine if these share no folder. With own and none they are streamed: the model computes them when training
+    needs them. own: each machine keeps what it computes, for later epochs. none: the model runs again in each epoch."""
+    sample_tokens: int = 65_536
+    """Of activations that are streamed: how many tokens are cached all the same, whose mean and scale stand for those
+    of all, and whose median norm says which tokens are outliers."""
     device: str = DEFAULT_DEVICE
     """Where the model and the dictionary run."""
     model_device: str | None = None
@@ -122,7 +130,14 @@ class Train:
             seeds=(self.seed,),
             model_dtype=self.model_dtype,
             cache_dtype=self.cache_dtype,
+            keep_activations=self.keep_activations,
+            sample_tokens=self.sample_tokens,
         )
+        if experiment.streams and len(hook_names) > 1:
+            raise ValueError(
+                f"activations are streamed at one hook, got {len(hook_names)}; run each by itself, or leave out "
+                f"--keep-activations {self.keep_activations}"
+            )
         spec = self.spec()
 
         def made(widths_at: WidthsAt, hook_name: str) -> dict[str, Contender]:

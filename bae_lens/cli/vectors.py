@@ -16,7 +16,7 @@ from bae_lens.distributed.connection import is_main_process
 OF_VECTORS = ("array", "documents", "labels")
 OF_MODELS = (
     "hook_name", "hook_name_out", "model", "dataset", "text_column", "dataset_split", "model_dtype", "model_device",
-    "device_map",
+    "device_map", "keep_activations", "sample_tokens",
 )  # fmt: skip
 OF_TEXTS = ("context_size", "loss_contexts", "contexts_per_document")
 

@@ -13,10 +13,11 @@ from sae_lens import SAE
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
+from bae_lens.activations.streaming import StreamedActivations
 from bae_lens.comparison.baselines import Baselines
 from bae_lens.comparison.experiment import Contender, Experiment
 from bae_lens.comparison.origin import ModelOrigin, VectorOrigin
-from bae_lens.comparison.results import Comparison, DictionaryResult, Run, Trial
+from bae_lens.comparison.results import Comparison, Corpus, DictionaryResult, Run, Trial
 from bae_lens.distributed.exchange import barrier, gather
 from bae_lens.distributed.homes import is_first_at_home
 from bae_lens.distributed.work import share
@@ -72,10 +73,12 @@ class Comparing:
         on_measured: OnMeasured,
         shard_features: bool,
         tracking: Tracking,
+        streamed: StreamedActivations | None,
     ) -> None:
         self.origin, self.splits, self.contenders, self.experiment = origin, splits, contenders, experiment
         self.folder, self.stopwatch, self.device = folder, stopwatch, device
         self.on_measured, self.shard_features, self.tracking = on_measured, shard_features, tracking
+        self.streamed = streamed
 
     def result(self, share_steps: bool) -> Comparison:
         """Trains and measures what is not there yet, and puts all together."""
@@ -110,7 +113,7 @@ class Comparing:
         baselines = make_baselines()
         return Comparison(
             self.experiment,
-            self.origin.corpus(self._states("train")),
+            self._trained_on(),
             self.origin.corpus(self._states("test")),
             list(self.stopwatch.stages.values()),
             baselines.pca,
@@ -135,6 +138,16 @@ class Comparing:
 
     def _states(self, split: str) -> CachedActivations:
         return self.splits[split][self.experiment.hook_name]
+
+    def _trained_on(self) -> Corpus:
+        """What was trained on; of what was streamed as it was when training ended."""
+        if self.streamed is None:
+            return self.origin.corpus(self._states("train"))
+        path = self.folder / "streamed.json"
+        if is_first_at_home() and not path.exists():
+            write_json(path, self.origin.corpus(self.streamed))
+        barrier()
+        return validated(Corpus, read_json(path), str(path))
 
     def _training(self, name: str, recipe: Recipe | None, seed: int) -> _Training:
         return _Training(name, recipe, seed, self.experiment.seed_folder(self.folder, seed))
@@ -185,9 +198,9 @@ class Comparing:
             assert contender.pretrained is not None
             return _Untrained(contender.pretrained.sae.to(self.device))
         sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
-        states = sides[0] if contender.hook_name is None else PairedActivations(*sides)
+        cached = sides[0] if contender.hook_name is None else PairedActivations(*sides)
         placed = (self.device, self.origin.metadata, self.shard_features, self.tracking)
-        return train_dictionary(name, recipe, states, self.experiment.training, folder, seed, *placed)
+        return train_dictionary(name, recipe, self.streamed or cached, self.experiment.training, folder, seed, *placed)
 
     def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
         hooks = self.contenders[name].hooks(self.experiment.hook_name)

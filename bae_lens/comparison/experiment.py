@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sae_lens import SAE
 
@@ -14,6 +14,8 @@ from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import TEXT_COLUMN
+from bae_lens.activations.streaming import Keep
+from bae_lens.distributed.connection import n_processes
 from bae_lens.storage import RUN_FILE, read_json
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.trainer import can_share_steps, check_processes, check_widths
@@ -50,10 +52,17 @@ class Experiment:
     model_dtype: Dtype = "float32"
     """In which the model runs."""
     cache_dtype: Dtype = "float32"
-    """In which activations are kept on disk."""
+    """In which activations are kept on disk, or in memory while they are due."""
+    keep_activations: Keep = "all"
+    """What of the training activations is kept on disk: all, cached before training; each machine's own part, computed
+    when it is due; or none. The training is the same with either of the last two; see `StreamedActivations`."""
+    sample_tokens: int = 65_536
+    """Unless all are kept: training tokens whose activations are cached before, for mean, scale and median norm."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError without seeds or with one twice, for an L0 of 0, and for fewer tokens than a batch."""
+        """Raises ValueError without seeds or with one twice, for an L0 of 0, for fewer tokens than a batch, for an
+        empty sample, and for something else to keep.
+        """
         if self.contexts.cached_tokens < self.training.batch_size:
             raise ValueError(
                 f"cached_tokens must be at least a batch ({self.training.batch_size}), "
@@ -63,6 +72,23 @@ class Experiment:
             raise ValueError(f"l0 must be positive, got {self.l0}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different, at least one, got {list(self.seeds)}")
+        if self.keep_activations not in get_args(Keep):
+            raise ValueError(
+                f"keep_activations must be one of {', '.join(get_args(Keep))}, got {self.keep_activations!r}"
+            )
+        if self.sample_tokens < 1:
+            raise ValueError(f"sample_tokens must be at least 1, got {self.sample_tokens}")
+
+    @property
+    def streams(self) -> bool:
+        """Whether activations are computed when training needs them."""
+        return self.keep_activations != "all"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells it from another, as JSON values: not whether what is streamed is kept, and no sample without."""
+        left_out = ("keep_activations",) if self.streams else ("keep_activations", "sample_tokens")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def unit(self) -> str:
@@ -164,6 +190,23 @@ def check_contenders(contenders: Mapping[str, Contender]) -> None:
     for name in contenders:
         if not re.fullmatch(FOLDER_NAME, name):
             raise ValueError(f"a dictionary's name must be made of letters, digits, spaces and _.+-, got {name!r}")
+
+
+def check_streamed(contenders: Mapping[str, Contender], experiment: Experiment, share_steps: bool) -> None:
+    """Raises ValueError if activations are to be streamed to several trainings, or to processes that share no steps."""
+    if not experiment.streams:
+        return
+    recipes = [recipe for contender in contenders.values() for recipe in contender.trials]
+    if len(contenders) != 1 or len(recipes) != 1 or len(experiment.seeds) != 1:
+        raise ValueError(
+            f"activations are streamed to one dictionary, of one recipe and one seed, got {len(contenders)} with "
+            f"{len(recipes)} recipes and {len(experiment.seeds)} seeds; train each by itself, or keep all activations"
+        )
+    if n_processes() > 1 and not (share_steps and can_share_steps(recipes[0].cfg)):
+        raise ValueError(
+            f"{n_processes()} processes stream activations to a bae or a binary_transcoder, whose steps they share, "
+            f"got a {recipes[0].cfg.architecture()}; train it in one process, or keep all activations"
+        )
 
 
 def check_run(folder: Path, *, several_hooks: bool) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def compare_hooks(
         for hook, made in contenders.items()
     }
     check_run(folder, several_hooks=True)
-    shared = {name: value for name, value in asdict(experiment).items() if name != "hook_name"}
+    shared = {name: value for name, value in experiment.identity.items() if name != "hook_name"}
     whole = {**shared, "model_weights": model_fingerprint(model), "hook_names": list(parts)}
     with ExitStack() as claims:
         claims.enter_context(claimed(folder, whole))

@@ -6,6 +6,7 @@ from typing import Any
 from sae_lens import SAE
 
 from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.streaming import StreamedActivations
 from bae_lens.activations.vectors import Vectors, VectorSplit
 from bae_lens.comparison.experiment import Experiment
 from bae_lens.comparison.results import Corpus, corpus_of
@@ -40,8 +41,8 @@ class ModelOrigin:
         """Features with the tokens that drive them, in `states`."""
         return feature_dashboards(sae, states, self.model, firing_rates)
 
-    def corpus(self, states: CachedActivations) -> Corpus:
-        """What was cached, with tokens as text."""
+    def corpus(self, states: CachedActivations | StreamedActivations) -> Corpus:
+        """What was cached, or streamed so far, with tokens as text."""
         return corpus_of(states, lambda token: self.model.tokenizer.decode([token]))
 
 
@@ -62,6 +63,6 @@ class VectorOrigin:
         """Features with the vectors that drive them, in `states`."""
         return vector_dashboards(sae, states, self.vectors, firing_rates)
 
-    def corpus(self, states: CachedActivations) -> Corpus:
+    def corpus(self, states: CachedActivations | StreamedActivations) -> Corpus:
         """What was cached, with rows by number."""
         return corpus_of(states, self.vectors.row_name)

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bae_lens.activations.cache import CachedActivations
+from bae_lens.activations.streaming import StreamedActivations
 from bae_lens.activations.vectors import VectorSplit
 from bae_lens.comparison.experiment import Experiment
 from bae_lens.comsem.table1 import Table1
@@ -86,10 +87,10 @@ class DictionaryResult:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What was cached, and what of it was left out of training and evaluation."""
+    """What was cached, or streamed, and what of it was left out of training and evaluation."""
 
     contexts: int
-    """Contexts that were cached."""
+    """Contexts over which the model ran."""
     tokens: int
     """Tokens of content."""
     special_tokens: int
@@ -100,6 +101,8 @@ class Corpus:
     """Of the tokens that are not special, in units of their median norm."""
     outlier_examples: list[str]
     """The most frequent of the outlier tokens."""
+    sample_tokens: int | None = None
+    """Tokens whose mean, scale and median norm stood for all, where activations were streamed and not all cached."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,7 @@ def saebench_core(comparison: Comparison, dictionary: DictionaryResult, run: Run
     }
 
 
-def corpus_of(activations: CachedActivations, shown: Callable[[int], str]) -> Corpus:
+def corpus_of(activations: CachedActivations | StreamedActivations, shown: Callable[[int], str]) -> Corpus:
     """Counts what is content and what is not; `shown` names an outlier token."""
     tokens = activations.contexts.tokens.flatten()
     values, counts = tokens[activations.outliers].unique(return_counts=True)
@@ -285,4 +288,5 @@ def corpus_of(activations: CachedActivations, shown: Callable[[int], str]) -> Co
         outlier_tokens=int(activations.outliers.sum()),
         largest_norm=activations.relative_norms[~activations.special].max().item(),
         outlier_examples=[shown(token) for token in frequent],
+        sample_tokens=activations.sample_tokens if isinstance(activations, StreamedActivations) else None,
     )

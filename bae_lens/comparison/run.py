@@ -1,18 +1,28 @@
 """Several dictionaries on the same activations with the same budget, tuned alike, as one result (Table 1)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.cache_writer import cache_activations
-from bae_lens.activations.contexts import CONTEXTS_FOLDER, Contexts, choose_contexts, kept_contexts
+from bae_lens.activations.contexts import CONTEXTS_FOLDER, Contexts, choose_contexts, first_contexts, kept_contexts
 from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.forward import hook_widths
 from bae_lens.activations.models import resolve_hook
+from bae_lens.activations.paired import PairedActivations
+from bae_lens.activations.streaming import StreamedActivations
 from bae_lens.comparison.comparing import Comparing, OnMeasured
-from bae_lens.comparison.experiment import Contender, Experiment, check_contenders, check_hooks, check_run, needed_hooks
+from bae_lens.comparison.experiment import (
+    Contender,
+    Experiment,
+    check_contenders,
+    check_hooks,
+    check_run,
+    check_streamed,
+    needed_hooks,
+)
 from bae_lens.comparison.origin import ModelOrigin, VectorOrigin
 from bae_lens.comparison.results import Comparison, earlier_comsem
 from bae_lens.distributed.connection import is_main_process
@@ -60,6 +70,9 @@ def compare(
     shared. Machines that share no folder end with the same files, but for the result, which is written on the first.
     `tracking` says where metrics go while dictionaries train.
 
+    If the experiment does not keep all activations, there is one dictionary, whose training activations are computed
+    when they are due; a sample of them is cached, for PCA and the other baselines too.
+
     Raises ValueError, before any training, if the trials of two contenders differ in number, for hooks that the model
     does not have, where no dictionary can be attached or whose widths disagree with the configs, for contexts longer
     than the model's, for a split without documents, for fewer tokens to train on than a batch, and for a folder that
@@ -67,12 +80,17 @@ def compare(
     """
     share_steps |= shard_features
     experiment, contenders = checked(model, contenders, experiment, share_steps, shard_features)
+    check_streamed(contenders, experiment, share_steps)
     check_run(folder, several_hooks=False)
     with claimed(folder, purpose(model, contenders, experiment)):
         stopwatch = Stopwatch(folder, on_stage)
         bring_together(folder)
         stopwatch.add("load model and text", loading_seconds)
-        splits = cached_splits(model, documents, {experiment.hook_name: contenders}, experiment, folder, stopwatch)
+        by_hook = {experiment.hook_name: contenders}
+        if experiment.streams:
+            splits, streamed = _streamed_splits(model, documents, by_hook, experiment, folder, stopwatch)
+        else:
+            splits, streamed = cached_splits(model, documents, by_hook, experiment, folder, stopwatch), None
         return compare_cached(
             ModelOrigin(model, splits, experiment),
             splits,
@@ -81,6 +99,7 @@ def compare(
             folder,
             stopwatch,
             device,
+            streamed,
             on_measured=on_measured,
             share_steps=share_steps,
             shard_features=shard_features,
@@ -110,7 +129,7 @@ def checked(
 def purpose(model: Any, contenders: Mapping[str, Contender], experiment: Experiment) -> dict[str, Any]:
     """What a comparison's folder is for, as it is written down there."""
     return {
-        **asdict(experiment),
+        **experiment.identity,
         "model_weights": model_fingerprint(model),
         "recipes": {name: contender.identity for name, contender in contenders.items()},
         "hooks": {name: contender.hooks(experiment.hook_name) for name, contender in contenders.items()},
@@ -128,8 +147,44 @@ def cached_splits(
     """Activations by split of the documents and by hook, of one pass, for contenders by the hook of their comparison.
 
     `folder` keeps them, and the contexts. Raises ValueError, before anything is kept, for fewer tokens than a batch of
-    what is to be trained.
+    what is to be trained, and for activations that are to be streamed.
     """
+    if experiment.streams:
+        raise ValueError(
+            f"activations are streamed at one hook, got {len(contenders)}; run each by itself, or keep all activations"
+        )
+    contexts = _contexts(model, documents, contenders, experiment, folder, stopwatch)
+    return _cached(model, contexts, needed_hooks(contenders), experiment, folder, stopwatch)
+
+
+def _streamed_splits(
+    model: Any,
+    documents: Any,
+    contenders: Mapping[str, Mapping[str, Contender]],
+    experiment: Experiment,
+    folder: Path,
+    stopwatch: Stopwatch,
+) -> tuple[dict[str, dict[str, CachedActivations]], StreamedActivations]:
+    """As `cached_splits`, of the training activations a sample; and all of these, for the one contender."""
+    contexts = _contexts(model, documents, contenders, experiment, folder, stopwatch)
+    special = sorted(get_special_token_ids(model.tokenizer))
+    sampled = {**contexts, "train": first_contexts(contexts["train"], experiment.sample_tokens, special)}
+    splits = _cached(model, sampled, needed_hooks(contenders), experiment, folder, stopwatch)
+    (contender,) = contenders[experiment.hook_name].values()
+    sides = [splits["train"][hook] for hook in contender.hooks(experiment.hook_name)]
+    sample = sides[0] if contender.hook_name is None else PairedActivations(*sides)
+    place, keeps_own = folder / ACTIVATIONS_FOLDER / "streamed", experiment.keep_activations == "own"
+    return splits, StreamedActivations(model, contexts["train"], sample, place, keeps_own=keeps_own)
+
+
+def _contexts(
+    model: Any,
+    documents: Any,
+    contenders: Mapping[str, Mapping[str, Contender]],
+    experiment: Experiment,
+    folder: Path,
+    stopwatch: Stopwatch,
+) -> dict[str, Contexts]:
     made = [contender for by_name in contenders.values() for contender in by_name.values()]
 
     def chosen_contexts() -> dict[str, Contexts]:
@@ -146,9 +201,18 @@ def cached_splits(
         return contexts
 
     with stopwatch.stage("choose contexts"):
-        contexts = kept_contexts(folder / CONTEXTS_FOLDER, chosen_contexts)
+        return kept_contexts(folder / CONTEXTS_FOLDER, chosen_contexts)
+
+
+def _cached(
+    model: Any,
+    contexts: Mapping[str, Contexts],
+    hooks: list[str],
+    experiment: Experiment,
+    folder: Path,
+    stopwatch: Stopwatch,
+) -> dict[str, dict[str, CachedActivations]]:
     with stopwatch.stage("activations"):
-        hooks = needed_hooks(contenders)
         return {
             split: cache_activations(
                 model, chosen, hooks, folder / ACTIVATIONS_FOLDER / split, dtype=experiment.cache_dtype
@@ -165,15 +229,29 @@ def compare_cached(
     folder: Path,
     stopwatch: Stopwatch,
     device: str,
+    streamed: StreamedActivations | None = None,
     *,
     on_measured: OnMeasured,
     share_steps: bool,
     shard_features: bool,
     tracking: Tracking,
 ) -> Comparison:
-    """What `compare` does once the activations are there and everything is `checked`; the first process writes it."""
+    """What `compare` does once the activations are there and everything is `checked`; the first process writes it.
+
+    What is `streamed` takes the place of training activations that are cached, of which there is a sample.
+    """
     comparing = Comparing(
-        origin, splits, contenders, experiment, folder, stopwatch, device, on_measured, shard_features, tracking
+        origin,
+        splits,
+        contenders,
+        experiment,
+        folder,
+        stopwatch,
+        device,
+        on_measured,
+        shard_features,
+        tracking,
+        streamed,
     )
     comparison = replace(comparing.result(share_steps), comsem=earlier_comsem(folder))
     if is_main_process():

@@ -1,7 +1,7 @@
 """Dictionaries of vectors that come without a language model, side by side."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from bae_lens.activations.fingerprint import tensor_fingerprint
@@ -41,6 +41,8 @@ def compare_vectors(
     """
     if experiment.model is not None:
         raise ValueError(f"vectors have no model: Experiment.model must be None, got {experiment.model!r}")
+    if experiment.streams:
+        raise ValueError("vectors are read from files, and no model computes them: keep_activations must be all")
     experiment = replace(experiment, hook_name=VECTORS_HOOK)
     check_contenders(contenders)
     for name, contender in contenders.items():
@@ -63,7 +65,7 @@ def compare_vectors(
         )
     check_vectors(vectors, chosen.values(), experiment.cache_dtype)
     purpose = {
-        **asdict(experiment),
+        **experiment.identity,
         "vectors": vectors.fingerprint,
         "documents": tensor_fingerprint(vectors.document),
         "labels": vectors.labels_fingerprint,

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from bae_lens.distributed.connection import (
@@ -31,6 +31,35 @@ def gather(value: Any) -> list[Any]:
 def shard(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "own ..."]:
     """The share of this process. Those of all, one after another, are the whole; they differ by one row at most."""
     return rows.tensor_split(n_processes())[process_index()]
+
+
+def sharers(n: int) -> Int[Tensor, " n"]:
+    """Which process has each of n rows, as `shard` shares them."""
+    parts = torch.arange(n).tensor_split(n_processes())
+    return torch.cat([torch.full_like(part, index) for index, part in enumerate(parts)])
+
+
+def redistribute(
+    held: Shaped[Tensor, "held ..."], holder: Int[Tensor, " n"], place: Int[Tensor, " n"], receiver: Int[Tensor, " n"]
+) -> Shaped[Tensor, "own ..."]:
+    """Of n rows, each at a place among those that its holder has, the ones that this process is to receive, in order.
+
+    Which process holds a row, where, and which receives it, is known alike to all.
+    """
+    if n_processes() == 1:
+        return held[place]
+    sent, received = ((side == process_index()).nonzero().flatten() for side in (holder, receiver))
+    sent = sent[receiver[sent].sort(stable=True).indices]
+    by_holder = holder[received].sort(stable=True).indices
+    coming, going = (
+        torch.bincount(side, minlength=n_processes()).tolist() for side in (holder[received], receiver[sent])
+    )
+    leaving, arriving = held[place[sent]], held.new_empty(len(received), *held.shape[1:])
+    finish(dist.all_to_all_single, arriving, leaving, coming, going, current().group)
+    del leaving
+    rows = torch.empty_like(arriving)
+    rows[by_holder] = arriving
+    return rows
 
 
 def gather_rows(rows: Shaped[Tensor, "own ..."], sent_as: torch.dtype | None = None) -> Shaped[Tensor, "n ..."]:

@@ -110,6 +110,9 @@ def _recipe(comparison: Comparison, dictionary: DictionaryResult, run: Run) -> s
     chosen = f" The best of {len(dictionary.trials)} settings that were tried." if dictionary.trials else ""
     special = " and all special tokens" if experiment.model is not None else ""
     outliers = f"{comparison.train.outlier_tokens:,} {experiment.unit}s of outlying norm{special} were left out."
+    if comparison.train.sample_tokens is not None:
+        streamed = "Activations were computed when they were due; their mean, scale and median norm are those of"
+        outliers += f" {streamed} a sample of {comparison.train.sample_tokens:,} tokens."
     recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     return f"## Recipe\n\nIn training {outliers}{chosen}\n\n```yaml\n{recipe}```"
 

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.paired import PairedActivations
+from bae_lens.activations.streaming import StreamedActivations
 from bae_lens.distributed.connection import is_main_process, n_processes
 from bae_lens.distributed.exchange import any_process, barrier, gather_rows
 from bae_lens.distributed.gradients import clip_gradients_together, sum_gradients
@@ -38,6 +39,8 @@ from bae_lens.training.compiler import check_compiler
 from bae_lens.training.feature_shards import gathered, own_checkpoint, own_share, with_all_counts
 from bae_lens.training.recipe import Recipe, TrainingSettings
 from bae_lens.training.tracking import UNTRACKED, TrackedRun, Tracking, tracked
+
+Activations = CachedActivations | PairedActivations | StreamedActivations  # what a dictionary can be trained on
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints; what a killed process loses at most
 CURVE_POINTS = 200  # of a loss curve, at most
@@ -76,7 +79,7 @@ class TrainedDictionary:
 def train_dictionary(
     name: str,
     recipe: Recipe,
-    activations: CachedActivations | PairedActivations,
+    activations: Activations,
     settings: TrainingSettings,
     folder: Path,
     seed: int = 0,
@@ -87,7 +90,7 @@ def train_dictionary(
 ) -> TrainedDictionary:
     """Trains one dictionary on standardized activations, folds the standardization into it and saves it.
 
-    SAEs take `CachedActivations`, transcoders `PairedActivations`.
+    SAEs take `CachedActivations`, transcoders `PairedActivations`, either of them `StreamedActivations`.
     `folder/dictionaries/NAME` holds the result as SAELens saves any SAE, `folder/checkpoints/NAME` the state of a run
     that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost). A finished dictionary is loaded,
     an interrupted one goes on with the batches it has not seen, and ends with the same weights.
@@ -169,16 +172,12 @@ def _read_report(folder: Path) -> TrainingReport:
     return validated(TrainingReport, read_json(path), str(path))
 
 
-def _at_hooks(
-    cfg: TrainingSAEConfig, activations: CachedActivations | PairedActivations, metadata: dict[str, Any]
-) -> TrainingSAEConfig:
+def _at_hooks(cfg: TrainingSAEConfig, activations: Activations, metadata: dict[str, Any]) -> TrainingSAEConfig:
     """A copy that knows where it is trained."""
-    cfg, hooks = deepcopy(cfg), {"hook_name": activations.hook_name}
-    if isinstance(activations, PairedActivations):
-        hooks["hook_name_out"] = activations.hook_name_out
+    cfg, hooks = deepcopy(cfg), dict(zip(("hook_name", "hook_name_out"), activations.widths, strict=False))
     for key, value in {**metadata, **hooks}.items():
         setattr(cfg.metadata, key, value)
-    if isinstance(activations, CachedActivations) and activations.hook_name.endswith("hook_z"):
+    if len(hooks) == 1 and activations.hook_name.endswith("hook_z"):
         cfg.reshape_activations = "hook_z"
     return cfg
 
@@ -225,7 +224,7 @@ class _Run:
         name: str,
         cfg: TrainingSAEConfig,
         recipe: Recipe,
-        activations: CachedActivations | PairedActivations,
+        activations: Activations,
         settings: TrainingSettings,
         checkpoints: Path,
         source: dict[str, Any],
@@ -375,7 +374,7 @@ def memory_gib(device: str) -> float:
     return psutil.Process().memory_info().rss / 2**30
 
 
-def _check_foldable(sae: TrainingSAE[Any], activations: CachedActivations | PairedActivations) -> None:
+def _check_foldable(sae: TrainingSAE[Any], activations: Activations) -> None:
     try:
         activations.standardization.fold_into(deepcopy(sae))
     except NotImplementedError as error:

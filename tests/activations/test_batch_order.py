@@ -9,9 +9,8 @@ from bae_lens.activations.batch_order import BLOCK_ROWS, WINDOW_BLOCKS, EpochOrd
 
 
 @pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of 4 rows, windows of 3 blocks."""
-    monkeypatch.setattr(batch_order, "BLOCK_ROWS", 4)
+def small_windows(monkeypatch):
+    """Windows of 3 blocks."""
     monkeypatch.setattr(batch_order, "WINDOW_BLOCKS", 3)
 
 
@@ -22,18 +21,18 @@ def all_rows(order: EpochOrder) -> list[list[int]]:
 def test_up_to_a_window_everything_is_mixed_with_everything_as_it_always_was():
     content = torch.arange(5, BLOCK_ROWS * WINDOW_BLOCKS, 31)
     for epoch in (0, 3):
-        order = EpochOrder(content, 7, epoch)
+        order = EpochOrder(content, 7, epoch, BLOCK_ROWS)
         seed = int(np.random.SeedSequence([7, epoch]).generate_state(1)[0])
         expected = content[torch.randperm(len(content), generator=torch.Generator().manual_seed(seed))]
         assert len(order.windows) == 1
         assert torch.equal(order.rows(0), expected)
-    assert len(EpochOrder(torch.tensor([0, BLOCK_ROWS * WINDOW_BLOCKS]), 7, 0).windows) == 2
+    assert len(EpochOrder(torch.tensor([0, BLOCK_ROWS * WINDOW_BLOCKS]), 7, 0, BLOCK_ROWS).windows) == 2
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_windows")
 def test_every_row_comes_once_an_epoch_with_those_of_two_other_blocks():
     content = torch.tensor([row for row in range(50) if row % 7])
-    windows = all_rows(order := EpochOrder(content, 0, 0))
+    windows = all_rows(order := EpochOrder(content, 0, 0, 4))
     assert sorted(chain.from_iterable(windows)) == content.tolist()
     assert [len(rows) for rows in windows] == [order.size(window) for window in range(len(windows))]
     assert [{row // 4 for row in rows} for rows in windows] == [set(blocks) for blocks in order.windows]
@@ -42,22 +41,22 @@ def test_every_row_comes_once_an_epoch_with_those_of_two_other_blocks():
     assert all(rows != sorted(rows) for rows in windows[:-1])
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_windows")
 def test_seed_and_epoch_give_the_order():
     content = torch.arange(60)
-    orders = [all_rows(EpochOrder(content, *which)) for which in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    orders = [all_rows(EpochOrder(content, *which, 4)) for which in ((0, 0), (0, 0), (0, 1), (1, 0))]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2] != orders[3] != orders[0]
-    blocks = [EpochOrder(content, *which).windows for which in ((0, 0), (0, 1), (1, 0))]
+    blocks = [EpochOrder(content, *which, 4).windows for which in ((0, 0), (0, 1), (1, 0))]
     assert blocks[0] != blocks[1] != blocks[2] != blocks[0]
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_windows")
 def test_a_row_comes_anywhere_and_beside_any_other():
     content, n = torch.arange(120), 400  # 30 blocks in 10 windows
     where, together = np.zeros((120, 10)), np.zeros((30, 30))
     for epoch in range(n):
-        order = EpochOrder(content, 0, epoch)
+        order = EpochOrder(content, 0, epoch, 4)
         for window, blocks in enumerate(order.windows):
             where[order.rows(window).numpy(), window] += 1
             together[np.ix_(blocks, blocks)] += 1
@@ -68,7 +67,7 @@ def test_a_row_comes_anywhere_and_beside_any_other():
 
 def test_within_a_window_no_row_is_near_where_it_was():
     content = torch.arange(BLOCK_ROWS * WINDOW_BLOCKS)
-    moved = (EpochOrder(content, 0, 0).rows(0) - content).abs().double().mean() / len(content)
+    moved = (EpochOrder(content, 0, 0, BLOCK_ROWS).rows(0) - content).abs().double().mean() / len(content)
     assert moved.item() == pytest.approx(1 / 3, abs=0.005)
 
 

@@ -338,9 +338,8 @@ def test_batches_from_a_later_step_are_those_of_the_whole_run(states):
 @pytest.fixture
 def small_windows(states, monkeypatch):
     """Blocks of 32 rows, of which the 80 contexts of 9 have 22.5, in windows of 4."""
-    for module in (cache_module, batch_order):
-        monkeypatch.setattr(module, "BLOCK_ROWS", 32)
-        monkeypatch.setattr(module, "WINDOW_BLOCKS", 4)
+    monkeypatch.setattr(cache_module, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(batch_order, "WINDOW_BLOCKS", 4)
     return states
 
 
@@ -358,7 +357,7 @@ def test_windows_do_not_show_in_the_batches(small_windows, monkeypatch):
         assert len(torch.cat(epoch).unique()) == 600
         assert torch.isin(torch.cat(epoch), small_windows.content).all()
     assert epochs[0][0].tolist() != epochs[1][0].tolist()
-    assert small_windows.order == batch_order.NAME
+    assert small_windows.order == "windows of 4 blocks of 32 rows"
     for step in (0, 3, 11, 12, 13, 23):
         assert torch.equal(
             next(rows_of_batches(small_windows, monkeypatch, 50, 3, step)), [*epochs[0], *epochs[1]][step]

@@ -1,10 +1,12 @@
 import json
 import pkgutil
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from sae_lens import SAE, StandardTrainingSAEConfig, TopKTrainingSAEConfig
@@ -25,6 +27,7 @@ from bae_lens import (
 )
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import ContextSettings
+from bae_lens.activations.streaming import Keep
 from bae_lens.comparison import comparing
 from bae_lens.comparison.comparing import best_trial
 from bae_lens.comparison.results import Trial
@@ -461,3 +464,71 @@ def test_progress_is_told_and_each_dictionary_is_measured_as_soon_as_it_is_train
         *("dashboards of BAE", "dashboards of ReLU"),
     ]
     assert told.index("train BAE done") < told.index("measure BAE")
+
+
+def streaming(keep: Keep, **settings: Any) -> Experiment:
+    return replace(EXPERIMENT, keep_activations=keep, every_help=False, **settings)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"BAE": Contender((bae(),))},
+        pytest.param({"T": Contender((transcoder(),), HOOK_IN, HOOK_OUT)}, marks=pytest.mark.slow),
+    ],
+)
+def test_streamed_activations_train_what_cached_ones_do_where_the_sample_is_all(run, steps, tmp_path, made):
+    cached = run(made, replace(EXPERIMENT, every_help=False), folder="cached")
+    streamed = run(made, streaming("none"), folder="streamed")
+    (batches,) = steps.values()
+    assert_close(torch.cat(batches[10:]), torch.cat(batches[:10]), rtol=1e-4, atol=1e-4)
+    explained = [each.dictionaries[0].runs[0].metrics.explained_variance for each in (cached, streamed)]
+    assert explained[0] == pytest.approx(explained[1], abs=1e-2)
+    assert streamed.train == replace(cached.train, sample_tokens=cached.train.tokens)
+    assert (streamed.experiment.keep_activations, streamed.pca) == ("none", cached.pca)
+    sae = SAE.load_from_disk(tmp_path / "streamed" / "dictionaries" / streamed.dictionaries[0].name)
+    hooks = (HOOK, None) if "BAE" in made else (HOOK_IN, HOOK_OUT)
+    assert (sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out) == hooks
+    assert not (tmp_path / "streamed" / "activations" / "streamed" / "activations.npy").exists()
+
+
+def test_what_was_streamed_and_of_what_its_mean_is_are_in_the_result_whatever_is_removed(run, steps, tmp_path):
+    made = {"BAE": Contender((bae(),))}
+    first = run(made, streaming("own", sample_tokens=100))
+    assert (first.train.contexts, first.train.sample_tokens) == (50, 111)
+    assert first.train.tokens + first.train.outlier_tokens == 600
+    shutil.rmtree(tmp_path / "run" / "activations")
+    assert run(made, streaming("none", sample_tokens=100)).train == first.train  # and another way of keeping them
+    assert len(steps["bae"]) == 10
+    with pytest.raises(ValueError, match=r"holds something else \(sample_tokens: 100 there, 90 now\)"):
+        run(made, streaming("none", sample_tokens=90))
+    with pytest.raises(ValueError, match=r"holds something else \(sample_tokens: 100 there, nothing now\)"):
+        run(made, streaming("all"))
+
+
+def test_what_cannot_be_streamed_is_refused(run, tiny_model, tiny_dataset, tmp_path, monkeypatch):
+    with pytest.raises(
+        ValueError, match="to one dictionary, of one recipe and one seed, got 3 with 3 recipes and 1 se"
+    ):
+        run(experiment=streaming("none"))
+    one = {"R": Contender((relu(),))}
+    with pytest.raises(ValueError, match="of one recipe and one seed, got 1 with 1 recipes and 2 seeds; train each by"):
+        run(one, streaming("own", seeds=(0, 1)))
+    with pytest.raises(
+        ValueError, match="activations are streamed at one hook, got 2; run each by itself, or keep all"
+    ):
+        compare_hooks(
+            tiny_model, tiny_dataset, {HOOK: one, "blocks.1.hook_resid_post": one}, streaming("own"), tmp_path / "run"
+        )
+    with monkeypatch.context() as patch:
+        patch.setattr("bae_lens.comparison.experiment.n_processes", lambda: 2)
+        with pytest.raises(
+            ValueError, match=r"2 processes stream activations to a bae or .*, got a standard; train it in"
+        ):
+            run(one, streaming("own"))
+    assert not (tmp_path / "run" / "run.json").exists()
+    with pytest.raises(ValueError, match="sample_tokens must be at least 1, got 0"):
+        streaming("none", sample_tokens=0)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # which would refuse it first
+    with pytest.raises(ValueError, match="keep_activations must be one of all, own, none, got 'nothing'"):
+        streaming("nothing")  # pyright: ignore[reportArgumentType]

@@ -55,6 +55,11 @@ def contenders(n_trials=1):
     }
 
 
+def test_vectors_are_not_streamed(vectors, tmp_path):
+    with pytest.raises(ValueError, match="no model computes them: keep_activations must be all"):
+        compare_vectors(vectors, contenders(), replace(EXPERIMENT, keep_activations="none"), tmp_path)
+
+
 def test_all_is_measured_that_needs_no_model(vectors, tmp_path):
     result = compare_vectors(vectors, contenders(2), replace(EXPERIMENT, seeds=(0, 1)), tmp_path)
     test = CachedActivations(tmp_path / "activations" / "test", VECTORS_HOOK)

@@ -44,6 +44,7 @@ from bae_lens import (
 from bae_lens.activations.cache_writer import cache_activations
 from bae_lens.activations.contexts import ContextSettings
 from bae_lens.activations.paired import PairedActivations
+from bae_lens.activations.streaming import StreamedActivations
 from bae_lens.comsem.collect.collector import collect
 from bae_lens.comsem.collect.sampling import SamplingSettings
 from bae_lens.evaluation.model_loss import LossMeter
@@ -115,6 +116,19 @@ def test_batches_that_a_thread_has_ready_are_those_of_the_cpu(cached, shadow, pa
     assert threading.active_count() == before + (2 if paired else 1)
     there.close()
     assert threading.active_count() == before
+
+
+def test_streamed_batches_are_those_of_the_cpu(models, cached, tiny_contexts, shadow, tmp_path):
+    streams = [
+        StreamedActivations(
+            model, tiny_contexts["train"], cached[device]["train"][HOOK], tmp_path / "streamed" / device
+        ).shuffled(64, 1, 3, device)
+        for device, model in models.items()
+    ]
+    for _ in range(12):
+        here, there = map(next, streams)
+        assert there.device.type == shadow
+        assert_close(there.cpu(), here, rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_thread_finds_damaged_is_raised_where_batches_are_taken(cached, shadow):

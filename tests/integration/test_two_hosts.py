@@ -16,9 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import torch
 from distributed_scenarios import without_times
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent.parent
 CLOCK = """#define _GNU_SOURCE
@@ -170,6 +173,30 @@ def test_hosts_that_share_no_folder_and_no_clock_find_what_one_process_does(host
     bars = re.findall(r"activations at \S+:\s+(\d+)%", logs[0])
     assert bars
     assert set(bars) == {"100"}
+
+
+def test_hosts_that_keep_their_own_part_of_the_activations_train_what_one_process_does(hosts, settings, tmp_path):
+    unlike_train = ("--l0", "4", "--architectures", "bae", "topk")
+    longer = {"600": "7000"}  # in which there are several blocks of 128 contexts
+    shared = (longer.get(each, each) for each in settings if each not in unlike_train)
+    command = ["train", *shared, "--training-tokens", "660"]
+    command += ["--keep-activations", "own", "--sample-tokens", "200", "--set", "dtype", "float64", "target_l0", "4"]
+    alone = [sys.executable, "-m", "bae_lens", *command, "--output", str(tmp_path / "alone")]
+    subprocess.run(alone, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    own = (tmp_path / "first", tmp_path / "second")
+    hosts.start(own, (), *command, "--output", str(hosts.at / "run"))
+    codes, logs = hosts.wait()
+    assert codes == [0, 0], logs
+    runs = [tmp_path / "alone", *(folder / "run" for folder in own)]
+    weights = [load_file(run / "dictionaries" / "bae" / "sae_weights.safetensors") for run in runs]
+    for name, expected in weights[0].items():
+        assert torch.equal(weights[1][name], weights[2][name])
+        torch.testing.assert_close(weights[1][name], expected, rtol=0, atol=1e-10)
+    kept = [np.load(run / "activations" / "streamed" / "checksums.npy") != 0 for run in runs]
+    assert kept[0].all()
+    assert (kept[1] ^ kept[2]).all()
+    assert min(part.sum() for part in kept) > 100
+    assert _result(runs[1])["train"] == _result(runs[0])["train"]
 
 
 @pytest.mark.parametrize("rendezvous", [(), C10D], ids=["static", "c10d"])

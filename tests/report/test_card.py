@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 
 from bae_lens.comparison.results import TABLE
 from bae_lens.report.card import PICTURE, card, write_cards
+from bae_lens.report.page import write_report
 from bae_lens.report.png import write_pictures
 
 
@@ -99,3 +100,12 @@ def test_folders_of_this_machine_are_not_published(comparison, tmp_path):
     assert "`my-model`" in text
     assert "`my-words.jsonl`" in text
     assert str(tmp_path) not in text
+
+
+def test_it_says_that_activations_were_streamed_and_of_how_many_their_mean_is(comparison, tmp_path):
+    streamed = replace(comparison, train=replace(comparison.train, sample_tokens=1234))
+    said = "are those of a sample of 1,234 tokens"
+    for result, says in ((comparison, False), (streamed, True)):
+        assert (said in card(result, result.dictionaries[0], result.dictionaries[0].runs[0], False)) is says
+        page = write_report(result, tmp_path).read_text(encoding="utf-8")
+        assert (said in page) is says

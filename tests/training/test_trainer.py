@@ -337,9 +337,8 @@ def test_a_run_in_another_order_of_the_batches_does_not_go_on(states, recipe, tm
     interrupt_at(monkeypatch, 9, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
-    monkeypatch.setattr(batch_order, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(cache, "BLOCK_ROWS", 16)
     monkeypatch.setattr(batch_order, "WINDOW_BLOCKS", 4)
-    monkeypatch.setattr(cache, "WINDOW_BLOCKS", 4)
     with pytest.raises(ValueError, match=r"order: nothing there, 'windows of .*' now.*choose another folder"):
         train_dictionary("bae", recipe, states, SETTINGS, tmp_path)
 
