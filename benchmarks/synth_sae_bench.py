@@ -6,9 +6,9 @@ r"""SynthSAEBench (arXiv 2602.14687): dictionaries on activations with known tru
 
 The first is scaled down for a CPU: the published model with a quarter of its features, roots and dictionary, and a
 third of its dimensions; firing probabilities, hierarchy, correlations and magnitudes are made alike. The second is the
-published model at its budget. All dictionaries of a seed take their steps on the same batches, those of the first one
-with every learning rate that is tried. What is measured of a seed is kept; the same command goes on, as one with more
-seeds does.
+published model at its budget. All dictionaries of a seed take their steps on the same batches; with the first seed every
+learning rate is tried, also on these. What is measured of a seed is kept; the same command goes on, as one with more seeds
+does.
 """
 
 from collections.abc import Iterator
@@ -76,6 +76,7 @@ SHOWN = {  # measures, and their headings
     "marginal_bits": "marginal bits",
     "joint_bits": "joint bits",
 }
+L0_TOLERANCE = 0.1  # how far from the asked L0 a dictionary may be, relative, to be chosen for what it explains
 WIDTH = 4  # true features for each of a dictionary's, as in the paper: 16,384 for 4096
 
 
@@ -89,8 +90,9 @@ class SynthSAEBench:
     """A synthetic model on the hub or in a folder; by default the scaled one."""
     architectures: tuple[str, ...] = ("bae", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
     """As `bae-lens compare` names them, each with its default settings."""
-    lr_factors: tuple[float, ...] = (1.0, 2.0, 4.0)
-    """Learning rates to try with the first seed, times `bae-lens compare`'s; the one that explains most is used."""
+    lr_factors: tuple[float, ...] = (1.0,)
+    """Learning rates to try with the first seed, times `bae-lens compare`'s. Of those with about `l0` features, the one
+    that explains most is used."""
     seeds: int = 3
     """Of weights and samples."""
     samples: int = 1_048_576
@@ -116,7 +118,7 @@ class SynthSAEBench:
         tried = self._kept(
             "seed_0.json", partial(self._rows, model, 0, dict.fromkeys(self.architectures, self.lr_factors))
         )
-        best = {row["architecture"]: row for row in sorted(tried, key=lambda row: row["explained_variance"])}
+        best = {row["architecture"]: row for row in sorted(tried, key=self._worth)}
         chosen = {architecture: (row["lr_factor"],) for architecture, row in best.items()}
         rows = [
             *best.values(),
@@ -129,6 +131,12 @@ class SynthSAEBench:
         result = {**machine(), "true_features": truth, "tried": tried, "dictionaries": rows}
         write_json(self.output / "result.json", result)
         self._show(rows)
+
+    def _worth(self, row: dict[str, Any]) -> tuple[bool, float]:
+        """Of a dictionary that was tried: first those near the asked L0, and of these the one that explains most."""
+        miss = abs(row["l0"] / self.l0 - 1)
+        near = miss <= L0_TOLERANCE
+        return near, row["explained_variance"] if near else -miss
 
     def _scaled(self) -> str:
         """The folder of the scaled model, whose directions take minutes to make nearly orthogonal."""

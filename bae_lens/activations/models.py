@@ -21,6 +21,7 @@ from bae_lens.activations.demo_model import cache_folder, load_demo_model, load_
 from bae_lens.activations.device_map import DeviceMap
 from bae_lens.activations.hook_names import layer_hook
 from bae_lens.activations.precision import Dtype, torch_dtype
+from bae_lens.memory import is_shortage
 from bae_lens.storage import read_json, write_json
 
 DEMO_MODEL = "smollm2"
@@ -48,7 +49,8 @@ def load_model(
     With a `device_map`, as transformers takes it, a model becomes a bridge on several devices, and is compared with
     that of transformers on the same devices, in the dtype in which it is to run.
     Raises ValueError if neither agrees with transformers, saying by how much each is off, and for a device map of the
-    embedded model, ImportError if that is not installed, and OSError for a name that the hub does not know.
+    embedded model, ImportError if that is not installed, and OSError for a name that the hub does not know. Too little
+    memory is raised as it is told by torch.
     """
     if name == DEMO_MODEL:
         if device_map is not None:
@@ -151,9 +153,9 @@ def _faithful(
     try:
         model = load()
         difference = (_log_probabilities(model, tokens, prepend_bos=False) - expected).abs().max().item()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_shortage(error):
+            raise
         return None, _raised(error)
     if not difference <= TOLERANCE:
         return None, f"gives log-probabilities that differ from transformers' by up to {difference:.2g}"

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from bae_lens.activations.batch_order import BLOCK_ROWS, EpochOrder, order_name
 from bae_lens.activations.cache import ARRAY_FILE, CHECKSUMS_FILE, NORMS_FILE, SOURCE_FILE, CachedActivations
 from bae_lens.activations.contexts import Contexts
-from bae_lens.activations.fingerprint import tensor_fingerprint
+from bae_lens.activations.fingerprint import model_fingerprint, tensor_fingerprint
 from bae_lens.activations.forward import norms_at, run_at_hooks
 from bae_lens.activations.paired import PairedActivations
 from bae_lens.activations.precision import STORED, as_tensor, stored, torch_dtype
@@ -47,8 +47,10 @@ class StreamedActivations:
     what was written is computed again, with a warning. Otherwise the model runs over every context once an epoch.
 
     Several processes share the contexts of a window, and send one another the rows of their batches. A process has its
-    share of a window in memory, of 131,072 tokens at most in all, twice while a window begins, and three times while
-    rows are sent. No thread has batches ready: the model's passes take turns with the training's steps.
+    share of a window in memory, of 131,072 tokens at most in all, or 64 contexts if these are longer than 2,048; twice
+    while a window begins, and three times while rows are sent. It also has the tokens and norms of the whole text: 20
+    bytes a token at one hook. No thread has batches ready: the model's passes take turns with the training's steps. A
+    training that is killed while a window is computed loses that window's pass. One at a time may use the folder.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class StreamedActivations:
     ) -> None:
         """All processes together make or open the folder.
 
-        Raises ValueError for a folder that holds other activations, and OSError for a disk without room.
+        Raises ValueError for a sample of another model, for a folder that holds other activations, and OSError for a
+        disk without room.
         """
         self.model, self.all_contexts, self.sample, self.folder = model, contexts, sample, folder
         self.hook_name, self.widths = sample.hook_name, sample.widths
@@ -73,6 +76,11 @@ class StreamedActivations:
             "contexts": tensor_fingerprint(contexts.tokens, contexts.document),
             "sample": known["contexts"],
         }
+        if (now := model_fingerprint(model)) != known.get("model"):
+            raise ValueError(
+                f"the sample must be of the model that runs, but {self._cached.folder} is of one with weights "
+                f"{known.get('model')}, got {now}; cache a sample with this model"
+            )
         self._hook_names: list[str] = known["hook_names"]
         n, size = contexts.tokens.shape
         self._block_contexts = max(1, BLOCK_ROWS // size)
@@ -238,7 +246,8 @@ class StreamedActivations:
         with tqdm(total=n, desc="activations", unit="context", leave=False, disable=not is_main_process()) as progress:
             for contexts in own:
                 computed = self._at(contexts).flatten(0, 1)
-                values[end : (end := end + len(computed))] = computed
+                values[end : end + len(computed)] = computed
+                end += len(computed)
                 progress.update(contexts.stop - contexts.start)
         self._share_norms([[each for each in share if not self._seen[each].all()] for share in shares])
         return values

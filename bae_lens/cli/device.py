@@ -10,7 +10,6 @@ from bae_lens.planning import Resources
 from bae_lens.storage import existing_folder
 
 DEFAULT_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NO_MEMORY_ON_CPU = "DefaultCPUAllocator: can't allocate memory"  # in torch's RuntimeError, which has no kind of its own
 GPU_MEMORY = 80.0  # GB, where none is at hand
 
 
@@ -20,19 +19,6 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from error
-
-
-def shortage(error: MemoryError | RuntimeError) -> str | None:
-    """What to do where memory of a device or the host did not suffice; None for an error of another kind."""
-    if isinstance(error, RuntimeError) and not (
-        isinstance(error, torch.OutOfMemoryError) or NO_MEMORY_ON_CPU in str(error)
-    ):
-        return None
-    told = ". ".join((str(error) or type(error).__name__).split(". ")[:3])  # torch goes on to advise of its allocator
-    return (
-        f"what is at work must fit in memory, got {told}; choose a smaller batch, dictionary or model, a narrower "
-        "dtype, or several devices with --shard-features or --device-map"
-    )
 
 
 def resources(folder: Path, device: str, disk: float | None, gpu_memory: float | None) -> Resources:

@@ -83,12 +83,11 @@ def _run(name: str, arguments: list[str]) -> None:
     except (ValueError, OSError, ImportError) as error:
         _end_with(str(error))
     except (MemoryError, RuntimeError) as error:
-        from bae_lens.cli.device import shortage
+        from bae_lens.memory import is_shortage, shortage_sentence
 
-        told = shortage(error)
-        if told is None:
+        if not is_shortage(error):
             raise
-        _end_with(told)
+        _end_with(shortage_sentence(error))
 
 
 def _end_with(error: str) -> NoReturn:

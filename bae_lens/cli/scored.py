@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from sae_lens import SAE, HookedSAETransformer
 from bae_lens.activations.contexts import held_out_documents
 from bae_lens.activations.device_map import DeviceMap
 from bae_lens.activations.fingerprint import model_fingerprint
-from bae_lens.activations.models import DEMO_MODEL, load_model
+from bae_lens.activations.models import load_model
 from bae_lens.activations.precision import Dtype, check_dtype, torch_dtype
 from bae_lens.activations.sources import DEMO_TEXT, load_text
 from bae_lens.comparison.experiment import FOLDER_NAME
@@ -110,8 +111,8 @@ class Scored:
     def _check_weights(self, weights: str, device_map: DeviceMap | None) -> None:
         if weights == self.model_weights:
             return
-        if self.model != DEMO_MODEL:  # which has one form
-            in_other_form = None if device_map else {"": "cpu"}
+        in_other_form = None if device_map else {"": "cpu"}
+        with suppress(ValueError):  # it may have one form
             other = load_model(self.model, "cpu", self.context_size, self.model_dtype, in_other_form)
             if model_fingerprint(other) == self.model_weights:
                 return

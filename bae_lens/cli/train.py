@@ -87,13 +87,14 @@ class Train:
     model_dtype: Dtype = "float32"
     """In which the model runs: half of the memory, and on a GPU less time, in bfloat16 or float16."""
     cache_dtype: Dtype = "float32"
-    """In which activations are kept on disk. In bfloat16 or float16 they take half of the room; a BAE on layer 10 of
-    SmolLM2 explained as much of the variance with either as with float32, to .001; two seeds differ by .003."""
+    """In which activations are kept on disk, or in memory while they are due. In bfloat16 or float16 they take half of
+    the room; a BAE on layer 10 of SmolLM2 explained as much of the variance with either as with float32, to .001; two
+    seeds differ by .003."""
     keep_activations: Keep = "all"
     """What of the activations that a dictionary is trained on is kept on disk. all: they are cached before training, on
     every machine if these share no folder. With own and none they are streamed: the model computes them when training
     needs them. own: each machine keeps what it computes, for later epochs. none: the model runs again in each epoch."""
-    sample_tokens: int = 65_536
+    sample_tokens: int = Experiment.sample_tokens
     """Of activations that are streamed: how many tokens are cached all the same, whose mean and scale stand for those
     of all, and whose median norm says which tokens are outliers."""
     device: str = DEFAULT_DEVICE
@@ -133,6 +134,11 @@ class Train:
             keep_activations=self.keep_activations,
             sample_tokens=self.sample_tokens,
         )
+        if not experiment.streams and self.sample_tokens != Experiment.sample_tokens:
+            raise ValueError(
+                f"--sample-tokens is for activations that are streamed, got {self.sample_tokens}; leave it out, or "
+                "choose --keep-activations none or own"
+            )
         if experiment.streams and len(hook_names) > 1:
             raise ValueError(
                 f"activations are streamed at one hook, got {len(hook_names)}; run each by itself, or leave out "

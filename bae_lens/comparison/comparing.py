@@ -30,6 +30,7 @@ from bae_lens.training.recipe import Recipe
 from bae_lens.training.tracking import Tracking
 from bae_lens.training.trainer import TrainedDictionary, can_share_steps, train_dictionary
 
+STREAMED_FILE = "streamed.json"  # the `Corpus` that was streamed, as it was when training ended
 L0_TOLERANCE = 0.25  # how far from the asked L0 a trial may be, relative, to be chosen for its explained variance
 
 OnMeasured = Callable[[str, DictionaryMetrics], None]
@@ -140,13 +141,10 @@ class Comparing:
         return self.splits[split][self.experiment.hook_name]
 
     def _trained_on(self) -> Corpus:
-        """What was trained on; of what was streamed as it was when training ended."""
+        """What was trained on."""
         if self.streamed is None:
             return self.origin.corpus(self._states("train"))
-        path = self.folder / "streamed.json"
-        if is_first_at_home() and not path.exists():
-            write_json(path, self.origin.corpus(self.streamed))
-        barrier()
+        path = self.folder / STREAMED_FILE
         return validated(Corpus, read_json(path), str(path))
 
     def _training(self, name: str, recipe: Recipe | None, seed: int) -> _Training:
@@ -200,7 +198,12 @@ class Comparing:
         sides = [train[hook] for hook in contender.hooks(self.experiment.hook_name)]
         cached = sides[0] if contender.hook_name is None else PairedActivations(*sides)
         placed = (self.device, self.origin.metadata, self.shard_features, self.tracking)
-        return train_dictionary(name, recipe, self.streamed or cached, self.experiment.training, folder, seed, *placed)
+        states = self.streamed or cached
+        trained = train_dictionary(name, recipe, states, self.experiment.training, folder, seed, *placed)
+        path = self.folder / STREAMED_FILE
+        if self.streamed is not None and is_first_at_home() and not path.exists():
+            write_json(path, self.origin.corpus(self.streamed))
+        return trained
 
     def _evaluate(self, name: str, sae: SAE[Any], split: str) -> DictionaryMetrics:
         hooks = self.contenders[name].hooks(self.experiment.hook_name)

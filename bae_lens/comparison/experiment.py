@@ -202,7 +202,12 @@ def check_streamed(contenders: Mapping[str, Contender], experiment: Experiment, 
             f"activations are streamed to one dictionary, of one recipe and one seed, got {len(contenders)} with "
             f"{len(recipes)} recipes and {len(experiment.seeds)} seeds; train each by itself, or keep all activations"
         )
-    if n_processes() > 1 and not (share_steps and can_share_steps(recipes[0].cfg)):
+    if n_processes() > 1 and not share_steps:
+        raise ValueError(
+            f"{n_processes()} processes that stream activations share every step, got share_steps=False; set it, train "
+            "in one process, or keep all activations"
+        )
+    if n_processes() > 1 and not can_share_steps(recipes[0].cfg):
         raise ValueError(
             f"{n_processes()} processes stream activations to a bae or a binary_transcoder, whose steps they share, "
             f"got a {recipes[0].cfg.architecture()}; train it in one process, or keep all activations"

@@ -59,6 +59,11 @@ def compare_hooks(
     Raises ValueError, before any training, as `compare` for each hook, for a hook that comes twice or is in no layer,
     and for a folder of a run at one hook.
     """
+    if experiment.streams:
+        raise ValueError(
+            f"compare_hooks caches all activations, got keep_activations={experiment.keep_activations!r}; stream with "
+            "compare, one hook at a time, or keep all"
+        )
     share_steps |= shard_features
     contenders = {hook: contenders[given] for hook, given in _resolved(model, list(contenders)).items()}
     parts = {

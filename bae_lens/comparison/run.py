@@ -147,12 +147,8 @@ def cached_splits(
     """Activations by split of the documents and by hook, of one pass, for contenders by the hook of their comparison.
 
     `folder` keeps them, and the contexts. Raises ValueError, before anything is kept, for fewer tokens than a batch of
-    what is to be trained, and for activations that are to be streamed.
+    what is to be trained.
     """
-    if experiment.streams:
-        raise ValueError(
-            f"activations are streamed at one hook, got {len(contenders)}; run each by itself, or keep all activations"
-        )
     contexts = _contexts(model, documents, contenders, experiment, folder, stopwatch)
     return _cached(model, contexts, needed_hooks(contenders), experiment, folder, stopwatch)
 

@@ -42,7 +42,10 @@ def compare_vectors(
     if experiment.model is not None:
         raise ValueError(f"vectors have no model: Experiment.model must be None, got {experiment.model!r}")
     if experiment.streams:
-        raise ValueError("vectors are read from files, and no model computes them: keep_activations must be all")
+        raise ValueError(
+            "vectors are read from files, and no model computes them: keep_activations must be all, got "
+            f"{experiment.keep_activations!r}"
+        )
     experiment = replace(experiment, hook_name=VECTORS_HOOK)
     check_contenders(contenders)
     for name, contender in contenders.items():

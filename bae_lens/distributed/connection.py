@@ -17,7 +17,10 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
+from bae_lens.memory import is_shortage
+
 JOIN_TIMEOUT = timedelta(minutes=5)  # to load torch, and to fail before
+CONNECT_TIMEOUT = timedelta(seconds=15)  # once all have come
 LOOK_SECONDS = 0.1  # between looks at who has come
 WORK_TIMEOUT = timedelta(days=7)  # between two exchanges: one may wait for as long as another trains
 BEAT_SECONDS = 2.0  # between signs of life
@@ -58,15 +61,16 @@ def current() -> Connection:
 def connect(backend: str, init_method: str = "env://", rank: int = -1, world_size: int = -1) -> None:
     """Joins the processes by `torch.distributed.init_process_group`.
 
-    Raises ConnectionError if not all come within `JOIN_TIMEOUT`. Once all have come they give one another signs of
-    life: one that is silent for `SILENCE` is lost, and every exchange raises ConnectionError.
+    Raises ConnectionError if not all come within `JOIN_TIMEOUT`, or if they do not reach one another within
+    `CONNECT_TIMEOUT` from then. Afterwards they give one another signs of life: one that is silent for `SILENCE` is
+    lost, and every exchange raises ConnectionError.
     """
     global _connection
     with naming_the_cause():
         meeting = rendezvous(init_method, rank, world_size, timeout=JOIN_TIMEOUT)
         store, rank, world_size = next(iter(meeting))
         store = PrefixStore(_agreed_name(store, rank, world_size), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=SILENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=CONNECT_TIMEOUT)
         watch = Watch(dist.new_group(timeout=SILENCE, backend="gloo"))  # before all that may wait for longer
         group, own = dist.new_group(timeout=WORK_TIMEOUT), PrefixStore("bae_lens", store)
     _connection = Connection(group, own, watch, world_size * [0])
@@ -75,9 +79,10 @@ def connect(backend: str, init_method: str = "env://", rank: int = -1, world_siz
 def _agreed_name(store: Any, rank: int, world_size: int) -> str:
     """A name that these processes give their start, and that no other start of them has.
 
-    torchrun may keep its store when it starts processes again, and with it the addresses of those that ended; and its
-    agents do not count starts alike. So each process takes its place under a name of its own, and all of these are the
-    name of the start, once each of them has seen them all. With that of one that has ended they are not seen by all.
+    torchrun may keep its store when it starts processes again, with the addresses of those that ended, and its agents
+    do not count starts alike. So each process writes a new name in its place. All names together are the name of the
+    start, once every process has counted itself as having seen them; one that has ended does not, so that a set with
+    its name in it is never complete.
 
     Raises ConnectionError if not all come within `JOIN_TIMEOUT`, and if another process takes this one's place.
     """
@@ -212,9 +217,9 @@ def naming_the_cause() -> Iterator[None]:
     """Turns the many errors of a broken connection into ConnectionError with one line."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_shortage(error):
+            raise
         raise ConnectionError(_cause(_first_words(str(error)))) from error
 
 

@@ -92,8 +92,9 @@ def train_dictionary(
 
     SAEs take `CachedActivations`, transcoders `PairedActivations`, either of them `StreamedActivations`.
     `folder/dictionaries/NAME` holds the result as SAELens saves any SAE, `folder/checkpoints/NAME` the state of a run
-    that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost). A finished dictionary is loaded,
-    an interrupted one goes on with the batches it has not seen, and ends with the same weights.
+    that was interrupted, by Ctrl-C (saved at once) or a kill (at most a minute lost, and the pass for a window that is
+    streamed). A finished dictionary is loaded, an interrupted one goes on with the batches it has not seen, and ends
+    with the same weights.
 
     Several processes share every step, see `distributed`, and end with the dictionary of a single one, up to rounding;
     an interrupted run may go on with another number of them. If one ends before, the others raise ConnectionError.

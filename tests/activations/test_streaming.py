@@ -1,3 +1,4 @@
+import copy
 import shutil
 from itertools import islice
 
@@ -134,6 +135,7 @@ def test_a_start_in_the_first_epoch_knows_how_many_rows_came_before(cached, stre
     assert 24 <= len(known.contexts.tokens) < 80
     runs.clear()
     assert_same(batches(known, 4, 5), expected[5:])
+    assert 24 < sum(runs) <= 36
 
 
 def test_mean_scale_and_median_norm_are_those_of_the_sample(cached, streamed):
@@ -171,6 +173,12 @@ def test_refusals(cached, streamed, monkeypatch, tiny_model):
     sample = cached(n=30)
     with pytest.raises(ValueError, match=r"a batch of 640 needs as many tokens, but only 639 are content; add text"):
         next(streamed(sample).shuffled(640, 0))
+    tuned = copy.deepcopy(tiny_model)
+    tuned.W_E.data[0, 0] += 1
+    with pytest.raises(
+        ValueError, match=r"sample must be of the model that runs, .* got \w+; cache a sample with this"
+    ):
+        StreamedActivations(tuned, sample.contexts, sample, sample.folder.parent / "tuned")
     with pytest.raises(ValueError, match=r"stream holds something else \(.*sample: .*; choose another folder"):
         streamed(cached(n=20))
     run = tiny_model.run_with_cache

@@ -530,7 +530,7 @@ def test_version(monkeypatch, capsys):
             ),
             "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 is full;",
         ),
-        (lambda: torch.empty(10**14), "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4"),
+        (lambda: torch.empty(10**14), "got DefaultCPUAllocator: can't allocate memory: you tried to allocate 4"),
         (lambda: np.empty(10**14), "Unable to allocate 728. TiB for an array with shape (100000000000000,) and "),
         (lambda: _raise(MemoryError()), "MemoryError;"),
     ],
@@ -543,7 +543,7 @@ def test_too_little_memory_is_told_in_a_sentence(monkeypatch, capsys, shortage, 
     (message,) = capsys.readouterr().err.splitlines()
     assert message.startswith("error: what is at work must fit in memory, got ")
     assert told in message
-    assert message.endswith("narrower dtype, or several devices with --shard-features or --device-map")
+    assert message.endswith("choose a smaller batch, dictionary or model, a narrower dtype, or more devices")
 
 
 def test_an_error_that_is_not_the_users_is_shown_whole(monkeypatch):

@@ -92,6 +92,7 @@ def test_compare_from_a_file(run, tmp_path):
         ("train", ["--vectors", "x.npy", "--hook-name", "blocks.0.mlp"], "got --hook-name too"),
         ("train", ["--vectors", "x.npy", "--keep-activations", "none"], "got --keep-activations too"),
         ("train", ["--hook-name", "blocks.{0,1}.hook_out", "--keep-activations", "own"], "streamed at one hook, got 2"),
+        ("train", ["--hook-name", "blocks.0.hook_out", "--sample-tokens", 9], "that are streamed, got 9; leave it out"),
         ("compare", ["--vectors", "x.npy", "--model", "gpt2", "--context-size", 64], "got --model, --context-size too"),
         ("compare", ["--vectors", "x.npy", "--plan"], "--plan is for a language model's activations"),
         ("compare", ["--vectors", "x.npy", "--architectures", "transcoder"], "a transcoder reads at one hook"),

@@ -492,8 +492,18 @@ def test_streamed_activations_train_what_cached_ones_do_where_the_sample_is_all(
     assert not (tmp_path / "streamed" / "activations" / "streamed" / "activations.npy").exists()
 
 
-def test_what_was_streamed_and_of_what_its_mean_is_are_in_the_result_whatever_is_removed(run, steps, tmp_path):
+def test_what_was_streamed_and_of_what_its_mean_is_are_in_the_result_whatever_is_removed(
+    run, steps, tmp_path, monkeypatch
+):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
     made = {"BAE": Contender((bae(),))}
+    with monkeypatch.context() as patch:
+        patch.setattr("bae_lens.comparison.comparing.evaluate_dictionary", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(made, streaming("own", sample_tokens=100))
+    shutil.rmtree(tmp_path / "run" / "activations" / "streamed")
     first = run(made, streaming("own", sample_tokens=100))
     assert (first.train.contexts, first.train.sample_tokens) == (50, 111)
     assert first.train.tokens + first.train.outlier_tokens == 600
@@ -515,17 +525,19 @@ def test_what_cannot_be_streamed_is_refused(run, tiny_model, tiny_dataset, tmp_p
     with pytest.raises(ValueError, match="of one recipe and one seed, got 1 with 1 recipes and 2 seeds; train each by"):
         run(one, streaming("own", seeds=(0, 1)))
     with pytest.raises(
-        ValueError, match="activations are streamed at one hook, got 2; run each by itself, or keep all"
+        ValueError, match="compare_hooks caches all activations, got keep_activations='own'; stream with compare"
     ):
         compare_hooks(
             tiny_model, tiny_dataset, {HOOK: one, "blocks.1.hook_resid_post": one}, streaming("own"), tmp_path / "run"
         )
     with monkeypatch.context() as patch:
         patch.setattr("bae_lens.comparison.experiment.n_processes", lambda: 2)
+        with pytest.raises(ValueError, match="2 processes that stream activations share every step, got share_steps=F"):
+            run({"BAE": Contender((bae(),))}, streaming("own"))
         with pytest.raises(
             ValueError, match=r"2 processes stream activations to a bae or .*, got a standard; train it in"
         ):
-            run(one, streaming("own"))
+            compare(tiny_model, tiny_dataset, one, streaming("own"), tmp_path / "run", share_steps=True)
     assert not (tmp_path / "run" / "run.json").exists()
     with pytest.raises(ValueError, match="sample_tokens must be at least 1, got 0"):
         streaming("none", sample_tokens=0)

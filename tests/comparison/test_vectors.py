@@ -56,7 +56,7 @@ def contenders(n_trials=1):
 
 
 def test_vectors_are_not_streamed(vectors, tmp_path):
-    with pytest.raises(ValueError, match="no model computes them: keep_activations must be all"):
+    with pytest.raises(ValueError, match="no model computes them: keep_activations must be all, got 'none'"):
         compare_vectors(vectors, contenders(), replace(EXPERIMENT, keep_activations="none"), tmp_path)
 
 

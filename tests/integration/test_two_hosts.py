@@ -11,10 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -23,6 +23,7 @@ import torch
 from distributed_scenarios import without_times
 from safetensors.torch import load_file
 
+T = TypeVar("T")
 ROOT = Path(__file__).parent.parent.parent
 CLOCK = """#define _GNU_SOURCE
 #include <dlfcn.h>
@@ -210,8 +211,7 @@ def test_a_run_that_lost_a_process_twice_goes_on_by_itself(hosts, settings, tmp_
     again = _next_process(hosts.names[1], second)
     again.suspend()
     waiting = _next_process(hosts.names[0], first)
-    while not _has_socket(waiting):  # then it waits for the other, which has not come
-        time.sleep(0.1)
+    _until(lambda: _has_socket(waiting))  # then it waits for the other, which has not come
     again.kill()
     codes, logs = hosts.wait()
     assert codes == [0, 0], logs
@@ -226,9 +226,16 @@ def _process(name: str) -> psutil.Process:
 
 
 def _next_process(name: str, earlier: psutil.Process) -> psutil.Process:
-    while not (others := [process for process in _processes(name) if process != earlier]):
+    return _until(lambda: [process for process in _processes(name) if process != earlier])[0]
+
+
+def _until(found: Callable[[], T]) -> T:
+    """What is found, once it is something."""
+    end = time.monotonic() + 120
+    while not (what := found()):
+        assert time.monotonic() < end
         time.sleep(0.1)
-    return others[0]
+    return what
 
 
 def _processes(name: str) -> list[psutil.Process]:
@@ -243,7 +250,11 @@ def _processes(name: str) -> list[psutil.Process]:
 
 
 def _has_socket(process: psutil.Process) -> bool:
-    return any("socket" in os.readlink(descriptor) for descriptor in Path(f"/proc/{process.pid}/fd").iterdir())
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if "socket" in os.readlink(descriptor):
+                return True
+    return False
 
 
 def _pids(name: str) -> list[int]:
