@@ -6,9 +6,9 @@ r"""SynthSAEBench (arXiv 2602.14687): dictionaries on activations with known tru
 
 The first is scaled down for a CPU: the published model with a quarter of its features, roots and dictionary, and a
 third of its dimensions; firing probabilities, hierarchy, correlations and magnitudes are made alike. The second is the
-published model at its budget. All dictionaries of a seed take their steps on the same batches; with the first seed every
-learning rate is tried, also on these. What is measured of a seed is kept; the same command goes on, as one with more seeds
-does.
+published model at its budget. All dictionaries of a seed take their steps on the same batches; with the first seed
+every learning rate is tried, also on these. What is measured of a seed is kept; the same command goes on, as one with
+more seeds does.
 """
 
 from collections.abc import Iterator
