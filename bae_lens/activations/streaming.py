@@ -171,21 +171,12 @@ class StreamedActivations:
         for epoch in count(begin):
             order = EpochOrder(self._ordinary, seed, epoch, self._block_rows)
             n, step, held = 0, over // batch_size, torch.empty(0, sum(self.widths.values()), dtype=self._dtype)
-            for window, blocks in enumerate(order.windows):
+            for window in range(len(order.windows)):
                 known = self._content_of(order, window)
-                if known is not None and n + len(known) <= over:
-                    n += len(known)
-                    continue
-                values = self._values(blocks)
-                known = self._content_of(order, window)
-                assert known is not None
-                first = min(max(over - n, 0), len(known))
-                rows = order.mixed(window, known)[first:]
-                receiver = sharers(batch_size)[(n + first + torch.arange(len(rows))) % batch_size]
-                own = redistribute(values, *self._whereabouts(rows, blocks), receiver)
-                del values
-                held = torch.cat([held, own])
-                del own
+                if known is None or n + len(known) > over:
+                    own, known = self._own_rows(order, window, batch_size, n, over)
+                    held = torch.cat([held, own])
+                    del own
                 n += len(known)
                 while (step + 1) * batch_size <= n:
                     yield held[:own_size].clone()  # which holds no more of the window than its rows
@@ -194,6 +185,22 @@ class StreamedActivations:
             if n < batch_size:
                 raise ValueError(f"a batch of {batch_size} needs as many tokens, but only {n} are content; add text")
             over = max(0, over - n // batch_size * batch_size)
+
+    def _own_rows(
+        self, order: EpochOrder, window: int, batch_size: int, n_before: int, over: int
+    ) -> tuple[Float[Tensor, "own _"], Int[Tensor, " n"]]:
+        """What this process gets of a window, before which an epoch had so many rows, and all its rows in order.
+
+        The first `over` rows of the epoch were seen before.
+        """
+        blocks = order.windows[window]
+        values = self._values(blocks)
+        known = self._content_of(order, window)
+        assert known is not None
+        first = min(max(over - n_before, 0), len(known))
+        rows = order.mixed(window, known)[first:]
+        receiver = sharers(batch_size)[(n_before + first + torch.arange(len(rows))) % batch_size]
+        return redistribute(values, *self._whereabouts(rows, blocks), receiver), known
 
     def _content_of(self, order: EpochOrder, window: int) -> Int[Tensor, " n"] | None:
         """The rows of a window that are content; None if the model did not run over all of it yet."""
