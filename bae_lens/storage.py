@@ -126,15 +126,18 @@ def reserve_rows(path: Path, rows: Iterable[slice]) -> None:
     _reserve(path, path, [(array.offset + start * per_row, (stop - start) * per_row) for start, stop in bounds])
 
 
-def _reserve(file_path: Path, path: Path, parts: Sequence[tuple[int, int]]) -> None:
-    """Gives parts of a file, from so many bytes on so many, the blocks of the disk that they will need."""
-    with file_path.open("r+b") as file:
+def _reserve(path: Path, named: Path, parts: Sequence[tuple[int, int]]) -> None:
+    """Gives parts of a file, from so many bytes on so many, the blocks of the disk that they will need.
+
+    An error calls it `named`.
+    """
+    with path.open("r+b") as file:
         try:
             for start, n_bytes in parts:
                 _reserve_part(file, start, n_bytes)
         except OSError as error:
             needed = sum(n_bytes for _, n_bytes in parts) / 2**30
-            reason = f"{os.strerror(error.errno or 0)}: {path} needs {needed:.2g} GiB"
+            reason = f"{os.strerror(error.errno or 0)}: {named} needs {needed:.2g} GiB"
             raise OSError(error.errno, f"{reason}; make room, or choose a folder on another disk") from error
 
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import tyro
+from interval import mean_and_difference
 from machine import machine
+from random_features import random_features
 from sae_bench.evals.absorption import common, feature_absorption, feature_absorption_calculator, probing
 from sae_bench.evals.absorption.eval_config import AbsorptionEvalConfig
 from sae_bench.evals.absorption.feature_absorption import run_feature_absortion_experiment
@@ -32,7 +33,6 @@ from sae_bench.evals.absorption.main import _aggregate_results_df
 from sae_bench.evals.absorption.prompting import SpellingPrompt, create_icl_prompt
 from sae_bench.evals.absorption.vocab import LETTERS, get_alpha_tokens
 from sae_lens import SAE, HookedSAETransformer
-from scipy.stats import bootstrap
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,7 +45,6 @@ DEFAULTS = AbsorptionEvalConfig()
 EXAMPLES = 10  # in SAEBench's prompts
 BATCH = 64  # prompts through the model at once
 WORDS_OF_A_LETTER = 5  # at least, so that there are some to learn from
-L0 = 32  # of random features
 MEASURES = {
     "F1 of 1 feature": "f1_sparse_sae_1",
     "features of a letter": "num_split_feats",
@@ -250,16 +249,12 @@ def _dictionaries(folder: Path, hook: str) -> Iterator[tuple[str, UnitDecoder]]:
 
 @torch.no_grad()
 def _random_features(train: CachedActivations) -> BAE:
-    """Bits in directions that are drawn, each 1 for the same share of the tokens that the dictionaries were trained on,
-    those that lie furthest in it, with the decoder of least squares.
-    """
+    """They as a dictionary, found on the tokens that the others were trained on, with the decoder of least squares."""
     x = train.rows(train.content[:: -(-len(train.content) // 32_768)])
     bae = BAE(BAEConfig(d_in=train.d_in, d_sae=4 * train.d_in))
     mean = x.mean(0)
-    directions = torch.randn(train.d_in, bae.cfg.d_sae, generator=torch.Generator().manual_seed(0))
-    pre_acts = (x - mean) @ directions
-    threshold = pre_acts.topk(round(L0 / bae.cfg.d_sae * len(x)), dim=0).values[-1]
-    code = (pre_acts >= threshold).float()
+    directions, threshold = random_features(x, bae.cfg.d_sae)
+    code = ((x - mean) @ directions >= threshold).float()
     rate = code.mean(0)
     bae.W_enc.data, bae.b_enc.data = directions, -threshold - mean @ directions
     bae.W_dec.data = torch.linalg.lstsq(code - rate, x - mean).solution
@@ -279,20 +274,11 @@ def _table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     ]
     for name, by_letter in results.items():
         cells = [
-            _cell(*(np.array([rows[letter][column] for letter in told]) for rows in (by_letter, results["BAE"])))
+            mean_and_difference(*([rows[letter][column] for letter in told] for rows in (by_letter, results["BAE"])))
             for column in MEASURES.values()
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _cell(values: np.ndarray, other: np.ndarray) -> str:
-    """Mean over letters, and the 95 % interval, over letters, of the mean difference to another's."""
-    difference = values - other
-    if not difference.any():
-        return f"{values.mean():.3f}"
-    low, high = bootstrap((difference,), np.mean, rng=np.random.default_rng(0)).confidence_interval
-    return f"{values.mean():.3f} ({low:+.3f} to {high:+.3f})"
 
 
 if __name__ == "__main__":

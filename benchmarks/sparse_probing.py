@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from interval import mean_and_difference
 from machine import machine
+from random_features import random_features
 from sae_probes import DATASETS
 from sae_probes.generate_model_activations import _process_activations
 from sae_probes.run_sae_evals import get_sorted_indices, mean_act_normalization
 from sae_probes.utils_data import get_train_test_indices, get_yvals, read_numbered_dataset_df
 from sae_probes.utils_training import find_best_reg
-from scipy.stats import bootstrap
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,7 +40,6 @@ from bae_lens.storage import RUN_FILE, claimed, read_json, write_json, written_w
 Features = Callable[[Tensor], Tensor]
 DENSE = "all dimensions"
 LAST = 1024  # tokens of a prompt, of which sae-probes keeps the last
-L0 = 32  # of random features
 
 
 @dataclass(frozen=True)
@@ -155,18 +155,9 @@ class SparseProbing:
         ks = [str(k) for k in self.ks]
         lines = [f"| features | {' | '.join(f'k = {k}' for k in ks)} |", f"| --- |{' ---: |' * len(ks)}"]
         for name, by_k in results.items():
-            cells = [_cell(by_k.get(k, by_k.get("all", [])), results["BAE"][k], name != "BAE") for k in ks]
+            cells = [mean_and_difference(by_k.get(k, by_k.get("all", [])), results["BAE"][k]) for k in ks]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
-
-
-def _cell(auc: list[float], other: list[float], differs: bool) -> str:
-    """Mean over tasks, and the 95 % interval, over tasks, of the mean difference to another's."""
-    difference = np.array(auc) - np.array(other)
-    if not differs or not difference.any():
-        return f"{np.mean(auc):.3f}"
-    low, high = bootstrap((difference,), np.mean, rng=np.random.default_rng(0)).confidence_interval
-    return f"{np.mean(auc):.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _dictionaries(folder: Path) -> Iterator[tuple[str, Features]]:
@@ -185,8 +176,7 @@ def _baselines(folder: Path, hook: str) -> Iterator[tuple[str, Features]]:
     x = train.rows(train.content[:: -(-len(train.content) // 32_768)])
     mean, d_sae = x.mean(0), 4 * train.d_in
     components = torch.linalg.eigh(covariance(x)).eigenvectors.flip(1).float()
-    directions = torch.randn(train.d_in, d_sae, generator=torch.Generator().manual_seed(0))
-    threshold = ((x - mean) @ directions).topk(round(L0 / d_sae * len(x)), dim=0).values[-1]
+    directions, threshold = random_features(x, d_sae)
     yield "random features", lambda x: ((x - mean) @ directions >= threshold).float()
     yield "PCA", lambda x: (x - mean) @ components
     yield "PCA, signs", lambda x: ((x - mean) @ components > 0).float()

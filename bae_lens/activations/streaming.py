@@ -34,7 +34,7 @@ from bae_lens.storage import checksum, claim, make_array, open_array, reserve_ro
 
 NORM_CHECKSUMS_FILE = "norm_checksums.npy"  # of each context's norms, 0 where they are not known yet
 
-Keep = Literal["all", "own", "none"]
+KeepActivations = Literal["all", "own", "none"]
 
 
 class StreamedActivations:

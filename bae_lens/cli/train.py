@@ -12,7 +12,7 @@ from bae_lens.activations.hook_names import expand_hooks
 from bae_lens.activations.models import DEMO_MODEL
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import DEMO_TEXT
-from bae_lens.activations.streaming import Keep
+from bae_lens.activations.streaming import KeepActivations
 from bae_lens.activations.vectors import VECTORS_HOOK
 from bae_lens.cli.device import DEFAULT_DEVICE
 from bae_lens.cli.experiment import HookNames, summary, summary_at_hooks
@@ -90,7 +90,7 @@ class Train:
     """In which activations are kept on disk, or in memory while they are due. In bfloat16 or float16 they take half of
     the room; a BAE on layer 10 of SmolLM2 explained as much of the variance with either as with float32, to .001; two
     seeds differ by .003."""
-    keep_activations: Keep = "all"
+    keep_activations: KeepActivations = "all"
     """What of the activations that a dictionary is trained on is kept on disk. all: they are cached before training, on
     every machine if these share no folder. With own and none they are streamed: the model computes them when training
     needs them. own: each machine keeps what it computes, for later epochs. none: the model runs again in each epoch."""

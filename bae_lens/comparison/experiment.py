@@ -14,7 +14,7 @@ from bae_lens.activations.fingerprint import model_fingerprint
 from bae_lens.activations.models import resolve_hook
 from bae_lens.activations.precision import Dtype
 from bae_lens.activations.sources import TEXT_COLUMN
-from bae_lens.activations.streaming import Keep
+from bae_lens.activations.streaming import KeepActivations
 from bae_lens.distributed.connection import n_processes
 from bae_lens.storage import RUN_FILE, read_json
 from bae_lens.training.recipe import Recipe, TrainingSettings
@@ -53,7 +53,7 @@ class Experiment:
     """In which the model runs."""
     cache_dtype: Dtype = "float32"
     """In which activations are kept on disk, or in memory while they are due."""
-    keep_activations: Keep = "all"
+    keep_activations: KeepActivations = "all"
     """What of the training activations is kept on disk: all, cached before training; each machine's own part, computed
     when it is due; or none. The training is the same with either of the last two; see `StreamedActivations`."""
     sample_tokens: int = 65_536
@@ -72,9 +72,9 @@ class Experiment:
             raise ValueError(f"l0 must be positive, got {self.l0}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different, at least one, got {list(self.seeds)}")
-        if self.keep_activations not in get_args(Keep):
+        if self.keep_activations not in get_args(KeepActivations):
             raise ValueError(
-                f"keep_activations must be one of {', '.join(get_args(Keep))}, got {self.keep_activations!r}"
+                f"keep_activations must be one of {', '.join(get_args(KeepActivations))}, got {self.keep_activations!r}"
             )
         if self.sample_tokens < 1:
             raise ValueError(f"sample_tokens must be at least 1, got {self.sample_tokens}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from bae_lens.activations.hook_names import check_different, layer_hook
 from bae_lens.activations.models import resolve_hook
 from bae_lens.comparison.comparing import OnMeasured
 from bae_lens.comparison.dictionaries import DictionarySpec, PretrainedSpec
-from bae_lens.comparison.experiment import Contender, Experiment, check_run
+from bae_lens.comparison.experiment import Contender, Experiment, check_run, needed_hooks
 from bae_lens.comparison.hook_results import HookComparisons, HookRow
 from bae_lens.comparison.origin import ModelOrigin
 from bae_lens.comparison.results import Comparison
-from bae_lens.comparison.run import cached_splits, checked, compare_cached, purpose
+from bae_lens.comparison.run import cached_splits, checked, chosen_contexts, compare_cached, purpose
 from bae_lens.distributed.connection import is_main_process, n_processes
 from bae_lens.distributed.work import share
 from bae_lens.evaluation.metrics import DictionaryMetrics
@@ -81,8 +82,12 @@ def compare_hooks(
         stopwatch = Stopwatch(folder, on_stage)
         bring_together(folder)
         stopwatch.add("load model and text", loading_seconds)
-        needed = {hook: made for hook, (_, made) in parts.items()}
-        splits = cached_splits(model, documents, needed, experiment, folder, stopwatch)
+        made_at = {hook: made for hook, (_, made) in parts.items()}
+        with stopwatch.stage("choose contexts"):
+            contenders_at_all = chain.from_iterable(made.values() for made in made_at.values())
+            contexts = chosen_contexts(model, documents, contenders_at_all, experiment, folder)
+        with stopwatch.stage("activations"):
+            splits = cached_splits(model, contexts, needed_hooks(made_at), experiment, folder)
         works = {
             hook: partial(
                 compare_cached,

@@ -1,6 +1,6 @@
 """Several dictionaries on the same activations with the same budget, tuned alike, as one result (Table 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,15 @@ def compare(
         stopwatch = Stopwatch(folder, on_stage)
         bring_together(folder)
         stopwatch.add("load model and text", loading_seconds)
-        by_hook = {experiment.hook_name: contenders}
-        if experiment.streams:
-            splits, streamed = _streamed_splits(model, documents, by_hook, experiment, folder, stopwatch)
-        else:
-            splits, streamed = cached_splits(model, documents, by_hook, experiment, folder, stopwatch), None
+        with stopwatch.stage("choose contexts"):
+            contexts = chosen_contexts(model, documents, contenders.values(), experiment, folder)
+        with stopwatch.stage("activations"):
+            hooks, streamed = needed_hooks({experiment.hook_name: contenders}), None
+            splits = cached_splits(model, contexts, hooks, experiment, folder)
+            if experiment.streams:
+                (contender,) = contenders.values()
+                sides = [splits["train"][hook] for hook in contender.hooks(experiment.hook_name)]
+                streamed = _streamed(model, contexts["train"], sides, experiment, folder)
         return compare_cached(
             ModelOrigin(model, splits, experiment),
             splits,
@@ -136,85 +140,57 @@ def purpose(model: Any, contenders: Mapping[str, Contender], experiment: Experim
     }
 
 
-def cached_splits(
-    model: Any,
-    documents: Any,
-    contenders: Mapping[str, Mapping[str, Contender]],
-    experiment: Experiment,
-    folder: Path,
-    stopwatch: Stopwatch,
-) -> dict[str, dict[str, CachedActivations]]:
-    """Activations by split of the documents and by hook, of one pass, for contenders by the hook of their comparison.
-
-    `folder` keeps them, and the contexts. Raises ValueError, before anything is kept, for fewer tokens than a batch of
-    what is to be trained.
-    """
-    contexts = _contexts(model, documents, contenders, experiment, folder, stopwatch)
-    return _cached(model, contexts, needed_hooks(contenders), experiment, folder, stopwatch)
-
-
-def _streamed_splits(
-    model: Any,
-    documents: Any,
-    contenders: Mapping[str, Mapping[str, Contender]],
-    experiment: Experiment,
-    folder: Path,
-    stopwatch: Stopwatch,
-) -> tuple[dict[str, dict[str, CachedActivations]], StreamedActivations]:
-    """As `cached_splits`, of the training activations a sample; and all of these, for the one contender."""
-    contexts = _contexts(model, documents, contenders, experiment, folder, stopwatch)
-    special = sorted(get_special_token_ids(model.tokenizer))
-    sampled = {**contexts, "train": first_contexts(contexts["train"], experiment.sample_tokens, special)}
-    splits = _cached(model, sampled, needed_hooks(contenders), experiment, folder, stopwatch)
-    (contender,) = contenders[experiment.hook_name].values()
-    sides = [splits["train"][hook] for hook in contender.hooks(experiment.hook_name)]
-    sample = sides[0] if contender.hook_name is None else PairedActivations(*sides)
-    place, keeps_own = folder / ACTIVATIONS_FOLDER / "streamed", experiment.keep_activations == "own"
-    return splits, StreamedActivations(model, contexts["train"], sample, place, keeps_own=keeps_own)
-
-
-def _contexts(
-    model: Any,
-    documents: Any,
-    contenders: Mapping[str, Mapping[str, Contender]],
-    experiment: Experiment,
-    folder: Path,
-    stopwatch: Stopwatch,
+def chosen_contexts(
+    model: Any, documents: Any, contenders: Iterable[Contender], experiment: Experiment, folder: Path
 ) -> dict[str, Contexts]:
-    made = [contender for by_name in contenders.values() for contender in by_name.values()]
+    """Contexts by split of the documents, which `folder` keeps.
 
-    def chosen_contexts() -> dict[str, Contexts]:
-        tune = any(len(contender.trials) > 1 for contender in made)
+    Raises ValueError, before anything is kept, for fewer tokens than a batch of what is to be trained.
+    """
+    contenders = list(contenders)
+
+    def choose() -> dict[str, Contexts]:
+        tune = any(len(contender.trials) > 1 for contender in contenders)
         texts = documents.shuffle(seed=experiment.seed)
         contexts = choose_contexts(model.tokenizer, texts, experiment.contexts, experiment.seed, tune=tune)
-        n_train = int((~contexts["train"].is_special(sorted(get_special_token_ids(model.tokenizer)))).sum())
+        n_train = int((~contexts["train"].is_special(_special_tokens(model))).sum())
         batch_size = experiment.training.batch_size
-        if n_train < batch_size and any(contender.pretrained is None for contender in made):
+        if n_train < batch_size and any(contender.pretrained is None for contender in contenders):
             raise ValueError(
                 f"{n_train} tokens were chosen for training, and a batch takes {batch_size}; add text, raise "
                 "cached_tokens, or choose a smaller batch_size"
             )
         return contexts
 
-    with stopwatch.stage("choose contexts"):
-        return kept_contexts(folder / CONTEXTS_FOLDER, chosen_contexts)
+    return kept_contexts(folder / CONTEXTS_FOLDER, choose)
 
 
-def _cached(
-    model: Any,
-    contexts: Mapping[str, Contexts],
-    hooks: list[str],
-    experiment: Experiment,
-    folder: Path,
-    stopwatch: Stopwatch,
+def cached_splits(
+    model: Any, contexts: Mapping[str, Contexts], hooks: list[str], experiment: Experiment, folder: Path
 ) -> dict[str, dict[str, CachedActivations]]:
-    with stopwatch.stage("activations"):
-        return {
-            split: cache_activations(
-                model, chosen, hooks, folder / ACTIVATIONS_FOLDER / split, dtype=experiment.cache_dtype
-            )
-            for split, chosen in contexts.items()
-        }
+    """Activations by split and by hook, which `folder` keeps; of training contexts that are streamed, a sample."""
+    if experiment.streams:
+        sample = first_contexts(contexts["train"], experiment.sample_tokens, _special_tokens(model))
+        contexts = {**contexts, "train": sample}
+    return {
+        split: cache_activations(
+            model, chosen, hooks, folder / ACTIVATIONS_FOLDER / split, dtype=experiment.cache_dtype
+        )
+        for split, chosen in contexts.items()
+    }
+
+
+def _streamed(
+    model: Any, contexts: Contexts, sides: Sequence[CachedActivations], experiment: Experiment, folder: Path
+) -> StreamedActivations:
+    """All training activations, of which the sides of a dictionary have a sample."""
+    sample = sides[0] if len(sides) == 1 else PairedActivations(*sides)
+    keeps_own = experiment.keep_activations == "own"
+    return StreamedActivations(model, contexts, sample, folder / ACTIVATIONS_FOLDER / "streamed", keeps_own=keeps_own)
+
+
+def _special_tokens(model: Any) -> list[int]:
+    return sorted(get_special_token_ids(model.tokenizer))
 
 
 def compare_cached(

@@ -95,9 +95,10 @@ def test_batches_are_those_of_a_cache_where_the_sample_is_all(cached, streamed, 
 
 
 @pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("hooks", [(HOOK,), (HOOK, INSIDE)])
 @pytest.mark.parametrize("keeps_own", [False, True])
-def test_windows_are_computed_when_they_are_due_and_once_if_they_are_kept(cached, streamed, runs, keeps_own):
-    whole = cached(batch_size=3)
+def test_windows_are_computed_when_they_are_due_and_once_if_they_are_kept(cached, streamed, runs, keeps_own, hooks):
+    whole = cached(hooks, batch_size=3)
     stream = streamed(whole, keeps_own=keeps_own)
     found, computed = [], []
     for batch in islice(stream.shuffled(50, 3), 24):  # of 639 rows twelve batches an epoch

@@ -27,7 +27,7 @@ from bae_lens import (
 )
 from bae_lens.activations.cache import CachedActivations
 from bae_lens.activations.contexts import ContextSettings
-from bae_lens.activations.streaming import Keep
+from bae_lens.activations.streaming import KeepActivations
 from bae_lens.comparison import comparing
 from bae_lens.comparison.comparing import best_trial
 from bae_lens.comparison.results import Trial
@@ -466,7 +466,7 @@ def test_progress_is_told_and_each_dictionary_is_measured_as_soon_as_it_is_train
     assert told.index("train BAE done") < told.index("measure BAE")
 
 
-def streaming(keep: Keep, **settings: Any) -> Experiment:
+def streaming(keep: KeepActivations, **settings: Any) -> Experiment:
     return replace(EXPERIMENT, keep_activations=keep, every_help=False, **settings)
 
 
